@@ -1,0 +1,255 @@
+"""StyleGAN2. Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN".
+
+Legend: N batch, C channels (I in, O out), H W pixels, z [N, z_dim] latents, c [N, c_dim] one-hot labels,
+w [N, w_dim] one style, ws [N, num_ws, w_dim] one style a layer. Block `b{4 << i}` is the i-th, coarsest first.
+"""
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kernels import bias_act, setup_filter, upfirdn2d, upsample2d
+from trainer.models.layers import (Conv2d, FullyConnected, HalfSizeShortcut, append_minibatch_stddev, block_channels,
+                                   block_dtype, default_clamp, normalize_second_moment)
+from trainer.resolution import base_and_doublings
+
+NOISE = ('random', 'const', 'none')
+
+
+def modulated_conv2d(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool = True,
+                     up_filter: Tensor | None = None) -> Tensor:
+    """Equations 1-3: x [NIHW] with weight [O, I, k, k] scaled by style [N, I]; doubled in size with `up_filter`.
+
+    Styles scale the input and demodulation the output, so one convolution serves all samples.
+    """
+    if x.dtype == torch.float16 and demodulate:
+        # demodulation cancels these scales; without them float16 overflows
+        weight = weight / weight.abs().amax(dim=(1, 2, 3), keepdim=True) / sqrt(weight[0].numel())
+        style = style / style.abs().amax(dim=1, keepdim=True)
+    x = x * style.to(x.dtype)[:, :, None, None]
+    if up_filter is None:
+        x = F.conv2d(x, weight.to(x.dtype), padding=weight.shape[2] // 2)
+    else:
+        x = F.conv_transpose2d(x, weight.transpose(0, 1).to(x.dtype), stride=2)
+        x = upfirdn2d(x, up_filter, padding=1, gain=4)
+    if demodulate:
+        scale = (style.square() @ weight.square().sum(dim=(2, 3)).t() + 1e-8).rsqrt()  # [N, O]
+        x = x * scale.to(x.dtype)[:, :, None, None]
+    return x
+
+
+class Mapping(nn.Module):
+    """z and c -> ws. `w_avg`, the mean w, is moved by the trainer. With z_dim = 0 it maps labels alone."""
+
+    def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int, layers: int) -> None:
+        super().__init__()
+        self.z_dim, self.c_dim, self.num_ws, self.layers = z_dim, c_dim, num_ws, layers
+        if c_dim:
+            self.embed = FullyConnected(c_dim, w_dim)
+        features = z_dim + w_dim * (c_dim > 0)
+        for index in range(layers):
+            layer = FullyConnected(w_dim if index else features, w_dim, 'lrelu', lr_multiplier=0.01)
+            self.add_module(f'fc{index}', layer)
+        if z_dim:
+            self.register_buffer('w_avg', torch.zeros(w_dim))
+
+    def forward(self, z: Tensor | None, c: Tensor, truncation_psi: float = 1.0,
+                truncation_cutoff: int | None = None) -> Tensor:
+        """Styles of the first `truncation_cutoff` layers (None: all) are drawn towards w_avg. Returns ws."""
+        inputs = [normalize_second_moment(z)] if self.z_dim else []
+        inputs += [normalize_second_moment(self.embed(c))] if self.c_dim else []
+        x = torch.cat(inputs, dim=1)
+        for index in range(self.layers):
+            x = self.get_submodule(f'fc{index}')(x)
+        ws = x[:, None].repeat(1, self.num_ws, 1)
+        if truncation_psi != 1:
+            ws[:, :truncation_cutoff] = self.w_avg.lerp(ws[:, :truncation_cutoff], truncation_psi)
+        return ws
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated 3x3 convolution, noise, bias and activation: [NIHW] -> [NOHW]."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, size: tuple[int, int], up: bool = False,
+                 clamp: float | None = None) -> None:
+        super().__init__()
+        self.size, self.clamp = size, clamp
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer('noise_const', torch.randn(size))
+        self.register_buffer('up_filter', setup_filter([1, 3, 3, 1]) if up else None, persistent=False)
+
+    def forward(self, x: Tensor, w: Tensor, noise: str) -> Tensor:
+        x = modulated_conv2d(x, self.weight, self.affine(w), up_filter=self.up_filter)
+        if noise != 'none':
+            plane = self.noise_const if noise == 'const' else torch.randn(len(x), 1, *self.size, device=x.device)
+            x = x + (plane * self.noise_strength).to(x.dtype)
+        return bias_act(x, self.bias, act='lrelu', clamp=self.clamp)
+
+
+class ToRGB(nn.Module):
+    """Modulated 1x1 convolution without demodulation: [NCHW] -> picture [N, img_channels, H, W]."""
+
+    def __init__(self, in_channels: int, img_channels: int, w_dim: int, clamp: float | None = None) -> None:
+        super().__init__()
+        self.clamp, self.weight_gain = clamp, 1 / sqrt(in_channels)
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn(img_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(img_channels))
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        x = modulated_conv2d(x, self.weight, self.affine(w) * self.weight_gain, demodulate=False)
+        return bias_act(x, self.bias, clamp=self.clamp)
+
+
+class SynthesisBlock(nn.Module):
+    """Doubles the size and adds its picture to the one so far. The coarsest, in_channels 0, starts from a constant."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, size: tuple[int, int], img_channels: int,
+                 dtype: torch.dtype, clamp: float | None) -> None:
+        super().__init__()
+        self.dtype = dtype
+        if in_channels:
+            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, size, up=True, clamp=clamp)
+            self.register_buffer('up_filter', setup_filter([1, 3, 3, 1]), persistent=False)
+        else:
+            self.const = nn.Parameter(torch.randn(out_channels, *size))
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, size, clamp=clamp)
+        self.torgb = ToRGB(out_channels, img_channels, w_dim, clamp)
+
+    def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise: str) -> tuple[Tensor, Tensor]:
+        """ws: those from this block's first layer on. Returns features and picture (float32)."""
+        if x is None:
+            x = self.const.expand(len(ws), -1, -1, -1)
+        else:
+            x = self.conv0(x.to(self.dtype), ws[:, 0], noise)
+            ws = ws[:, 1:]
+        x = self.conv1(x, ws[:, 0], noise)
+        rgb = self.torgb(x, ws[:, 1]).float()
+        return x, rgb if img is None else upsample2d(img, self.up_filter) + rgb
+
+
+class Synthesis(nn.Module):
+    """ws -> pictures, by the sum of all blocks' pictures ("skip" architecture)."""
+
+    def __init__(self, w_dim: int, resolution: tuple[int, int], img_channels: int, channel_base: int, channel_max: int,
+                 low_precision: str, low_precision_blocks: int, conv_clamp: float | None) -> None:
+        super().__init__()
+        (height, width), doublings = base_and_doublings(resolution)
+        clamp = default_clamp(low_precision, conv_clamp)
+        channels = [0, *block_channels(channel_base, channel_max, doublings)]
+        self.names, self.num_ws = [f'b{4 << i}' for i in range(doublings + 1)], 2 * doublings + 2
+        for i, name in enumerate(self.names):
+            dtype = block_dtype(low_precision, low_precision_blocks, i, doublings)
+            self.add_module(name, SynthesisBlock(channels[i], channels[i + 1], w_dim, (height << i, width << i),
+                                                 img_channels, dtype, clamp))
+
+    def forward(self, ws: Tensor, noise: str = 'random') -> Tensor:
+        """noise: 'random', 'const' (the same in every call) or 'none'. Returns pictures [NCHW], float32."""
+        if noise not in NOISE:
+            raise ValueError(f'noise {noise!r} is unknown: take one of {", ".join(NOISE)}')
+        x = img = None
+        for i, name in enumerate(self.names):
+            x, img = self.get_submodule(name)(x, img, ws[:, max(2 * i - 1, 0):], noise)
+        return img
+
+
+class Generator(nn.Module):
+    """resolution: (H, W). The `low_precision_blocks` finest blocks compute in `low_precision`; the coarsest never."""
+
+    def __init__(self, z_dim: int, c_dim: int, w_dim: int, resolution: tuple[int, int], img_channels: int,
+                 mapping_layers: int = 8, channel_base: int = 32768, channel_max: int = 512,
+                 low_precision: str = 'none', low_precision_blocks: int = 0, conv_clamp: float | None = None) -> None:
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim, self.resolution = z_dim, c_dim, w_dim, tuple(resolution)
+        self.synthesis = Synthesis(w_dim, resolution, img_channels, channel_base, channel_max, low_precision,
+                                   low_precision_blocks, conv_clamp)
+        self.num_ws = self.synthesis.num_ws
+        self.mapping = Mapping(z_dim, c_dim, w_dim, self.num_ws, mapping_layers)
+
+    def forward(self, z: Tensor, c: Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None,
+                noise: str = 'random') -> Tensor:
+        """z and c -> pictures [NCHW], float32, about [-1, 1]."""
+        return self.synthesis(self.mapping(z, c, truncation_psi, truncation_cutoff), noise)
+
+
+class DiscriminatorBlock(nn.Module):
+    """Residual, halves the size: [NIHW] -> [N, O, H/2, W/2]. Both branches weigh sqrt(1/2), to keep the variance."""
+
+    def __init__(self, in_channels: int, out_channels: int, img_channels: int, dtype: torch.dtype,
+                 clamp: float | None) -> None:
+        """img_channels: 0, or those of the picture that this block reads."""
+        super().__init__()
+        self.dtype = dtype
+        self.fromrgb = Conv2d(img_channels, in_channels, 1, clamp=clamp) if img_channels else nn.Identity()
+        self.conv0 = Conv2d(in_channels, in_channels, 3, clamp=clamp)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, down=True, gain=sqrt(0.5), clamp=clamp)
+        self.skip = HalfSizeShortcut(in_channels, out_channels, gain=sqrt(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fromrgb(x.to(self.dtype))
+        return self.skip(x) + self.conv1(self.conv0(x))
+
+
+class DiscriminatorEpilogue(nn.Module):
+    """Features at the coarsest size [NCHW] -> [N, out_features], in float32."""
+
+    def __init__(self, channels: int, size: tuple[int, int], img_channels: int, out_features: int, mbstd_group: int,
+                 clamp: float | None) -> None:
+        super().__init__()
+        self.mbstd_group = mbstd_group
+        self.fromrgb = Conv2d(img_channels, channels, 1, clamp=clamp) if img_channels else nn.Identity()
+        self.conv = Conv2d(channels + 1, channels, 3, clamp=clamp)
+        self.fc = FullyConnected(channels * size[0] * size[1], channels, 'lrelu')
+        self.out = FullyConnected(channels, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = append_minibatch_stddev(self.fromrgb(x.float()), self.mbstd_group)
+        return self.out(self.fc(self.conv(x).flatten(1)))
+
+
+class Discriminator(nn.Module):
+    """Pictures and c -> logits; conditional by projection, Miyato & Koyama 2018."""
+
+    def __init__(self, c_dim: int, resolution: tuple[int, int], img_channels: int, channel_base: int = 32768,
+                 channel_max: int = 512, mbstd_group: int = 4, mapping_layers: int = 8, low_precision: str = 'none',
+                 low_precision_blocks: int = 0, conv_clamp: float | None = None) -> None:
+        super().__init__()
+        base, doublings = base_and_doublings(resolution)
+        clamp = default_clamp(low_precision, conv_clamp)
+        self.c_dim, self.resolution = c_dim, tuple(resolution)
+        self.names = [f'b{4 << i}' for i in range(doublings, -1, -1)]
+        channels = block_channels(channel_base, channel_max, doublings)
+        for i in range(doublings, 0, -1):
+            dtype = block_dtype(low_precision, low_precision_blocks, i, doublings)
+            self.add_module(f'b{4 << i}', DiscriminatorBlock(channels[i], channels[i - 1],
+                                                             img_channels * (i == doublings), dtype, clamp))
+        self.b4 = DiscriminatorEpilogue(channels[0], base, img_channels * (doublings == 0), channels[0] if c_dim else 1,
+                                        mbstd_group, clamp)
+        if c_dim:
+            self.mapping = Mapping(0, c_dim, channels[0], num_ws=1, layers=mapping_layers)
+
+    def forward(self, img: Tensor, c: Tensor) -> Tensor:
+        """img [NCHW] in [-1, 1] -> logits [N, 1], float32."""
+        x = img
+        for name in self.names:
+            x = self.get_submodule(name)(x)
+        if self.c_dim:
+            label = self.mapping(None, c)[:, 0]  # [N, C]
+            x = (x * label).sum(dim=1, keepdim=True) / sqrt(label.shape[1])
+        return x
+
+
+def mix_styles(ws: Tensor, ws2: Tensor, cutoff: Tensor) -> Tensor:
+    """ws [N, num_ws, w_dim], from layer `cutoff` [N] (int) on with ws2's styles. Karras et al. 2019, section 3.1."""
+    layer = torch.arange(ws.shape[1], device=ws.device)
+    return torch.where((layer < cutoff[:, None])[:, :, None], ws, ws2)
+
+
+def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights for `load_state_dict`: without the blur filters, which are constants here."""
+    return {name: tensor for name, tensor in state_dict.items() if not name.endswith('resample_filter')}
