@@ -1,0 +1,16 @@
+import os
+
+import pytest
+import torch
+
+from shards_for_tests import write_dataset
+
+# tiny networks: threads would only wait for one another
+os.environ['OMP_NUM_THREADS'] = '1'
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def shards(tmp_path_factory):
+    """A labelled dataset of 30 pictures of 16 px in 3 shards."""
+    return write_dataset(tmp_path_factory.mktemp('dataset'), (13, 10, 7), classes=3, size=16)

@@ -1,0 +1,131 @@
+"""Batches for ever, in the order of `order.py`, from any image on, decoded by worker processes or in this one."""
+
+import atexit
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+from trainer.data.order import Order, batch_indices
+from trainer.data.shards import Dataset, SampleReader
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a step. `keys` name the samples shown, `damaged` those passed over, with the reasons."""
+
+    images: torch.Tensor  # [NCHW] uint8
+    labels: torch.Tensor  # [N] int64, 0 where the dataset has none
+    keys: list[str]
+    nimg: int             # global index of the step's first image
+    damaged: list[str]
+
+    def pin_memory(self) -> 'Batch':  # called by DataLoader
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+
+
+@dataclass(frozen=True)
+class Steps(torch.utils.data.Dataset):
+    """Map from the global index of a step's first image to this rank's batch: pure, so any worker may make it."""
+
+    dataset: Dataset
+    batch: int
+    lanes: int
+    seed: int
+    rank: int
+    world: int
+    resolution: tuple[int, int]
+    flip: bool
+
+    @cached_property
+    def order(self) -> Order:
+        return Order(self.dataset.manifest, self.lanes, self.seed)
+
+    @cached_property
+    def reader(self) -> SampleReader:
+        return SampleReader(self.dataset, self.resolution, max_open=self.lanes // self.world + 2)
+
+    def __getitem__(self, nimg: int) -> Batch:
+        indices = batch_indices(nimg, self.batch, self.lanes, self.rank, self.world).tolist()
+        images, labels, keys, damaged = [], [], [], []
+        for index in indices:
+            sample, passed_over = self.reader.read(*self.order.locate(index))
+            pixels = sample.image[:, ::-1] if self.flip and self.order.flip(index) else sample.image  # [HWC]
+            images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))  # [CHW]
+            labels.append(sample.label)
+            keys.append(sample.key)
+            damaged += passed_over
+        # In a worker, default_collate stacks straight into the memory that the training process will see.
+        return Batch(default_collate(images), default_collate(labels), keys, nimg, damaged)
+
+
+def stream(dataset: Dataset, *, batch: int, lanes: int, seed: int, rank: int, world: int, nimg: int,
+           resolution: tuple[int, int], flip: bool, workers: int, prefetch: int = 2,
+           pin_memory: bool = False) -> Iterator[Batch]:
+    """This rank's part of each global batch of `batch` images, from global image `nimg` (a multiple of `lanes`) on.
+
+    `resolution` is (height, width) in pixels. `workers` processes decode, `prefetch` batches ahead each, and start at
+    once; with 0 this process decodes. The iterator's `close()` ends them. ValueError at the call for what cannot be
+    streamed; while iterating, ShardError for a shard that cannot be read and RuntimeError for a worker that died.
+    """
+    check_resolution(dataset, resolution)
+    batch_indices(nimg, batch, lanes, rank, world)
+    Order(dataset.manifest, lanes, seed)
+    steps = Steps(dataset, batch, lanes, seed, rank, world, tuple(resolution), flip)
+    loader = DataLoader(
+        steps, batch_size=None, sampler=itertools.count(nimg, batch), num_workers=workers,
+        prefetch_factor=prefetch if workers else None, pin_memory=pin_memory, worker_init_fn=_start_worker,
+        # fork is unsafe beside OpenMP and CUDA threads; forkserver's server dies of a SIGTERM to the process group.
+        multiprocessing_context='spawn' if workers else None,
+        generator=torch.Generator())  # without its own, DataLoader draws from the global one
+    batches = _batches(iter(loader))
+    atexit.register(_close, weakref.ref(batches))
+    return batches
+
+
+def check_resolution(dataset: Dataset, resolution: tuple[int, int]) -> None:
+    """ValueError unless pictures packed at the manifest's (height, width) can be shown at `resolution`."""
+    packed, (height, width) = dataset.manifest.resolution, resolution
+    fix = f'pack them with: imago pack --resolution {height}x{width}'
+    if packed is None:
+        raise ValueError(f'resolution={height}x{width} of pictures that were packed at their own sizes; {fix}')
+    if height < 1 or height > packed[0] or height * packed[1] != width * packed[0]:
+        raise ValueError(f'resolution={height}x{width} must have the aspect ratio of the {packed[0]}x{packed[1]} '
+                         f'that the pictures were packed at, and be no larger; {fix}')
+
+
+def _batches(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches  # a generator has close(), which drops the DataLoader's iterator, which ends the workers
+    except (ConnectionError, EOFError) as error:
+        raise RuntimeError(f'DataLoader worker died while it handed over a batch ({error!r})') from error
+
+
+def _close(reference: weakref.ref) -> None:
+    """At exit, before multiprocessing waits for workers that ignore its SIGTERM."""
+    batches = reference()
+    if batches is not None:
+        batches.close()
+
+
+def _start_worker(_: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the training process decides what follows.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # DataLoader's own watch looks only between batches.
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    # A spawned interpreter that finalises while torch's queue thread copies a batch aborts.
+    atexit.register(os._exit, 0)
+
+
+def _die_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
