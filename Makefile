@@ -1,0 +1,22 @@
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test
+demo: $(VENV)/installed
+	$(BIN)/imago train configs/demo.yaml
+	$(BIN)/imago sample runs/demo --grid --seeds 0-31 --psi 0.8 --out runs/demo/samples
+	@echo
+	@echo 'Pictures while learning:  runs/demo/grids  (reals.png beside the fakes)'
+	@echo 'Pictures sampled now:     runs/demo/samples'
+	@echo 'Curves and pictures:      $(BIN)/tensorboard --logdir runs'
+	@echo 'Your own folder:          $(BIN)/imago pack MY_PICTURES my-shards --resolution 64'
+	@echo '                          $(BIN)/imago train demo data.path=my-shards data.resolution=64 run_dir=runs/mine'
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -q tests
+
+# constraints.txt keeps pip from fetching CUDA builds for machines without a GPU
+$(VENV)/installed: setup.py .ci/constraints.txt
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[test]'
+	touch $@

@@ -1,0 +1,82 @@
+"""`imago doctor`: what this machine has, each line with what it means for a run."""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+
+import torch
+import torch.distributed
+
+import kernels
+from trainer.config import CONFIGS
+
+TESTED_TORCH = ('2.11', '2.14')   # from, below
+PACKAGES = ('accelerate', 'webdataset', 'tensorboard', 'pillow', 'numpy', 'pydantic', 'safetensors')
+
+
+def findings() -> Iterator[tuple[str, str, str]]:
+    """(subject, what there is, what it means for a run)"""
+    yield 'python', platform.python_version(), 'fine' if sys.version_info >= (3, 11) else 'too old: 3.11 or later is needed'
+    yield 'torch', torch.__version__, _judge_torch(torch.__version__)
+    for name in PACKAGES:
+        yield name, *_package(name)
+    yield from _devices()
+    for op, backend in kernels.status().items():
+        yield f'kernel {op}', backend, 'exact, and slower than a compiled one' if backend == 'reference' else 'compiled'
+    yield 'C++ compiler', *_tool(('c++', 'g++', 'clang++'), 'CPU')
+    yield 'nvcc', *_tool(('nvcc',), 'CUDA')
+    yield from _collectives()
+    for name, folder in (('disk here', '.'), ('temporary files', os.environ.get('TMPDIR', '/tmp'))):
+        free = shutil.disk_usage(folder).free / 1e9
+        yield name, f'{free:.1f} GB free', 'imago train CONFIG --dry-run says what a run needs'
+    yield 'configs', ', '.join(sorted(path.stem for path in CONFIGS.glob('*.yaml'))), 'names that imago train takes'
+
+
+def _judge_torch(version: str) -> str:
+    found = tuple(int(part) for part in version.split('.')[:2])
+    low, high = (tuple(int(part) for part in bound.split('.')) for bound in TESTED_TORCH)
+    return 'in the tested range' if low <= found < high else f'untested: {TESTED_TORCH[0]} up to {TESTED_TORCH[1]} were'
+
+
+def _package(name: str) -> tuple[str, str]:
+    try:
+        return importlib.metadata.version(name), 'fine'
+    except importlib.metadata.PackageNotFoundError:
+        return 'missing', f'nothing works without it: pip install {name}'
+
+
+def _devices() -> Iterator[tuple[str, str, str]]:
+    threads = torch.get_num_threads()
+    yield 'CPU', f'{os.cpu_count()} cores, {threads} threads', 'enough for the demo and for 64 px; larger wants a GPU'
+    if not torch.cuda.is_available():
+        yield 'GPU', 'none that torch sees', 'runs use the CPU (device=auto or device=cpu)'
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        bf16 = 'bf16 and fp16' if gpu.major >= 8 else 'fp16 only: set network.low_precision=fp16'
+        yield f'GPU {index}', f'{gpu.name}, {gpu.total_memory / 1e9:.0f} GB', f'used by runs; {bf16}'
+
+
+def _tool(names: tuple[str, ...], target: str) -> tuple[str, str]:
+    found = next(filter(None, map(shutil.which, names)), None)
+    return (found, f'{target} kernels can be compiled here') if found else ('none', f'no {target} kernels can be compiled here')
+
+
+def _collectives() -> Iterator[tuple[str, str, str]]:
+    gloo, nccl = torch.distributed.is_gloo_available(), torch.distributed.is_nccl_available()
+    yield 'gloo', 'yes' if gloo else 'no', 'several CPU processes, and checkpoints of several ranks' if gloo else 'only one process'
+    yield 'nccl', 'yes' if nccl else 'no', 'several GPUs' if nccl else 'no several GPUs with this torch; CPU ranks use gloo'
+
+
+def main(arguments: list[str] | None = None) -> int:
+    argparse.ArgumentParser(prog='imago doctor', description=__doc__).parse_args(arguments)
+    for subject, found, meaning in findings():
+        print(f'{subject:18} {found:28} {meaning}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Tiny runs, and several real processes to run them in."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+import yaml
+
+from trainer.config import Config, parse_config
+
+
+def tiny_tree(data: Path, run_dir: Path) -> dict:
+    """A configuration that divides over 1 to 4 ranks and has all four phases within two steps."""
+    return {
+        'run_dir': str(run_dir), 'device': 'cpu', 'total_kimg': 0.048, 'batch': 12, 'micro_batch': 3,
+        'data': {'path': str(data), 'lanes': 12, 'workers': 0},
+        'network': {'z_dim': 16, 'w_dim': 16, 'mapping_layers': 2, 'channel_base': 128, 'channel_max': 16},
+        'loss': {'r1_gamma': 1.0, 'r1_interval': 2, 'pl_interval': 2}, 'ema': {'half_life_kimg': 0.05},
+        'checkpoint': {'interval_kimg': 0.024}, 'log': {'interval_kimg': 0.012, 'grid_kimg': 0.024, 'grid': [2, 2], 'keys': True},
+    }
+
+
+def tiny_config(data: Path, run_dir: Path, /, **changes: object) -> Config:
+    return parse_config(tiny_tree(data, run_dir) | changes, 'tiny')
+
+
+def write_tiny(data: Path, run_dir: Path, path: Path, /, **changes: object) -> Path:
+    path.write_text(yaml.safe_dump(tiny_tree(data, run_dir) | changes))
+    return path
+
+
+def train_here(config: Config) -> dict[str, torch.Tensor]:
+    """Train in this process (one rank of its world) and return a copy of the whole state, flat."""
+    from trainer.train import prepare, train
+    run = prepare(config)
+    train(run)
+    return {name: tensor.clone() for name, tensor in flat(run.state.tree()).items()}
+
+
+def flat(tree: dict, prefix: str = '') -> dict[str, torch.Tensor]:
+    leaves = {}
+    for name, value in tree.items():
+        leaves |= flat(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
+    return leaves
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    tree = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in metadata.items()}
+    dcp.load(tree, checkpoint_id=path, no_dist=True)
+    return tree
+
+
+def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
+    """Names of tensors that are not bitwise equal."""
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Largest |a - b| / max |a| over all tensors."""
+    assert one.keys() == other.keys()
+    scale = {name: tensor.abs().max().clamp(min=1e-12) for name, tensor in one.items()}
+    return max(((one[name] - other[name]).abs().max() / scale[name]).item() for name in one)
+
+
+def on_ranks(world: int, work: Callable, *arguments: object) -> list:
+    """`work(*arguments)` in `world` real processes joined by gloo; their results in order of rank."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['trainer.train'])
+    with ProcessPoolExecutor(world, context) as pool:
+        return [future.result() for future in
+                [pool.submit(_as_rank, rank, world, port, work, arguments) for rank in range(world)]]
+
+
+def _as_rank(rank: int, world: int, port: int, work: Callable, arguments: tuple) -> object:
+    from trainer import dist
+    torch.set_num_threads(1)
+    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(world), 'LOCAL_WORLD_SIZE': str(world),
+                   'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'OMP_NUM_THREADS': '1'}
+    dist.init('cpu')
+    try:
+        return work(*arguments)
+    finally:
+        dist.shutdown()

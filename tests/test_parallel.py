@@ -1,0 +1,43 @@
+"""The first test of every strategy: gradients of each phase against one process."""
+
+import pytest
+import torch
+from runs_for_tests import on_ranks, tiny_config
+
+from trainer import dist
+from trainer.data.shards import open_dataset
+from trainer.parallel import make_strategy
+from trainer.phase import run_phase
+from trainer.recipe import Recipe, to_device
+from trainer.state import make_state
+from trainer.train import open_stream
+
+
+def gradients_of_each_phase(config):
+    """{phase: (flat gradient, the averages it reports)}, without taking optimizer steps."""
+    dataset = open_dataset(config.data.path)
+    state = make_state(config, dataset.manifest, torch.device('cpu'))
+    strategy = make_strategy(state.G, state.D)
+    recipe = Recipe(config, dataset.manifest, state)
+    batch = to_device(next(open_stream(config, dataset, 0)), torch.device('cpu'))
+    found = {}
+    for phase in recipe.phases():
+        phase.optimizer.step = lambda: None
+        result = run_phase(phase, recipe.micro_batches(batch, phase), config.seed, 0, strategy)
+        found[phase.name] = torch.cat([p.grad.flatten() for p in phase.network.parameters()]).clone(), result.means
+    return found
+
+
+@pytest.mark.parametrize('conditional', [False, True])
+def test_gradients_equal_those_of_one_process(shards, tmp_path, conditional):
+    tree = {'path': str(shards), 'lanes': 12, 'workers': 0, 'conditional': conditional}
+    config = tiny_config(shards, tmp_path, data=tree)
+    alone = gradients_of_each_phase(config)
+    assert set(alone) == {'D_main', 'D_reg', 'G_main', 'G_reg'}
+    for found in on_ranks(2, gradients_of_each_phase, config):
+        for name, (expected, means) in alone.items():
+            gradient, their_means = found[name]
+            assert expected.norm() > 0
+            assert (gradient - expected).norm() / expected.norm() < 1e-6, name
+            for key, value in means.items():
+                assert torch.allclose(value, their_means[key], rtol=1e-5), key

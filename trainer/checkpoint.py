@@ -1,0 +1,190 @@
+"""Sharded checkpoints: written aside in the background, checksummed, then renamed. A final name means complete.
+
+    checkpoints/000000012000/   __0_0.distcp ... .metadata   torch.distributed.checkpoint
+                                complete.json                what it is, and size and CRC-32 of each file
+"""
+
+import json
+import os
+import shutil
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from trainer import dist
+from trainer.state import TrainState
+
+SEAL = 'complete.json'
+_ASIDE = '.writing-'
+_CHUNK = 1 << 24
+# said at each save and load of a single process
+warnings.filterwarnings('ignore', message='torch.distributed is disabled, unavailable or uninitialized')
+
+
+class CheckpointError(ValueError):
+    """A checkpoint could not be written. The ones before it are untouched."""
+
+
+class Checkpoints:
+    """The checkpoints of one run. All ranks call each method together."""
+
+    def __init__(self, folder: Path, keep: int, about: dict):
+        """`about`: JSON facts to keep with each checkpoint, e.g. the configuration."""
+        self.folder, self.keep, self.about = folder, keep, about
+        self._group = dist.new_group()
+        self._thread: threading.Thread | None = None
+        self._error: str | None = None
+        self.last_saved: int | None = None
+        if dist.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(_ASIDE + '*'):
+                shutil.rmtree(leftover)
+        dist.barrier()
+
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
+
+    def newest(self) -> tuple[Path, dict] | None:
+        """The newest checkpoint that is whole, and what it says about itself. Warns of each damaged one it passes over."""
+        for path in reversed(list_checkpoints(self.folder)):
+            damage = [text for text in dist.gather(find_damage(path, dist.rank(), dist.world_size())) if text]
+            if not damage:
+                return path, read_seal(path)
+            dist.print0(f'warning: checkpoint {path} is damaged ({damage[0]}); trying the one before')
+        return None
+
+    def load(self, path: Path, state: TrainState) -> None:
+        """Fill `state` in place from a checkpoint written on any number of ranks."""
+        tree = state.tree()
+        dcp.load(tree, checkpoint_id=path, process_group=self._group, no_dist=self._group is None)
+        state.take_counters(tree)
+        self.last_saved = state.nimg
+
+    def save(self, state: TrainState) -> None:
+        """Copy the state now, write it in the background. Waits for the save before, if that still runs."""
+        self.wait()
+        if self.last_saved == state.nimg:
+            return
+        name = f'{state.nimg:012d}'
+        aside = self.folder / (_ASIDE + name)
+        seal = {'nimg': state.nimg, 'step': state.step, 'world_size': dist.world_size(), **self.about}
+        written = dcp.async_save(state.tree(), checkpoint_id=aside, process_group=self._group, no_dist=self._group is None)
+        self._thread = threading.Thread(target=self._commit, args=(written, aside, self.folder / name, seal), daemon=True)
+        self._thread.start()
+        self.last_saved = state.nimg
+
+    def wait(self) -> None:
+        """Until the save under way is complete. CheckpointError, on all ranks, if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise CheckpointError(error)
+
+    def _commit(self, written, aside: Path, final: Path, seal: dict) -> None:
+        """In the background: wait for the bytes, then seal, rename, prune. All ranks learn of a failure on one."""
+        try:
+            written.result()
+            failure, sums = None, _checksums(aside, dist.rank(), dist.world_size())
+        except (CheckpointException, OSError, RuntimeError) as error:
+            failure, sums = _cause(error), {}
+        outcomes = dist.gather((failure, sums), self._group)
+        failures = [failure for failure, _ in outcomes if failure]
+        if dist.is_main() and not failures:
+            seal['files'] = {name: entry for _, part in outcomes for name, entry in part.items()}
+            try:
+                _seal_and_rename(aside, final, seal)
+                prune(self.folder, self.keep)
+            except OSError as error:
+                failures.append(str(error))
+        failures += [text for text in dist.gather(failures[0] if failures else None, self._group) if text]
+        if failures:
+            if dist.is_main():
+                shutil.rmtree(aside, ignore_errors=True)
+            good = list_checkpoints(self.folder)
+            self._error = (f'checkpoint {final} could not be written: {failures[0]}; '
+                           f'the last good one is {good[-1].name if good else "none"}: make room and run the same command again')
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in `folder`, oldest first."""
+    return sorted(path for path in folder.glob('[0-9]*') if path.name.isdigit())
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep`."""
+    for path in list_checkpoints(folder)[:-keep]:
+        # under its old name a half-deleted folder would look complete
+        aside = path.with_name(_ASIDE + 'old-' + path.name)
+        path.rename(aside)
+        shutil.rmtree(aside)
+
+
+def read_seal(path: Path) -> dict:
+    """What a checkpoint says about itself. ValueError if it is not one."""
+    try:
+        return json.loads((path / SEAL).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{path} is not a complete checkpoint ({error})') from None
+
+
+def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a checkpoint, or None. Of its files only every `parts`-th is read, from number `part`."""
+    try:
+        files = read_seal(path)['files']
+        if '.metadata' not in files:
+            return 'its seal lists no .metadata'
+        for name in sorted(files)[part::parts]:
+            found = _checksum(path / name)
+            if found != files[name]:
+                return f'{name} has (bytes, CRC-32) {found}, not {files[name]}'
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(error)
+    return None
+
+
+def _checksums(folder: Path, part: int, parts: int) -> dict[str, list[int]]:
+    return {path.name: _checksum(path) for path in sorted(folder.iterdir())[part::parts]}
+
+
+def _checksum(path: Path) -> list[int]:
+    size = crc = 0
+    with open(path, 'rb') as file:
+        while chunk := file.read(_CHUNK):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    return [size, crc]
+
+
+def _seal_and_rename(aside: Path, final: Path, seal: dict) -> None:
+    with open(aside / SEAL, 'w') as file:
+        json.dump(seal, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _fsync_folder(aside)
+    if final.exists():   # a damaged one of the same name, passed over on resuming
+        shutil.rmtree(final)
+    aside.rename(final)
+    _fsync_folder(final.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cause(error: Exception) -> str:
+    """The first line of the innermost reason; DCP wraps the errors of each rank in one of its own."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

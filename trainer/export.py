@@ -1,0 +1,59 @@
+"""A trained generator outside its run: `safetensors` weights and a JSON file that says what to build. No pickles."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from trainer.checkpoint import SEAL, find_damage, list_checkpoints, read_seal
+from trainer.models import MODELS
+
+WEIGHTS, ABOUT = 'generator.safetensors', 'generator.json'
+
+
+def write_export(G: nn.Module, about: dict, folder: Path) -> None:
+    """Write `folder`/generator.safetensors and generator.json; `about` as `describe` returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in G.state_dict().items()}, folder / WEIGHTS)
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + '\n')
+
+
+def describe(path: str | Path) -> tuple[Path, dict]:
+    """Find the generator in an export, a checkpoint, or a run folder (its newest whole checkpoint).
+
+    Returns the folder with its weights, and {model, options, class_names, class_counts, nimg}. ValueError if there is none.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f'no such folder: {folder}; give a run folder, a checkpoint or an export')
+    if (folder / ABOUT).is_file():
+        return folder, json.loads((folder / ABOUT).read_text())
+    candidates = [folder] if (folder / SEAL).is_file() else list_checkpoints(folder / 'checkpoints')[::-1]
+    damage = 'it has none'
+    for checkpoint in candidates:
+        damage = find_damage(checkpoint)
+        if damage is None:
+            seal = read_seal(checkpoint)
+            return checkpoint, {**seal['generator'], 'nimg': seal['nimg']}
+    raise ValueError(f'{folder} holds no usable checkpoint ({damage}); give a run folder, a checkpoint or an export')
+
+
+def load_generator(path: str | Path, device: str | torch.device = 'cpu') -> nn.Module:
+    """The EMA generator of an export, a checkpoint or a run folder, ready to sample from.
+
+    Call it as G(z [N, z_dim], c [N, c_dim], truncation_psi=1.0) -> images [NCHW] in [-1, 1]. ValueError if there is none.
+    """
+    folder, about = describe(path)
+    Generator, _ = MODELS[about['model']]
+    G = Generator(**about['options']).requires_grad_(False).eval()
+    try:
+        if (folder / WEIGHTS).is_file():
+            G.load_state_dict(load_file(folder / WEIGHTS))
+        else:
+            dcp.load({'G_ema': G.state_dict()}, checkpoint_id=folder, no_dist=True)
+    except (RuntimeError, dcp.api.CheckpointException) as error:
+        raise ValueError(f'the weights in {folder} are of another model than it says: {str(error).splitlines()[0]}') from error
+    return G.to(device)

@@ -1,0 +1,78 @@
+"""One optimizer step of one network."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainer import dist
+from trainer.parallel import Strategy
+from trainer.randomness import Draws, seed_micro_batch
+
+
+class NonFiniteGradient(RuntimeError):
+    """A gradient became infinite or NaN; the networks are as they were before the step."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass sees, on the device."""
+
+    images: Tensor     # [NCHW] reals in [-1, 1]
+    labels: Tensor     # [N, c_dim] one-hot, of the reals
+    draws: Draws       # latents for the fakes
+    fake_labels: Tensor  # [N, c_dim] one-hot
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`loss` maps a micro-batch to its loss and to values worth averaging over the global batch.
+
+    `finish` receives these averages after the optimizer step, e.g. to move a running mean.
+    """
+
+    name: str
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    interval: int      # steps
+    loss: Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]]
+    finish: Callable[[dict[str, Tensor]], None] = lambda means: None
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    means: dict[str, Tensor]
+    gradient_norm: float
+    seconds: float
+
+
+def run_phase(phase: Phase, micro_batches: list[MicroBatch], seed: int, nimg: int, strategy: Strategy) -> PhaseResult:
+    """Forward, backward and one optimizer step over this rank's micro-batches.
+
+    NonFiniteGradient names phase, images shown and rank, before anything was changed.
+    """
+    started = time.perf_counter()
+    strategy.zero_gradients(phase.network)
+    phase.network.requires_grad_(True)
+    count = len(micro_batches)
+    means: dict[str, Tensor] = {}
+    for index, micro_batch in enumerate(micro_batches):
+        seed_micro_batch(seed, nimg, phase.name, dist.rank() * count + index)
+        loss, values = phase.loss(micro_batch)
+        (loss / count).backward()
+        for name, value in values.items():
+            means[name] = means.get(name, 0) + value.detach() / count
+    phase.network.requires_grad_(False)
+
+    norm, bad_ranks = strategy.sync_gradients(phase.network)
+    if not math.isfinite(norm):
+        where = f'rank {", ".join(map(str, bad_ranks))}' if bad_ranks else 'the sum over ranks'
+        raise NonFiniteGradient(f'phase {phase.name} at {nimg} images: the gradient is not finite on {where}; '
+                                'resume from the last checkpoint with a lower learning rate or higher precision')
+    phase.optimizer.step()
+    means = strategy.mean(means)
+    phase.finish(means)
+    return PhaseResult(means, norm, time.perf_counter() - started)

@@ -1,0 +1,49 @@
+"""Where every random number of a step comes from: a pure function of (seed, images shown, purpose).
+
+Nothing here depends on the number of ranks, and no generator's state needs to be kept.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The latent inputs of one batch. Rows can be sliced."""
+
+    z: Tensor          # [N, z_dim]
+    z_mix: Tensor      # [N, z_dim], the second latent of style mixing
+    cutoff: Tensor     # [N] layers from here on take the second latent's style
+    labels: Tensor     # [N] classes of the fakes
+
+    def __getitem__(self, rows: slice) -> 'Draws':
+        return Draws(self.z[rows], self.z_mix[rows], self.cutoff[rows], self.labels[rows])
+
+    def to(self, device: torch.device) -> 'Draws':
+        return Draws(self.z.to(device), self.z_mix.to(device), self.cutoff.to(device), self.labels.to(device))
+
+
+def seed_for(seed: int, nimg: int, *purpose: object) -> int:
+    """A 63-bit seed for one purpose at one point of a run."""
+    digest = hashlib.blake2b(repr((seed, nimg, *purpose)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def draw(seed: int, nimg: int, purpose: str, batch: int, *, z_dim: int, num_ws: int,
+         style_mixing: float, class_counts: tuple[int, ...]) -> Draws:
+    """Latents for the whole global batch; classes as frequent as in the data (all 0 without `class_counts`)."""
+    generator = torch.Generator().manual_seed(seed_for(seed, nimg, purpose))
+    z, z_mix = torch.randn(2, batch, z_dim, generator=generator)
+    mixed = torch.rand(batch, generator=generator) < style_mixing
+    cutoff = torch.randint(1, max(num_ws, 2), (batch,), generator=generator)
+    weights = torch.tensor(class_counts or (1,), dtype=torch.float64)
+    labels = torch.multinomial(weights, batch, replacement=True, generator=generator)
+    return Draws(z, z_mix, torch.where(mixed, cutoff, num_ws), labels)
+
+
+def seed_micro_batch(seed: int, nimg: int, purpose: str, index: int) -> None:
+    """Seed torch's own generators for the noise inside the networks; `index` counts over the global batch."""
+    torch.manual_seed(seed_for(seed, nimg, purpose, index))

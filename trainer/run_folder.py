@@ -1,0 +1,60 @@
+"""The folder of a run: who may use it, and which configuration it belongs to."""
+
+import fcntl
+import time
+from pathlib import Path
+
+import yaml
+
+from trainer.config import Config, changed_keys, is_fixed, parse_config, to_yaml
+
+CONFIG_FILE = 'config.yaml'
+
+
+class RunFolder:
+    """Made and held by rank 0 alone; the lock goes with the process, however that ends."""
+
+    def __init__(self, config: Config, wait_seconds: float = 10.0):
+        self.path = Path(config.run_dir)
+        check_same_run(self.path, config)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / '.lock', 'w')
+        self._take_lock(wait_seconds)
+        (self.path / CONFIG_FILE).write_text(to_yaml(config))
+
+    def _take_lock(self, wait_seconds: float) -> None:
+        # a rank of a run that was killed a moment ago may still be dying
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise ValueError(f'run_dir={self.path} is in use by another process; '
+                                     'stop that one first or choose another run_dir') from None
+                time.sleep(0.2)
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration that a run folder was last used with. ValueError if it is not a run folder."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f'{folder} is not a run folder: it has no {CONFIG_FILE}')
+    return parse_config(yaml.safe_load(path.read_text()), str(path))
+
+
+def check_same_run(folder: Path, config: Config) -> None:
+    """ValueError if `folder` holds a run that `config` cannot go on with; names the keys that differ."""
+    if (folder / CONFIG_FILE).is_file():
+        refuse_changes(read_config(folder), config, str(folder))
+    elif folder.exists() and not folder.is_dir():
+        raise ValueError(f'run_dir={folder} is a file; choose another run_dir')
+
+
+def refuse_changes(old: Config, new: Config, where: str) -> None:
+    """ValueError unless a run under `old` may go on under `new`."""
+    changes = {key: change for key, change in changed_keys(old, new).items() if is_fixed(key)}
+    if changes:
+        listed = ', '.join(f'{key}: {before} there, {after} now' for key, (before, after) in changes.items())
+        raise ValueError(f'{where} belongs to another configuration ({listed}); '
+                         'set these back to resume it, or choose another run_dir')

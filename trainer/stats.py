@@ -1,0 +1,111 @@
+"""What is watched: one progress line, TensorBoard scalars and pictures, and `stats.jsonl`."""
+
+import json
+import resource
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.tracking import TensorBoardTracker
+from torch import Tensor
+
+_LINE_SECONDS = 0.5
+
+
+class Stats:
+    """Collects the results of phases; rank 0 reports their means since the last report.
+
+    Scalars are over the global batch. Times are of rank 0: `seconds/PHASE` per run of that phase.
+    """
+
+    def __init__(self, folder: Path, total_nimg: int, nimg: int, main: bool):
+        self.total_nimg, self._main = total_nimg, main
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._last = (time.perf_counter(), nimg)
+        self._shown = 0.0
+        self._damaged: set[str] = set()
+        if main:
+            self._jsonl = open(folder / 'stats.jsonl', 'a', buffering=1)
+            self._tracker = TensorBoardTracker('tensorboard', folder, purge_step=nimg + 1)
+            self._tracker.start()
+
+    def add(self, phase: str, means: dict[str, Tensor], gradient_norm: float, seconds: float) -> None:
+        self._record({f'gradient_norm/{phase}': gradient_norm, f'seconds/{phase}': seconds})
+        self._record({name: value.item() for name, value in means.items()})
+
+    def count_damaged(self, names: list[str]) -> None:
+        """Each damaged picture is named once, by the rank that met it; the count goes into the report of rank 0."""
+        for name in set(names) - self._damaged:
+            print(f'warning: skipped damaged picture {name}', file=sys.stderr, flush=True)
+        self._damaged |= set(names)
+
+    def show(self, nimg: int) -> None:
+        """Refresh the live line, if there is a terminal."""
+        if self._main and sys.stdout.isatty() and time.perf_counter() - self._shown > _LINE_SECONDS:
+            self._shown = time.perf_counter()
+            print(f'\r\x1b[K{self._line(nimg)}', end='', flush=True)
+
+    def report(self, nimg: int) -> None:
+        """Write the means since the last report, and start anew."""
+        if not self._main:
+            return
+        line = self._line(nimg)
+        print(f'\r\x1b[K{line}' if sys.stdout.isatty() else line, end='' if sys.stdout.isatty() else '\n', flush=True)
+        values = {**self._means(), 'speed/img_per_s': self._speed(nimg), 'memory/peak_gb': peak_memory_gb(),
+                  'data/damaged': len(self._damaged)}
+        self._jsonl.write(json.dumps({'nimg': nimg, 'time': time.time(), **values}) + '\n')
+        self._tracker.log(values, step=nimg)
+        self._sums.clear()
+        self._counts.clear()
+        self._last = (time.perf_counter(), nimg)
+
+    def add_picture(self, name: str, picture: np.ndarray, nimg: int) -> None:
+        """A [HWC] uint8 picture for TensorBoard."""
+        if self._main:
+            self._tracker.log_images({name: picture[None]}, step=nimg, dataformats='NHWC')
+
+    def close(self) -> None:
+        if self._main:
+            if sys.stdout.isatty():
+                print()
+            self._jsonl.close()
+            self._tracker.finish()
+
+    def _record(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._sums[name] += value
+            self._counts[name] += 1
+
+    def _means(self) -> dict[str, float]:
+        return {name: total / self._counts[name] for name, total in sorted(self._sums.items())}
+
+    def _speed(self, nimg: int) -> float:
+        then, before = self._last
+        return (nimg - before) / max(time.perf_counter() - then, 1e-9)
+
+    def _line(self, nimg: int) -> str:
+        means, speed = self._means(), self._speed(nimg)
+        left = _duration((self.total_nimg - nimg) / speed) if speed else '?'
+        shown = {'D': 'loss/D', 'G': 'loss/G', 'r1': 'penalty/r1', 'pl': 'path_length'}
+        losses = '  '.join(f'{label} {means[name]:.3f}' for label, name in shown.items() if name in means)
+        return f'{nimg / 1000:.1f}/{self.total_nimg / 1000:.1f} kimg  {speed:.1f} img/s  ETA {left}  {losses}'
+
+
+def peak_memory_gb() -> float:
+    """Most memory used so far, in GB: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f'{days}d{hours:02}h'
+    return f'{hours}h{minutes:02}m' if hours else f'{minutes}m{seconds:02}s'

@@ -1,0 +1,29 @@
+"""`imago export`: the EMA generator as safetensors and JSON, for use without its run."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from trainer.export import ABOUT, WEIGHTS, describe, load_generator, write_export
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='imago export', description=__doc__)
+    parser.add_argument('source', help='a run folder (its newest checkpoint) or a checkpoint')
+    parser.add_argument('out', help='folder to write; must not exist, or be empty')
+    options = parser.parse_args(arguments)
+    out = Path(options.out)
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f'{out} exists and is not an empty folder; choose another')
+        _, about = describe(options.source)
+        write_export(load_generator(options.source), about, out)
+    except ValueError as error:
+        print(f'imago export: error: {error}', file=sys.stderr)
+        return 2
+    print(f'wrote {out / WEIGHTS} and {out / ABOUT} ({about["nimg"] / 1000:g} kimg)')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What a run will need, before it starts: parameters, memory and disk."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from trainer.config import Config
+from trainer.data.manifest import Manifest
+from trainer.models import num_parameters
+from trainer.phase import MicroBatch
+from trainer.randomness import draw
+from trainer.recipe import Recipe
+from trainer.state import TrainState, make_networks
+
+
+def describe_run(config: Config, manifest: Manifest) -> str:
+    """Parameter counts, and estimates of memory (a rank) and disk, as lines for people."""
+    G, D = make_networks(config, manifest)
+    bytes_G, bytes_D = tensor_bytes(G.state_dict()), tensor_bytes(D.state_dict())
+    kept = 4 * bytes_G + 3 * bytes_D          # weights, two Adam moments, and G's EMA
+    gradients = bytes_G + bytes_D
+    phase, activations = max(phase_activations(config, manifest, G, D), key=lambda entry: entry[1])
+    height, width = G.resolution
+    return '\n'.join([
+        f'\n# pictures      {height} x {width}, {manifest.num_samples} in {len(manifest.shards)} shards, '
+        f'{G.c_dim or "no"} classes',
+        f'# parameters    G {num_parameters(G):,}   D {num_parameters(D):,}',
+        f'# memory        {(kept + gradients + activations) / 1e9:.2f} GB a rank: state {kept / 1e9:.2f}, '
+        f'gradients {gradients / 1e9:.2f}, activations {activations / 1e9:.2f} ({phase}, micro_batch={config.micro_batch})',
+        f'# disk          {(config.checkpoint.keep + 1) * kept / 1e9:.2f} GB for {config.checkpoint.keep} checkpoints '
+        'and one being written', ''])
+
+
+def phase_activations(config: Config, manifest: Manifest, G: nn.Module, D: nn.Module) -> list[tuple[str, int]]:
+    """Bytes that each phase keeps for its backward pass, traced on tensors that have a shape and no content."""
+    n = config.micro_batch
+    sizes = []
+    with FakeTensorMode() as mode:
+        for network in (G, D):
+            network._apply(mode.from_tensor)
+        state = TrainState(G, D, G, None, None, pl_mean=torch.zeros(()))
+        draws = draw(0, 0, '', n, z_dim=G.z_dim, num_ws=G.num_ws, style_mixing=0.0, class_counts=())
+        micro = MicroBatch(torch.zeros(n, manifest.channels, *G.resolution), torch.zeros(n, G.c_dim), draws,
+                           torch.zeros(n, G.c_dim))
+        for phase in Recipe(config, manifest, state).phases():
+            for network in (G, D):
+                network.requires_grad_(network is phase.network)
+            sizes.append((phase.name, saved_bytes(lambda: phase.loss(micro))))
+    return sizes
+
+
+def saved_bytes(forward: Callable[[], object]) -> int:
+    """Bytes of the storages that `forward` leaves for the backward pass, parameters left out."""
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            saved[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()
+        size = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    del result
+    return size
+
+
+def check_disk(run_dir: Path, state: TrainState) -> None:
+    """ValueError if the disk cannot take two checkpoints: the newest, and the next one being written."""
+    free, needed = shutil.disk_usage(run_dir).free, 2 * tensor_bytes(state.tree())
+    if free < needed:
+        raise ValueError(f'run_dir={run_dir}: {free / 1e9:.2f} GB are free, two checkpoints take {needed / 1e9:.2f} GB; '
+                         'make room or choose another run_dir')
+
+
+def tensor_bytes(tree: object) -> int:
+    if isinstance(tree, Tensor):
+        return tree.numel() * tree.element_size()
+    children = tree.values() if isinstance(tree, dict) else tree
+    return sum(tensor_bytes(child) for child in children)

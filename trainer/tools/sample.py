@@ -1,0 +1,88 @@
+"""`imago sample`: pictures from a trained generator, the same for the same seeds."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainer.export import describe, load_generator
+from trainer.images import generate, grid
+from trainer.labels import class_index
+from trainer.randomness import Draws, seed_for
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-3,10` -> [0, 1, 2, 3, 10]. ValueError names what it cannot read."""
+    seeds = []
+    for part in text.split(','):
+        match = re.fullmatch(r'(\d+)(?:-(\d+))?', part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(f'--seeds {text}: {part!r} is not a number or a rising range; write e.g. 0-15 or 3,7,100-103')
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return seeds
+
+
+def draw_for_seeds(seeds: list[int], z_dim: int, class_counts: list[int], label: int | None) -> Draws:
+    """One latent a seed, and one class a seed as frequent as in the data, unless `label` says which."""
+    weights = torch.tensor(class_counts or [1], dtype=torch.float64)
+
+    def one(seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed_for(seed, 0, 'sample'))
+        return torch.randn(z_dim, generator=generator), torch.multinomial(weights, 1, generator=generator)[0]
+
+    z, labels = map(torch.stack, zip(*map(one, seeds), strict=True))
+    if label is not None:
+        labels = torch.full_like(labels, label)
+    return Draws(z, z, torch.zeros_like(labels), labels)
+
+
+def sample(options: argparse.Namespace) -> list[Path]:
+    """Write the pictures; returns their paths. ValueError for what the user can mend."""
+    seeds = parse_seeds(options.seeds)
+    _, about = describe(options.source)
+    label = None if options.label is None else class_index(options.label, about['class_names'])
+    if options.columns < 1:
+        raise ValueError(f'--columns {options.columns} is below 1')
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f'--out {out} is a file; give a folder')
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    G = load_generator(options.source, device)
+    counts = about['class_counts'] if G.c_dim else []
+    draws = draw_for_seeds(seeds, G.z_dim, counts, label)
+    pictures = generate(G, draws, device, options.psi)
+    out.mkdir(parents=True, exist_ok=True)
+    if options.grid:
+        paths = [out / f'grid-seeds{options.seeds.replace(",", "_")}-psi{options.psi:g}.png']
+        grid(pictures, options.columns).save(paths[0])
+        return paths
+    paths = [out / f'seed{seed:06d}.png' for seed in seeds]
+    for path, picture in zip(paths, pictures, strict=True):
+        Image.fromarray(picture.squeeze()).save(path)
+    return paths
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='imago sample', description=__doc__)
+    parser.add_argument('source', help='a run folder (its newest checkpoint), a checkpoint, or an export')
+    parser.add_argument('--out', default='samples', help='folder for the pictures (default: %(default)s)')
+    parser.add_argument('--seeds', default='0-31', help='numbers and ranges, e.g. 0-15,42 (default: %(default)s)')
+    parser.add_argument('--psi', type=float, default=1.0, help='truncation psi: 1 all variety, 0 the average (default: %(default)s)')
+    parser.add_argument('--class', dest='label', help='name or number of a class; default: as frequent as in the data')
+    parser.add_argument('--grid', action='store_true', help='one PNG with all pictures instead of one each')
+    parser.add_argument('--columns', type=int, default=8, help='of the grid (default: %(default)s)')
+    try:
+        paths = sample(parser.parse_args(arguments))
+    except ValueError as error:
+        print(f'imago sample: error: {error}', file=sys.stderr)
+        return 2
+    print(f'wrote {paths[0]}' if len(paths) == 1 else f'wrote {len(paths)} pictures: {paths[0]} to {paths[-1].name}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""`imago train`: a run, from configuration to last checkpoint. The same command starts and resumes it."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import dist
+from trainer.checkpoint import CheckpointError, Checkpoints
+from trainer.config import Config, load_config, parse_config, to_yaml
+from trainer.data.manifest import Manifest
+from trainer.data.order import Order
+from trainer.data.shards import Dataset, ShardError, open_dataset
+from trainer.data.stream import Batch, check_resolution, stream
+from trainer.ema import ema_decay, update_ema
+from trainer.parallel import make_strategy
+from trainer.phase import NonFiniteGradient, run_phase
+from trainer.recipe import Recipe, to_device
+from trainer.resolution import base_and_doublings
+from trainer.run_folder import RunFolder, refuse_changes
+from trainer.signals import StopSignals
+from trainer.state import TrainState, make_state, network_options, picture_size
+from trainer.tools.preflight import check_disk, describe_run
+from trainer.watch import Watch, due
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start or to go on."""
+
+    config: Config
+    dataset: Dataset
+    state: TrainState
+    checkpoints: Checkpoints
+    folder: RunFolder | None     # rank 0 holds it
+
+
+def prepare(config: Config) -> Run:
+    """Check everything that can be checked, and resume. ValueError, on all ranks, for what the user can mend."""
+    dist.together(lambda: config.check_world(dist.world_size()))
+    dataset = dist.together(lambda: open_checked(config))
+    folder = dist.together(lambda: RunFolder(config), main_only=True)
+    state = make_state(config, dataset.manifest, dist.device())
+    dist.together(lambda: check_disk(Path(config.run_dir), state), main_only=True)
+    checkpoints = resume(config, dataset.manifest, state)
+    return Run(config, dataset, state, checkpoints, folder)
+
+
+def train(run: Run) -> None:
+    """Train until `total_kimg` or a stop signal. All ranks call it together."""
+    config, state, checkpoints = run.config, run.state, run.checkpoints
+    strategy = make_strategy(state.G, state.D)
+    recipe = Recipe(config, run.dataset.manifest, state)
+    phases = recipe.phases()
+    watch = Watch(config, run.dataset, state)
+
+    with StopSignals() as stop, closing(open_stream(config, run.dataset, state.nimg)) as data:
+        while state.nimg < config.total_nimg:
+            batch = to_device(next(data), dist.device())
+            for phase in phases:
+                if state.step % phase.interval == 0:
+                    result = run_phase(phase, recipe.micro_batches(batch, phase), config.seed, state.nimg, strategy)
+                    watch.phase_done(phase.name, result)
+            update_ema(state.G_ema, state.G, ema_decay(state.nimg, config.batch, config.ema))
+            state.advance(config.batch)
+            watch.step_done(batch)
+            if dist.any_rank(stop.requested or checkpoints.failed):
+                break
+            if due(config.checkpoint.interval_kimg, state.nimg, config.batch):
+                checkpoints.save(state)
+        checkpoints.save(state)
+        checkpoints.wait()
+    watch.close()
+    done = state.nimg >= config.total_nimg
+    dist.print0(f'{"finished" if done else "stopped"} at {state.nimg / 1000:g} kimg; pictures and checkpoints in {config.run_dir}'
+                + ('' if done else '; the same command goes on from there'))
+
+
+def open_checked(config: Config) -> Dataset:
+    """The dataset, once it is certain that `config` can be trained on it. ValueError otherwise."""
+    try:
+        dataset = open_dataset(config.data.path, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb)
+    except ShardError as error:
+        raise ValueError(f'data.path: {error}') from error
+    manifest = dataset.manifest
+    if config.data.conditional and not manifest.class_names:
+        raise ValueError(f'data.conditional=true, but {config.data.path} has no labels; pack a folder with one sub-folder '
+                         'a class, or give imago pack --labels FILE')
+    if config.data.resolution is None and manifest.resolution is None:
+        raise ValueError(f'{config.data.path} holds pictures of different sizes; pack them with imago pack --resolution')
+    base_and_doublings(picture_size(config, manifest))
+    check_resolution(dataset, picture_size(config, manifest))
+    Order(manifest, config.data.lanes, config.seed)
+    return dataset
+
+
+def resume(config: Config, manifest: Manifest, state: TrainState) -> Checkpoints:
+    """Load the newest whole checkpoint into `state`, if there is one. ValueError if it is of another run."""
+    about = {'config': config.model_dump(mode='json'), 'dataset': manifest.digest(),
+             'generator': {'model': config.network.name, 'options': network_options(config, manifest)[0],
+                           'class_names': manifest.class_names, 'class_counts': manifest.class_counts}}
+    checkpoints = Checkpoints(Path(config.run_dir) / 'checkpoints', config.checkpoint.keep, about)
+    newest = checkpoints.newest()
+    if newest is None:
+        return checkpoints
+    path, seal = newest
+    refuse_changes(parse_config(seal['config'], str(path)), config, str(path))
+    if seal['dataset'] != about['dataset']:
+        raise ValueError(f'{path} was trained on another dataset than {config.data.path}; choose another run_dir')
+    checkpoints.load(path, state)
+    dist.print0(f'resumed from {path} at {state.nimg / 1000:g} kimg')
+    return checkpoints
+
+
+def open_stream(config: Config, dataset: Dataset, nimg: int) -> Iterator[Batch]:
+    data = config.data
+    return stream(dataset, batch=config.batch, lanes=data.lanes, seed=config.seed, rank=dist.rank(), world=dist.world_size(),
+                  nimg=nimg, resolution=picture_size(config, dataset.manifest), flip=data.flip, workers=data.workers,
+                  pin_memory=dist.device().type == 'cuda')
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="imago train", description=__doc__, epilog="imago train also takes --gpus N: N processes here, by torchrun.")
+    parser.add_argument('config', help='a YAML file, or the name of one in configs/')
+    parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, e.g. data.path=my-shards batch=32')
+    parser.add_argument('--dry-run', action='store_true', help='print the configuration, parameter counts, memory and disk')
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.dry_run:
+            print(to_yaml(config) + describe_run(config, open_checked(config).manifest))
+            return 0
+        dist.init(config.device)
+        run = prepare(config)
+    except ValueError as error:
+        return fail(error, 2)
+    try:
+        train(run)
+    except CheckpointError as error:
+        return fail(error, 2)
+    except (ShardError, NonFiniteGradient) as error:
+        return fail(error, 1)
+    finally:
+        dist.shutdown()
+    return 0
+
+
+def fail(error: Exception, status: int) -> int:
+    """One line for people; errors that all ranks share are told once."""
+    if dist.is_main() or isinstance(error, ShardError):
+        print(f'imago train: error: {error}', file=sys.stderr, flush=True)
+    return status

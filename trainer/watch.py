@@ -1,0 +1,70 @@
+"""What a run shows of itself, when it is due: figures, grids of pictures, and the keys it has read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from trainer import dist
+from trainer.config import Config
+from trainer.data.order import Order
+from trainer.data.shards import Dataset, SampleReader
+from trainer.data.stream import Batch
+from trainer.images import fixed_draws, generate, grid
+from trainer.phase import PhaseResult
+from trainer.state import TrainState, picture_size
+from trainer.stats import Stats
+
+
+class Watch:
+    """All ranks make one and tell it of each phase and step; rank 0 writes, each rank keeps its own keys."""
+
+    def __init__(self, config: Config, dataset: Dataset, state: TrainState):
+        self.config, self.state, self.folder = config, state, Path(config.run_dir)
+        self.stats = Stats(self.folder, config.total_nimg, state.nimg, dist.is_main())
+        self._keys = open(self.folder / f'keys-rank{dist.rank()}.jsonl', 'a', buffering=1) if config.log.keys else None
+        rows, self.columns = config.log.grid
+        if dist.is_main():
+            counts = dataset.manifest.class_counts
+            self._draws = fixed_draws(config.seed, rows * self.columns, state.G_ema, counts)
+            self._save_grid('reals', first_reals(config, dataset, rows * self.columns))
+
+    def phase_done(self, name: str, result: PhaseResult) -> None:
+        self.stats.add(name, result.means, result.gradient_norm, result.seconds)
+
+    def step_done(self, batch: Batch) -> None:
+        """After the state has advanced past `batch`."""
+        nimg, log, total = self.state.nimg, self.config.log, self.config.total_nimg
+        self.stats.count_damaged(batch.damaged)
+        if self._keys is not None:
+            self._keys.write(json.dumps({'nimg': batch.nimg, 'keys': batch.keys}) + '\n')
+        self.stats.show(nimg)
+        if due(log.interval_kimg, nimg, self.config.batch) or nimg >= total:
+            self.stats.report(nimg)
+        if dist.is_main() and (due(log.grid_kimg, nimg, self.config.batch) or nimg >= total):
+            self._save_grid(f'fakes-{nimg / 1000:09.3f}', generate(self.state.G_ema, self._draws, dist.device()))
+
+    def close(self) -> None:
+        self.stats.close()
+        if self._keys is not None:
+            self._keys.close()
+
+    def _save_grid(self, name: str, pictures: np.ndarray) -> None:
+        sheet = grid(pictures, self.columns)
+        path = self.folder / 'grids' / f'{name}.png'
+        path.parent.mkdir(exist_ok=True)
+        sheet.save(path)
+        self.stats.add_picture('pictures/' + name.split('-')[0], np.atleast_3d(np.asarray(sheet)), self.state.nimg)
+
+
+def due(interval_kimg: float, nimg: int, batch: int) -> bool:
+    """Whether the step of `batch` images that ended at `nimg` crossed a multiple of the interval."""
+    interval = interval_kimg * 1000
+    return nimg // interval > (nimg - batch) // interval
+
+
+def first_reals(config: Config, dataset: Dataset, count: int) -> np.ndarray:
+    """The first `count` pictures of lane 0, [NHWC] uint8: of one lane, as they lie in the fewest shards."""
+    order = Order(dataset.manifest, config.data.lanes, config.seed)
+    reader = SampleReader(dataset, picture_size(config, dataset.manifest), max_open=2)
+    return np.stack([reader.read(*order.locate(number * config.data.lanes))[0].image for number in range(count)])
