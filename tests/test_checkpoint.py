@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,11 +127,10 @@ def test_another_configuration_is_refused_with_its_keys(copied, changes, message
               for key, value in changes.items()}
     with pytest.raises(ValueError, match=message):
         prepare(config.model_copy(update=nested))
-    # a checkpoint that was put into a fresh folder is checked as well
-    (tmp := prepare(config).checkpoints.folder.parent / 'config.yaml').unlink()
+    # a checkpoint that was put into a folder without a configuration is checked as well
+    (Path(config.run_dir) / 'config.yaml').unlink()
     with pytest.raises(ValueError, match=message):
         prepare(config.model_copy(update=nested))
-    tmp.unlink()
     assert prepare(config).state.nimg == 48
 
 

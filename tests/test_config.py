@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from trainer.config import CONFIGS, changed_keys, find_config, is_fixed, load_config, parse_resolution
+from trainer.config import CONFIGS, changed_keys, find_config, is_fixed, load_config, to_size
 
 MINIMAL = {'run_dir': 'r', 'data': {'path': 'd'}}
 
@@ -66,8 +66,10 @@ def test_divisibility(tmp_path, values, world, message):
 
 
 def test_resolution_forms():
-    assert parse_resolution(512) == parse_resolution('512') == parse_resolution([512, 512]) == (512, 512)
-    assert parse_resolution('768x512') == (768, 512)
+    assert to_size(512) == to_size('512') == to_size([512, 512]) == (512, 512)
+    assert to_size('768x512') == (768, 512)
+    with pytest.raises(ValueError, match='12 x 4 is not a size'):
+        to_size('12 x 4')
 
 
 def test_what_makes_a_run_what_it_is(tmp_path):

@@ -1,32 +1,30 @@
 """The configuration: a strict schema, read from YAML (with one `base:`) and dotted overrides, and checked as a whole."""
 
 import difflib
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
-from trainer.resolution import base_and_doublings
+from trainer.resolution import base_and_doublings, parse_resolution
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 
 
-def parse_resolution(value: Any) -> Any:
+def to_size(value: object) -> object:
     """`512`, `'768x512'` (height x width) or `[768, 512]` -> (height, width) in pixels."""
-    if isinstance(value, str) and re.fullmatch(r'\d+(x\d+)?', value):
-        value = [int(side) for side in value.split('x')]
-    sides = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(sides) * 2 if len(sides) == 1 else tuple(sides)
+    if isinstance(value, (list, tuple)):
+        return tuple(value)
+    return parse_resolution(str(value))
 
 
-def check_resolution(value: tuple[int, int]) -> tuple[int, int]:
+def check_size(value: tuple[int, int]) -> tuple[int, int]:
     base_and_doublings(value)
     return value
 
 
-Resolution = Annotated[tuple[int, int], BeforeValidator(parse_resolution), AfterValidator(check_resolution)]
+Resolution = Annotated[tuple[int, int], BeforeValidator(to_size), AfterValidator(check_size)]
 
 
 class Section(BaseModel):

@@ -3,6 +3,14 @@
 SHORTEST_SIDE = 4  # px, of the coarsest feature map
 
 
+def parse_resolution(text: str) -> tuple[int, int]:
+    """`512` or `768x512` -> (height, width) in px. ValueError if it is no size."""
+    sides = text.split('x')
+    if not 1 <= len(sides) <= 2 or not all(side.isascii() and side.isdigit() and len(side) <= 5 for side in sides):
+        raise ValueError(f'resolution {text} is not a size; write e.g. 512, or 768x512 (height x width)')
+    return int(sides[0]), int(sides[-1])
+
+
 def base_and_doublings(resolution: tuple[int, int]) -> tuple[tuple[int, int], int]:
     """(height, width) in px -> (base height, base width) and k, with resolution = base * 2**k.
 

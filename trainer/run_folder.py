@@ -20,6 +20,9 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / '.lock', 'w')
         self._take_lock(wait_seconds)
+
+    def record(self, config: Config) -> None:
+        """Once it is certain that the run goes on under `config`."""
         (self.path / CONFIG_FILE).write_text(to_yaml(config))
 
     def _take_lock(self, wait_seconds: float) -> None:
@@ -51,10 +54,11 @@ def check_same_run(folder: Path, config: Config) -> None:
         raise ValueError(f'run_dir={folder} is a file; choose another run_dir')
 
 
-def refuse_changes(old: Config, new: Config, where: str) -> None:
-    """ValueError unless a run under `old` may go on under `new`."""
-    changes = {key: change for key, change in changed_keys(old, new).items() if is_fixed(key)}
-    if changes:
-        listed = ', '.join(f'{key}: {before} there, {after} now' for key, (before, after) in changes.items())
-        raise ValueError(f'{where} belongs to another configuration ({listed}); '
+def refuse_changes(old: Config, new: Config, where: str) -> str:
+    """ValueError unless a run under `old` may go on under `new`. Returns the changes that are allowed, for people."""
+    listed = {key: f'{key}: {before} there, {after} now' for key, (before, after) in changed_keys(old, new).items()}
+    fixed = [text for key, text in listed.items() if is_fixed(key)]
+    if fixed:
+        raise ValueError(f'{where} belongs to another configuration ({", ".join(fixed)}); '
                          'set these back to resume it, or choose another run_dir')
+    return ', '.join(listed.values())

@@ -45,6 +45,8 @@ def prepare(config: Config) -> Run:
     state = make_state(config, dataset.manifest, dist.device())
     dist.together(lambda: check_disk(Path(config.run_dir), state), main_only=True)
     checkpoints = resume(config, dataset.manifest, state)
+    if folder is not None:
+        folder.record(config)
     return Run(config, dataset, state, checkpoints, folder)
 
 
@@ -54,9 +56,9 @@ def train(run: Run) -> None:
     strategy = make_strategy(state.G, state.D)
     recipe = Recipe(config, run.dataset.manifest, state)
     phases = recipe.phases()
-    watch = Watch(config, run.dataset, state)
 
-    with StopSignals() as stop, closing(open_stream(config, run.dataset, state.nimg)) as data:
+    with (StopSignals() as stop, closing(Watch(config, run.dataset, state)) as watch,
+          closing(open_stream(config, run.dataset, state.nimg)) as data):
         while state.nimg < config.total_nimg:
             batch = to_device(next(data), dist.device())
             for phase in phases:
@@ -72,7 +74,6 @@ def train(run: Run) -> None:
                 checkpoints.save(state)
         checkpoints.save(state)
         checkpoints.wait()
-    watch.close()
     done = state.nimg >= config.total_nimg
     dist.print0(f'{"finished" if done else "stopped"} at {state.nimg / 1000:g} kimg; pictures and checkpoints in {config.run_dir}'
                 + ('' if done else '; the same command goes on from there'))
@@ -106,11 +107,11 @@ def resume(config: Config, manifest: Manifest, state: TrainState) -> Checkpoints
     if newest is None:
         return checkpoints
     path, seal = newest
-    refuse_changes(parse_config(seal['config'], str(path)), config, str(path))
+    changes = refuse_changes(parse_config(seal['config'], str(path)), config, str(path))
     if seal['dataset'] != about['dataset']:
         raise ValueError(f'{path} was trained on another dataset than {config.data.path}; choose another run_dir')
     checkpoints.load(path, state)
-    dist.print0(f'resumed from {path} at {state.nimg / 1000:g} kimg')
+    dist.print0(f'resumed from {path} at {state.nimg / 1000:g} kimg' + (f'; changed: {changes}' if changes else ''))
     return checkpoints
 
 

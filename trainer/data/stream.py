@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from trainer.data.order import Order, batch_indices
-from trainer.data.shards import Dataset, SampleReader
+from trainer.data.shards import Dataset, SampleReader, ShardError
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,9 @@ def check_resolution(dataset: Dataset, resolution: tuple[int, int]) -> None:
 def _batches(batches: Iterator[Batch]) -> Iterator[Batch]:
     try:
         yield from batches  # a generator has close(), which drops the DataLoader's iterator, which ends the workers
+    except ShardError as error:
+        # DataLoader puts a worker's whole traceback into the message; its last line is ours
+        raise ShardError(str(error).strip().splitlines()[-1].rpartition('ShardError: ')[2]) from None
     except (ConnectionError, EOFError) as error:
         raise RuntimeError(f'DataLoader worker died while it handed over a batch ({error!r})') from error
 

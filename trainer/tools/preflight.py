@@ -20,9 +20,8 @@ from trainer.state import TrainState, make_networks
 def describe_run(config: Config, manifest: Manifest) -> str:
     """Parameter counts, and estimates of memory (a rank) and disk, as lines for people."""
     G, D = make_networks(config, manifest)
-    bytes_G, bytes_D = tensor_bytes(G.state_dict()), tensor_bytes(D.state_dict())
-    kept = 4 * bytes_G + 3 * bytes_D          # weights, two Adam moments, and G's EMA
-    gradients = bytes_G + bytes_D
+    kept = state_bytes(G, D)
+    gradients = 4 * (num_parameters(G) + num_parameters(D))
     phase, activations = max(phase_activations(config, manifest, G, D), key=lambda entry: entry[1])
     height, width = G.resolution
     return '\n'.join([
@@ -33,6 +32,11 @@ def describe_run(config: Config, manifest: Manifest) -> str:
         f'gradients {gradients / 1e9:.2f}, activations {activations / 1e9:.2f} ({phase}, micro_batch={config.micro_batch})',
         f'# disk          {(config.checkpoint.keep + 1) * kept / 1e9:.2f} GB for {config.checkpoint.keep} checkpoints '
         'and one being written', ''])
+
+
+def state_bytes(G: nn.Module, D: nn.Module) -> int:
+    """Weights, Adam's two moments of each, and G's EMA; without the counters."""
+    return 2 * tensor_bytes(G.state_dict()) + tensor_bytes(D.state_dict()) + 8 * (num_parameters(G) + num_parameters(D))
 
 
 def phase_activations(config: Config, manifest: Manifest, G: nn.Module, D: nn.Module) -> list[tuple[str, int]]:

@@ -1,0 +1,189 @@
+"""One picture: whatever a file holds in, upright 8-bit sRGB or grey of one size out, encoded."""
+
+import io
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from trainer.tools.pack_sources import FORMATS, Picture
+
+SUFFIXES = {'webp': 'webp', 'png': 'png', 'jpeg': 'jpg'}
+MODES = {1: 'L', 3: 'RGB'}
+SRGB = ImageCms.createProfile('sRGB')
+Image.init()
+READABLE = tuple(sorted(set(FORMATS.values()) & Image.OPEN.keys()))  # AVIF and JPEG 2000 are options of Pillow's build
+MOST_BYTES_A_PIXEL = 16  # four channels of float32: no honest file has more
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may ask of memory, decided before it is decoded."""
+
+    max_pixels: int
+
+    @property
+    def max_bytes(self) -> int:
+        return self.max_pixels * MOST_BYTES_A_PIXEL
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What becomes of a picture. `size` is (height, width) in pixels; `fit` crop, pad, or None to demand that size."""
+
+    size: tuple[int, int]
+    fit: str | None
+    background: str     # a colour that Pillow knows: under transparency and around padded pictures
+    channels: int
+    encoding: str       # a key of SUFFIXES
+    quality: int        # 1 to 100, of WebP and JPEG; the effort of lossless WebP
+    lossless: bool
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class Encoded:
+    data: bytes
+    enlarged: bool
+
+
+@dataclass(frozen=True)
+class Skipped:
+    name: str
+    reason: str
+
+
+def start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches the whole group; the parent decides what follows
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Image.MAX_IMAGE_PIXELS = None                  # Limits stands for it
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def prepare(picture: Picture, recipe: Recipe) -> Encoded | Skipped:
+    """Read, normalise, fit and encode; or say why not. ValueError where `recipe` demands a size that it has not."""
+    try:
+        with _quiet(), picture.open(recipe.limits.max_bytes) as file:
+            upright = ImageOps.exif_transpose(_open(file, recipe.limits))
+            image = to_colour(upright, recipe.background, recipe.channels)
+    except Exception as error:  # Pillow's readers raise nearly every kind on broken files
+        return Skipped(picture.name, _reason(error))
+    if recipe.fit is None and image.size[::-1] != recipe.size:
+        raise ValueError(size_mismatch(picture.name, image.size[::-1], 'the others', recipe.size))
+    try:
+        image, enlarged = fit(image, recipe)
+    except ValueError as error:
+        return Skipped(picture.name, str(error))
+    return Encoded(_encode(image, recipe), enlarged)
+
+
+def upright_size(picture: Picture, limits: Limits) -> tuple[int, int] | None:
+    """(height, width) in pixels, from the header alone; None for a broken picture."""
+    try:
+        with _quiet(), picture.open(limits.max_bytes) as file:
+            image = _open(file, limits)
+            # Pillow turns a TIFF itself; where no eXIf chunk precedes the pixels, PNG's getexif() would decode them.
+            ask = {'TIFF': False, 'PNG': 'exif' in image.info}.get(image.format, True)
+            turned = ask and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return image.size if turned else image.size[::-1]
+    except Exception:  # prepare() will say why
+        return None
+
+
+def size_mismatch(name: str, size: tuple[int, int], other: str, other_size: tuple[int, int]) -> str:
+    (height, width), (h, w) = size, other_size
+    common = 1 << min(height, width, h, w).bit_length() - 1  # the largest power of two that enlarges neither
+    return (f'{name!r} is {height}x{width} pixels, {other} {h}x{w} (height x width); '
+            f'bring all to one size, e.g. --resolution {common}')
+
+
+def to_colour(image: Image.Image, background: str, channels: int) -> Image.Image:
+    """Any mode of Pillow to L (`channels` 1) or RGB (3), 8 bits. ValueError for values that have no defined white."""
+    profile = image.info.get('icc_profile')
+    if image.mode.startswith(('I', 'F')):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+    elif image.mode not in ('L', 'RGB', 'CMYK'):
+        image = image.convert('RGB')
+    if profile:
+        image = _to_srgb(image, profile)
+    if image.mode == 'RGBA':
+        canvas = Image.new('RGB', image.size, background)
+        canvas.paste(image, mask=image)
+        image = canvas
+    image = image.convert(MODES[channels])
+    image.info.clear()  # or the encoder would store the old profile and orientation once more
+    return image
+
+
+def fit(image: Image.Image, recipe: Recipe) -> tuple[Image.Image, bool]:
+    """The picture at `recipe.size`, and whether it was enlarged. ValueError if padding would leave nothing of it."""
+    height, width = recipe.size
+    scales = height / image.height, width / image.width
+    if recipe.fit != 'pad':
+        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS), max(scales) > 1
+    if round(min(scales) * min(image.size)) < 1:
+        raise ValueError(f'{image.height}x{image.width} pixels are too thin to be padded to {height}x{width}')
+    return ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS, recipe.background), min(scales) > 1
+
+
+def _quiet() -> warnings.catch_warnings:
+    return warnings.catch_warnings(action='ignore')  # Pillow warns of odd metadata
+
+
+def _open(file: BinaryIO, limits: Limits) -> Image.Image:
+    image = Image.open(file, formats=READABLE)
+    if image.width * image.height > limits.max_pixels:
+        raise ValueError(f'{image.height}x{image.width} pixels, more than --max-pixels {limits.max_pixels}')
+    return image
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
+        return 'no picture in a known format'
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits (also where Pillow reads it as 32) or of floats in [0, 1]; Pillow itself would clip at 255."""
+    white = 1 if image.mode == 'F' else 65535
+    pixels = np.asarray(image)  # [HW]
+    if not (pixels.min() >= 0 and pixels.max() <= white):
+        raise ValueError(f'grey values from {pixels.min()} to {pixels.max()}, where 0 to {white} are expected')
+    grey = Image.fromarray(np.round(pixels * (255 / white)).astype(np.uint8))
+    if 'transparency' in image.info:  # a value that stands for transparent, PNG's tRNS
+        grey.putalpha(Image.fromarray(np.where(pixels == image.info['transparency'], 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if 'sRGB' in ImageCms.getProfileDescription(source):
+            return image
+        return ImageCms.profileToProfile(image, source, SRGB, outputMode='RGBA' if image.mode == 'RGBA' else 'RGB')
+    except (ImageCms.PyCMSError, OSError):
+        return image  # a profile that is broken or for other channels says nothing of these pixels
+
+
+def _encode(image: Image.Image, recipe: Recipe) -> bytes:
+    options = {
+        'webp': {'quality': recipe.quality, 'lossless': recipe.lossless, 'method': 4},
+        'png': {'compress_level': 6},
+        'jpeg': {'quality': recipe.quality, 'subsampling': 0},
+    }[recipe.encoding]
+    out = io.BytesIO()
+    image.save(out, recipe.encoding, **options)
+    return out.getvalue()
