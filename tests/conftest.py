@@ -14,3 +14,8 @@ torch.set_num_threads(1)
 def shards(tmp_path_factory):
     """A labelled dataset of 30 pictures of 16 px in 3 shards."""
     return write_dataset(tmp_path_factory.mktemp('dataset'), (13, 10, 7), classes=3, size=16)
+
+
+def pytest_configure(config):
+    # DCP says so at each save and load of a single process
+    config.addinivalue_line('filterwarnings', 'ignore:torch.distributed is disabled, unavailable or uninitialized')

@@ -10,6 +10,7 @@ import time
 from multiprocessing import get_context
 from pathlib import Path
 
+import psutil
 import pytest
 from runs_for_tests import differing, read_checkpoint, tiny_config, train_here, write_tiny
 
@@ -52,6 +53,20 @@ def test_a_signal_checkpoints_and_the_same_command_goes_on(shards, tmp_path, num
     newest, = list_checkpoints(run_dir / 'checkpoints')
     again = subprocess.run([*command, f'total_kimg={(int(newest.name) + 12) / 1000}'], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and f'resumed from {newest}' in again.stdout, again.stderr
+
+
+def test_a_killed_launcher_leaves_no_rank_behind(shards, tmp_path):
+    run_dir = tmp_path / 'run'
+    config = write_tiny(shards, run_dir, tmp_path / 'c.yaml', total_kimg=1000)
+    command = [sys.executable, '-m', 'launch.cli', 'train', str(config), '--gpus', '2']
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: steps_recorded(run_dir, 1) >= 1, process)
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert len(below) >= 3   # torchrun and two ranks
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(below, timeout=TIMEOUT)
+    assert not alive
 
 
 def train_in_child(path, arguments):

@@ -92,7 +92,7 @@ class Checkpoints:
         try:
             written.result()
             failure, sums = None, _checksums(aside, dist.rank(), dist.world_size())
-        except (CheckpointException, OSError, RuntimeError) as error:
+        except (Exception, CheckpointException) as error:  # whatever it is, all ranks must hear of it
             failure, sums = _cause(error), {}
         outcomes = dist.gather((failure, sums), self._group)
         failures = [failure for failure, _ in outcomes if failure]
