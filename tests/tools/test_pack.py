@@ -221,7 +221,9 @@ def test_interrupted_run_leaves_nothing_that_looks_complete(tmp_path, number):
         (tmp_path / 'in' / f'{i}.png').symlink_to(tmp_path / 'one.png')
     command = [sys.executable, '-m', 'trainer.tools.pack', 'in', 'out', '--workers=2', '--shard-mb=0.5', '--lossless']
     environment = os.environ | {'PYTHONPATH': os.getcwd()}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    # a shell's background job, as the suite may be one, would hand down an ignored SIGINT
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while not (tmp_path / 'out.tmp-pack' / 'shard-00001.tar').exists():
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.02)
