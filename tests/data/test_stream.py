@@ -110,6 +110,14 @@ def break_header(content: bytes) -> bytes:
     return content[:header] + b'\xff' * 512 + content[data:]
 
 
+def forge_negative_size(content: bytes) -> bytes:
+    _, data = find_member(content, '000000009.png')
+    header = data - 512
+    forged = content[header:header + 124] + b'\xff' * 10 + b'\xfe\x00' + content[header + 136:data]   # -512, base 256
+    checksum = sum(forged[:148] + b' ' * 8 + forged[156:])
+    return content[:header] + forged[:148] + b'%06o\0 ' % checksum + forged[156:] + content[data:]
+
+
 def resize_picture(content: bytes) -> bytes:
     _, data = find_member(content, '000000009.png')
     return content[:data] + picture(9, size=6) + content[data + len(picture(9, size=6)):]
@@ -122,6 +130,7 @@ def break_label(content: bytes) -> bytes:
 
 @pytest.mark.parametrize('damage, name, reason', [
     (flip_bytes, '000000009.png', ''), (break_header, '000000009', 'not in the tar'),
+    (forge_negative_size, '000000009', 'not in the tar'),
     (resize_picture, '000000009.png', '6x6'), (break_label, '000000009.png', 'class is 7')])
 def test_a_damaged_sample_is_named_and_replaced_by_its_neighbour(folder, tmp_path, damage, name, reason):
     expected = take(open_dataset(folder))

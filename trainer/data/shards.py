@@ -159,9 +159,9 @@ class Members:
                 info = tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape')
             except tarfile.HeaderError:
                 continue  # zeros at the end, or a broken header: whole members may follow
-            if info.isreg():
+            if info.isreg() and info.size >= 0:
                 spans[info.name] = offset, info.size
-            offset += -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            offset += max(-(-info.size // tarfile.BLOCKSIZE), 0) * tarfile.BLOCKSIZE  # a forged size would lead back here
         return spans
 
     def _pread(self, offset: int, size: int) -> bytes:
