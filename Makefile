@@ -8,9 +8,10 @@ demo: $(VENV)/installed
 	@echo
 	@echo 'Pictures while learning:  runs/demo/grids  (reals.png beside the fakes)'
 	@echo 'Pictures sampled now:     runs/demo/samples'
+	@echo 'One class:                $(BIN)/imago sample runs/demo --class flags --grid'
 	@echo 'Curves and pictures:      $(BIN)/tensorboard --logdir runs'
 	@echo 'Your own folder:          $(BIN)/imago pack MY_PICTURES my-shards --resolution 64'
-	@echo '                          $(BIN)/imago train demo data.path=my-shards data.resolution=64 run_dir=runs/mine'
+	@echo '                          $(BIN)/imago train demo data.path=my-shards data.resolution=64 data.conditional=false run_dir=runs/mine'
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q tests
