@@ -19,7 +19,8 @@ MODULES = {
 def main() -> int:
     commands = '\n'.join(f'  {name:8}{text}' for name, (_, text) in MODULES.items())
     parser = argparse.ArgumentParser(
-        prog='imago', description='Train GANs for high-resolution pictures.', formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog='imago', description='Train GANs for high-resolution pictures.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f'commands:\n{commands}\n\nimago COMMAND --help says more.')
     parser.add_argument('--version', action='version', version=f'imago {metadata.version("imago-gan")}')
     parser.add_argument('command', choices=MODULES, metavar='COMMAND')

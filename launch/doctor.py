@@ -67,7 +67,7 @@ def _tool(names: tuple[str, ...], target: str) -> tuple[str, str]:
 
 def _collectives() -> Iterator[tuple[str, str, str]]:
     gloo, nccl = torch.distributed.is_gloo_available(), torch.distributed.is_nccl_available()
-    yield 'gloo', 'yes' if gloo else 'no', 'several CPU processes, and checkpoints of several ranks' if gloo else 'only one process'
+    yield 'gloo', 'yes' if gloo else 'no', 'several processes, and their checkpoints' if gloo else 'only one process'
     yield 'nccl', 'yes' if nccl else 'no', 'several GPUs' if nccl else 'no several GPUs with this torch; CPU ranks use gloo'
 
 

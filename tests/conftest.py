@@ -2,7 +2,6 @@ import os
 
 import pytest
 import torch
-
 from shards_for_tests import write_dataset
 
 # tiny networks: threads would only wait for one another

@@ -1,7 +1,14 @@
 import pytest
 import yaml
 
-from trainer.config import CONFIGS, changed_keys, find_config, is_fixed, load_config, to_size
+from trainer.config import (
+    CONFIGS,
+    changed_keys,
+    find_config,
+    is_fixed,
+    load_config,
+    to_size,
+)
 
 MINIMAL = {'run_dir': 'r', 'data': {'path': 'd'}}
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from runs_for_tests import on_ranks, tiny_config
 
-from trainer import dist
 from trainer.data.shards import open_dataset
 from trainer.parallel import make_strategy
 from trainer.phase import run_phase

@@ -1,10 +1,9 @@
 import math
 
-import pytest
 import torch
+from runs_for_tests import on_ranks
 from torch import nn
 
-from runs_for_tests import on_ranks
 from trainer import dist
 from trainer.parallel import make_strategy
 from trainer.phase import NonFiniteGradient, Phase, run_phase

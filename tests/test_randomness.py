@@ -1,7 +1,7 @@
 import torch
 
-from trainer.ema import ema_decay, update_ema
 from trainer.config import EMAConfig, OptimConfig
+from trainer.ema import ema_decay, update_ema
 from trainer.losses import LOSSES
 from trainer.optim import make_adam
 from trainer.randomness import draw, seed_for

@@ -4,7 +4,14 @@ import json
 import shutil
 
 import pytest
-from runs_for_tests import differing, largest_difference, on_ranks, read_checkpoint, tiny_config, train_here
+from runs_for_tests import (
+    differing,
+    largest_difference,
+    on_ranks,
+    read_checkpoint,
+    tiny_config,
+    train_here,
+)
 
 from trainer import dist
 from trainer.checkpoint import list_checkpoints

@@ -12,7 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs_for_tests import differing, read_checkpoint, tiny_config, train_here, write_tiny
+from runs_for_tests import (
+    differing,
+    read_checkpoint,
+    tiny_config,
+    train_here,
+    write_tiny,
+)
 
 from trainer import dist
 from trainer.checkpoint import list_checkpoints

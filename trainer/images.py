@@ -1,7 +1,5 @@
 """Pictures for people: grids from fixed latents, beside real ones."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image
@@ -24,11 +22,6 @@ def grid(pictures: np.ndarray, columns: int) -> Image.Image:
     sheet[:count] = pictures
     sheet = sheet.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
     return Image.fromarray(sheet.reshape(rows * height, columns * width, channels).squeeze())
-
-
-def save_grid(path: Path, pictures: np.ndarray, columns: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid(pictures, columns).save(path)
 
 
 def fixed_draws(seed: int, count: int, G: nn.Module, class_counts: tuple[int, ...]) -> Draws:

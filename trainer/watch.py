@@ -42,7 +42,8 @@ class Watch:
         if due(log.interval_kimg, nimg, self.config.batch) or nimg >= total:
             self.stats.report(nimg)
         if dist.is_main() and (due(log.grid_kimg, nimg, self.config.batch) or nimg >= total):
-            self._save_grid(f'fakes-{nimg / 1000:09.3f}', generate(self.state.G_ema, self._draws, dist.device()))
+            fakes = generate(self.state.G_ema, self._draws, dist.device(), batch=self.config.micro_batch)
+            self._save_grid(f'fakes-{nimg / 1000:09.3f}', fakes)
 
     def close(self) -> None:
         self.stats.close()

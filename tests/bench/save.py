@@ -44,7 +44,8 @@ def main(source: str = 'stylegan2-256', *overrides: str) -> None:
             torch.save(state.tree(), Path(scratch) / 'blocking.pt')
             blocking.append(time.perf_counter() - started)
     stall, total, block = map(statistics.median, (stalls, totals, blocking))
-    print(f'state {tensor_bytes(state.tree()) / 1e6:.0f} MB: stall {stall:.2f} s, complete (checksummed, on disk) after {total:.2f} s; '
+    print(f'state {tensor_bytes(state.tree()) / 1e6:.0f} MB: stall {stall:.2f} s, '
+          f'complete (checksummed, on disk) after {total:.2f} s; '
           f'torch.save blocks {block:.2f} s; stall / torch.save {stall / block:.2f}')
 
 

@@ -10,7 +10,12 @@ from safetensors.torch import load_file
 
 from trainer.models import mix_styles, num_parameters
 from trainer.models.layers import append_minibatch_stddev
-from trainer.models.stylegan2 import Discriminator, Generator, from_published, modulated_conv2d
+from trainer.models.stylegan2 import (
+    Discriminator,
+    Generator,
+    from_published,
+    modulated_conv2d,
+)
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 

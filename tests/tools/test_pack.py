@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from PIL import Image
-
 from packs_for_tests import folder_of, manifest_of, noise, run, samples, save
+from PIL import Image
 
 
 def classes_shown(out: Path) -> dict[bytes, str]:

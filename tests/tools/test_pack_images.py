@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
-
 from packs_for_tests import manifest_of, run, samples, save
+from PIL import Image, ImageCms
 
 RED, GREEN, BLUE, WHITE = (200, 40, 40), (40, 200, 40), (40, 40, 200), (255, 255, 255)
 

@@ -7,7 +7,12 @@ from trainer.phase import MicroBatch
 from trainer.randomness import draw
 from trainer.recipe import Recipe
 from trainer.state import make_networks, make_state
-from trainer.tools.preflight import phase_activations, saved_bytes, state_bytes, tensor_bytes
+from trainer.tools.preflight import (
+    phase_activations,
+    saved_bytes,
+    state_bytes,
+    tensor_bytes,
+)
 
 
 def test_estimates_are_what_a_real_run_holds(shards, tmp_path):

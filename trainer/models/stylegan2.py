@@ -11,8 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels import bias_act, setup_filter, upfirdn2d, upsample2d
-from trainer.models.layers import (Conv2d, FullyConnected, HalfSizeShortcut, append_minibatch_stddev, block_channels,
-                                   block_dtype, default_clamp, normalize_second_moment)
+from trainer.models.layers import (
+    Conv2d,
+    FullyConnected,
+    HalfSizeShortcut,
+    append_minibatch_stddev,
+    block_channels,
+    block_dtype,
+    default_clamp,
+    normalize_second_moment,
+)
 from trainer.resolution import base_and_doublings
 
 NOISE = ('random', 'const', 'none')

@@ -25,8 +25,17 @@ from tqdm import tqdm
 
 from trainer.data.manifest import Manifest
 from trainer.resolution import base_and_doublings, parse_resolution
-from trainer.tools.pack_images import (SUFFIXES, Encoded, Limits, Recipe, Skipped, prepare, size_mismatch, start_worker,
-                                       upright_size)
+from trainer.tools.pack_images import (
+    SUFFIXES,
+    Encoded,
+    Limits,
+    Recipe,
+    Skipped,
+    prepare,
+    size_mismatch,
+    start_worker,
+    upright_size,
+)
 from trainer.tools.pack_labels import number_classes, read_labels
 from trainer.tools.pack_shards import ShardWriter, check_target, folder_in_the_making
 from trainer.tools.pack_sources import Picture, list_source

@@ -30,6 +30,7 @@ def describe_run(config: Config, manifest: Manifest) -> str:
         f'# parameters    G {num_parameters(G):,}   D {num_parameters(D):,}',
         f'# memory        {(kept + gradients + activations) / 1e9:.2f} GB a rank: state {kept / 1e9:.2f}, '
         f'gradients {gradients / 1e9:.2f}, activations {activations / 1e9:.2f} ({phase}, micro_batch={config.micro_batch})',
+        f'#               and {kept / 1e9:.2f} on the host while a checkpoint is written, besides what the libraries take',
         f'# disk          {(config.checkpoint.keep + 1) * kept / 1e9:.2f} GB for {config.checkpoint.keep} checkpoints '
         'and one being written', ''])
 
