@@ -51,6 +51,7 @@ def test_dry_run_prints_configuration_and_needs_and_makes_nothing(shards, tmp_pa
     (['CONFIG', 'data.lanes=36', 'batch=36'], 'lanes'),
     (['CONFIG', 'device=cuda'], 'device=cuda'),
     (['CONFIG', 'run_dir=CONFIG'], 'is a file'),
+    (['CONFIG', 'run_dir=/proc/nothing'], 'run_dir=/proc/nothing cannot be written'),
 ])
 def test_bad_input_is_one_line_and_status_2(shards, tmp_path, capsys, arguments, message):
     path = str(write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml'))

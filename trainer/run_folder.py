@@ -17,8 +17,11 @@ class RunFolder:
     def __init__(self, config: Config, wait_seconds: float = 10.0):
         self.path = Path(config.run_dir)
         check_same_run(self.path, config)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / '.lock', 'w')
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / '.lock', 'w')
+        except OSError as error:
+            raise ValueError(f'run_dir={self.path} cannot be written ({error}); choose another run_dir') from error
         self._take_lock(wait_seconds)
 
     def record(self, config: Config) -> None:

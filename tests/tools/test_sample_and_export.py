@@ -69,6 +69,7 @@ def test_bad_options(run, tmp_path, capsys, options, message):
 
 
 def test_bad_sources(run, tmp_path, capsys):
+    assert sample.main([str(run), '--out', '/proc/nothing']) == 2 and '/proc/nothing' in capsys.readouterr().err
     assert sample.main([str(tmp_path / 'nowhere')]) == 2
     assert 'no such folder' in capsys.readouterr().err
     (tmp_path / 'empty').mkdir()

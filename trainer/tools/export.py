@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f'{out} exists and is not an empty folder; choose another')
         _, about = describe(options.source)
         write_export(load_generator(options.source), about, out)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f'imago export: error: {error}', file=sys.stderr)
         return 2
     print(f'wrote {out / WEIGHTS} and {out / ABOUT} ({about["nimg"] / 1000:g} kimg)')

@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--columns', type=int, default=8, help='of the grid (default: %(default)s)')
     try:
         paths = sample(parser.parse_args(arguments))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f'imago sample: error: {error}', file=sys.stderr)
         return 2
     print(f'wrote {paths[0]}' if len(paths) == 1 else f'wrote {len(paths)} pictures: {paths[0]} to {paths[-1].name}')
