@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -32,7 +33,7 @@ def run_torchrun(arguments: list[str]) -> int:
 
     torchrun would give them 30 seconds and report a failure; left alone it waits for their checkpoint and ends well.
     """
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', *arguments]
+    command = [sys.executable, '-m', 'launch.local', '--standalone', *arguments]
     agent = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent)
 
     def pass_on(number: int, _: object) -> None:
@@ -45,5 +46,24 @@ def run_torchrun(arguments: list[str]) -> int:
     return status if status >= 0 else 128 - status
 
 
+def agent(arguments: list[str]) -> int:
+    """torchrun itself; a rank that failed has said why, so its exit status takes the place of torchrun's own report."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
+    try:
+        main(arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            print(f'imago train: error: rank {rank} was killed by signal {-failure.exitcode}', file=sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else 1
+    return 0
+
+
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == '__main__':
+    sys.exit(agent(sys.argv[1:]))

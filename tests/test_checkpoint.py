@@ -99,7 +99,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(copied):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # writing past it fails as on a full disk
     try:
-        with pytest.raises(CheckpointError, match='could not be written: .*File too large.* the last good one is 000000000048'):
+        with pytest.raises(CheckpointError, match='could not be written: .*File too large.* GB were free.* the last good one is 000000000048'):
             train(run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -72,8 +72,9 @@ def test_several_ranks_tell_an_error_once(shards, tmp_path):
     tree = tiny_tree(shards, tmp_path / 'run') | {'batch': 12, 'micro_batch': 12}
     (tmp_path / 'c.yaml').write_text(yaml.safe_dump(tree))
     told = imago('train', tmp_path / 'c.yaml', '--gpus', 2)
-    assert told.returncode != 0
-    assert told.stderr.count('imago train: error: batch=12 is not a multiple of 2 ranks x micro_batch=12; use batch=24') == 1
+    assert told.returncode == 2
+    assert told.stderr.startswith('imago train: error: batch=12 is not a multiple of 2 ranks x micro_batch=12; use batch=24')
+    assert told.stderr.count('\n') == 1
 
 
 def test_a_run_shows_figures_pictures_and_events(shards, tmp_path, capsys):

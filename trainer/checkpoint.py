@@ -105,10 +105,11 @@ class Checkpoints:
                 failures.append(str(error))
         failures += [text for text in dist.gather(failures[0] if failures else None, self._group) if text]
         if failures:
+            free = shutil.disk_usage(self.folder).free / 1e9
             if dist.is_main():
                 shutil.rmtree(aside, ignore_errors=True)
             good = list_checkpoints(self.folder)
-            self._error = (f'checkpoint {final} could not be written: {failures[0]}; '
+            self._error = (f'checkpoint {final} could not be written: {failures[0]} ({free:.3f} GB were free); '
                            f'the last good one is {good[-1].name if good else "none"}: make room and run the same command again')
 
 

@@ -136,6 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
         dist.init(config.device)
         run = prepare(config)
     except ValueError as error:
+        dist.shutdown()
         return fail(error, 2)
     try:
         train(run)
