@@ -26,6 +26,8 @@ def main() -> int:
     parser.add_argument('command', choices=MODULES, metavar='COMMAND')
     parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='...')
     options = parser.parse_args()
+    # a folder named `kernels` where the command is typed must not hide ours
+    os.environ.setdefault('PYTHONSAFEPATH', '1')
     if options.command == 'train':
         return local.train(options.arguments)
     module = MODULES[options.command][0]

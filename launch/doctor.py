@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import torch
@@ -30,7 +31,7 @@ def findings() -> Iterator[tuple[str, str, str]]:
     yield 'C++ compiler', *_tool(('c++', 'g++', 'clang++'), 'CPU')
     yield 'nvcc', *_tool(('nvcc',), 'CUDA')
     yield from _collectives()
-    for name, folder in (('disk here', '.'), ('temporary files', os.environ.get('TMPDIR', '/tmp'))):
+    for name, folder in (('disk here', '.'), ('temporary files', tempfile.gettempdir())):
         free = shutil.disk_usage(folder).free / 1e9
         yield name, f'{free:.1f} GB free', 'imago train CONFIG --dry-run says what a run needs'
     yield 'configs', ', '.join(sorted(path.stem for path in CONFIGS.glob('*.yaml'))), 'names that imago train takes'

@@ -37,8 +37,11 @@ def run_torchrun(arguments: list[str]) -> int:
     agent = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent)
 
     def pass_on(number: int, _: object) -> None:
-        for worker in psutil.Process(agent.pid).children():
+        workers = psutil.Process(agent.pid).children() if agent.poll() is None else []
+        for worker in workers:
             worker.send_signal(number)
+        if not workers:   # it came before they did: nothing is lost
+            agent.terminate()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)

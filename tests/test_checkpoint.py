@@ -64,6 +64,26 @@ def test_a_damaged_newest_checkpoint_is_passed_over(copied, capsys, damage):
     assert find_damage(newest) is None and find_damage(older) is None
 
 
+def test_a_damaged_checkpoint_is_not_one_of_the_last_k(copied):
+    config, _ = copied
+    shorter = config.model_copy(update={'total_kimg': 0.036, 'checkpoint': config.checkpoint.model_copy(update={'keep': 1})})
+    newest = list_checkpoints(prepare(config).checkpoints.folder)[-1]
+    flip_a_byte(next(newest.glob('*.distcp')))
+    train(prepare(shorter))
+    assert [path.name for path in list_checkpoints(newest.parent)] == ['000000000036']
+    assert prepare(config).state.nimg == 36 and newest.with_name('damaged-' + newest.name).is_dir()
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(copied):
+    config, _ = copied
+    folder = prepare(config).checkpoints.folder
+    for path in list_checkpoints(folder):
+        (path / SEAL).unlink()
+    for _ in range(2):
+        with pytest.raises(ValueError, match='all 2 checkpoints in .* are damaged'):
+            prepare(config)
+
+
 def test_what_a_killed_save_leaves_is_swept_and_never_used(copied):
     config, _ = copied
     folder = prepare(config).checkpoints.folder

@@ -45,6 +45,8 @@ def test_dry_run_prints_configuration_and_needs_and_makes_nothing(shards, tmp_pa
     (['CONFIG', 'bacth=24'], 'unknown key bacth; did you mean batch?'),
     (['CONFIG', 'batch=18'], 'batch=18 is not a multiple of data.lanes=12; use batch=24'),
     (['CONFIG', 'micro_batch=5'], 'micro_batch=5'),
+    (['CONFIG', 'batch=18', '--dry-run'], 'batch=18'),
+    (['CONFIG', 'optim.betas=[1.5, 0.9]'], 'optim.betas.0=1.5'),
     (['CONFIG', 'data.path=nowhere'], 'nowhere'),
     (['CONFIG', 'data.resolution=18'], 'resolution'),
     (['CONFIG', 'data.resolution=32'], 'imago pack --resolution 32x32'),

@@ -10,6 +10,7 @@ import shutil
 import threading
 import warnings
 import zlib
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
@@ -50,12 +51,25 @@ class Checkpoints:
         return self._error is not None
 
     def newest(self) -> tuple[Path, dict] | None:
-        """The newest checkpoint that is whole, and what it says about itself. Warns of each damaged one it passes over."""
+        """The newest checkpoint that is whole, and what it says about itself; None if there are none at all.
+
+        Warns of each damaged one it passes over and renames it, as it must not count as one of the last k.
+        ValueError if all are damaged.
+        """
+        damaged = []
         for path in reversed(list_checkpoints(self.folder)):
             damage = [text for text in dist.gather(find_damage(path, dist.rank(), dist.world_size())) if text]
             if not damage:
+                if dist.is_main():
+                    for other in damaged:
+                        _move_aside(other)
+                dist.barrier()
                 return path, read_seal(path)
-            dist.print0(f'warning: checkpoint {path} is damaged ({damage[0]}); trying the one before')
+            dist.print0(f'warning: checkpoint {path} is damaged ({damage[0]})')
+            damaged.append(path)
+        if damaged:
+            raise ValueError(f'all {len(damaged)} checkpoints in {self.folder} are damaged; restore one, '
+                             'or choose another run_dir to start anew')
         return None
 
     def load(self, path: Path, state: TrainState) -> None:
@@ -87,8 +101,15 @@ class Checkpoints:
             error, self._error = self._error, None
             raise CheckpointError(error)
 
-    def _commit(self, written, aside: Path, final: Path, seal: dict) -> None:
-        """In the background: wait for the bytes, then seal, rename, prune. All ranks learn of a failure on one."""
+    def _commit(self, written: Future, aside: Path, final: Path, seal: dict) -> None:
+        """In the background."""
+        try:
+            self._seal(written, aside, final, seal)
+        except Exception as error:  # in a thread it would otherwise pass for success
+            self._error = f'checkpoint {final} could not be written: {error!r}'
+
+    def _seal(self, written: Future, aside: Path, final: Path, seal: dict) -> None:
+        """Wait for the bytes, then seal, rename, prune. All ranks learn of a failure on one."""
         try:
             written.result()
             failure, sums = None, _checksums(aside, dist.rank(), dist.world_size())
@@ -111,6 +132,13 @@ class Checkpoints:
             good = list_checkpoints(self.folder)
             self._error = (f'checkpoint {final} could not be written: {failures[0]} ({free:.3f} GB were free); '
                            f'the last good one is {good[-1].name if good else "none"}: make room and run the same command again')
+
+
+def _move_aside(path: Path) -> None:
+    kept = path.with_name('damaged-' + path.name)
+    if kept.exists():
+        shutil.rmtree(kept)
+    path.rename(kept)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -168,8 +196,6 @@ def _seal_and_rename(aside: Path, final: Path, seal: dict) -> None:
         file.flush()
         os.fsync(file.fileno())
     _fsync_folder(aside)
-    if final.exists():   # a damaged one of the same name, passed over on resuming
-        shutil.rmtree(final)
     aside.rename(final)
     _fsync_folder(final.parent)
 

@@ -74,10 +74,13 @@ class LossConfig(Section):
     style_mixing: float = Field(0.9, ge=0, le=1)
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimConfig(Section):
     g_lr: PositiveFloat = 0.002
     d_lr: PositiveFloat = 0.002
-    betas: tuple[float, float] = (0.0, 0.99)
+    betas: tuple[Beta, Beta] = (0.0, 0.99)
     eps: PositiveFloat = 1e-8
 
 
@@ -140,11 +143,11 @@ def load_config(source: str | Path, overrides: list[str] = ()) -> Config:
 
     ValueError names the key or value, the limit and the fix; an unknown key names the nearest known one.
     """
-    tree = _read_yaml(find_config(source))
+    tree = read_yaml(find_config(source))
     base = tree.pop('base', None)
     if base is not None:
         path = find_config(source).parent / str(base)
-        parent = _read_yaml(path)
+        parent = read_yaml(path)
         if 'base' in parent:
             raise ValueError(f'{path} is the base of {source} and has a base itself; only one level is allowed')
         tree = _merged(parent, tree)
@@ -193,7 +196,7 @@ def is_fixed(key: str) -> bool:
     return any(key == fixed or key.startswith(fixed + '.') for fixed in FIXED_ON_RESUME)
 
 
-def _read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
     if not path.is_file():
         raise ValueError(f'no configuration file {path}')
     try:

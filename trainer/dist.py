@@ -20,6 +20,10 @@ def init(device: str) -> None:
     global _control
     if device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('device=cuda, but torch sees no CUDA device; use device=cpu, or see imago doctor')
+    local_world = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    if device != 'cpu' and 0 < torch.cuda.device_count() < local_world:
+        raise ValueError(f'{local_world} processes on this machine, but only {torch.cuda.device_count()} GPUs; '
+                         'start one a GPU, or use device=cpu')
     if 'TORCHELASTIC_RUN_ID' in os.environ:
         _die_with_parent()
     cpu = device == 'cpu' or not torch.cuda.is_available()
@@ -83,12 +87,12 @@ def gather(value: object, group: torch.distributed.ProcessGroup | None = None) -
 
 
 def together(work: Callable[[], T], main_only: bool = False) -> T | None:
-    """Do local `work` on each rank (or on rank 0 alone); a ValueError on one is raised on all, before anyone goes on."""
+    """Do local `work` on each rank (or on rank 0 alone); a ValueError or OSError on one is raised on all, before anyone goes on."""
     result, error = None, None
     try:
         if is_main() or not main_only:
             result = work()
-    except ValueError as caught:
+    except (ValueError, OSError) as caught:
         error = caught
     messages = gather(error and str(error))
     for failed, message in enumerate(messages):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -30,7 +31,10 @@ def describe(path: str | Path) -> tuple[Path, dict]:
     if not folder.is_dir():
         raise ValueError(f'no such folder: {folder}; give a run folder, a checkpoint or an export')
     if (folder / ABOUT).is_file():
-        return folder, json.loads((folder / ABOUT).read_text())
+        about = json.loads((folder / ABOUT).read_text())
+        if not {'model', 'options', 'class_names', 'class_counts', 'nimg'} <= about.keys() or about['model'] not in MODELS:
+            raise ValueError(f'{folder / ABOUT} does not describe a generator; export it again')
+        return folder, about
     candidates = [folder] if (folder / SEAL).is_file() else list_checkpoints(folder / 'checkpoints')[::-1]
     damage = 'it has none'
     for checkpoint in candidates:
@@ -54,6 +58,6 @@ def load_generator(path: str | Path, device: str | torch.device = 'cpu') -> nn.M
             G.load_state_dict(load_file(folder / WEIGHTS))
         else:
             dcp.load({'G_ema': G.state_dict()}, checkpoint_id=folder, no_dist=True)
-    except (RuntimeError, dcp.api.CheckpointException) as error:
+    except (RuntimeError, SafetensorError, dcp.api.CheckpointException) as error:
         raise ValueError(f'the weights in {folder} are of another model than it says: {str(error).splitlines()[0]}') from error
     return G.to(device)

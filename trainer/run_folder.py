@@ -4,9 +4,7 @@ import fcntl
 import time
 from pathlib import Path
 
-import yaml
-
-from trainer.config import Config, changed_keys, is_fixed, parse_config, to_yaml
+from trainer.config import Config, changed_keys, is_fixed, parse_config, read_yaml, to_yaml
 
 CONFIG_FILE = 'config.yaml'
 
@@ -26,7 +24,9 @@ class RunFolder:
 
     def record(self, config: Config) -> None:
         """Once it is certain that the run goes on under `config`."""
-        (self.path / CONFIG_FILE).write_text(to_yaml(config))
+        aside = self.path / (CONFIG_FILE + '.tmp')
+        aside.write_text(to_yaml(config))
+        aside.replace(self.path / CONFIG_FILE)
 
     def _take_lock(self, wait_seconds: float) -> None:
         # a rank of a run that was killed a moment ago may still be dying
@@ -46,7 +46,7 @@ def read_config(folder: Path) -> Config:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f'{folder} is not a run folder: it has no {CONFIG_FILE}')
-    return parse_config(yaml.safe_load(path.read_text()), str(path))
+    return parse_config(read_yaml(path), str(path))
 
 
 def check_same_run(folder: Path, config: Config) -> None:

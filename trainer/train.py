@@ -101,7 +101,8 @@ def resume(config: Config, manifest: Manifest, state: TrainState) -> Checkpoints
     """Load the newest whole checkpoint into `state`, if there is one. ValueError if it is of another run."""
     about = {'config': config.model_dump(mode='json'), 'dataset': manifest.digest(),
              'generator': {'model': config.network.name, 'options': network_options(config, manifest)[0],
-                           'class_names': manifest.class_names, 'class_counts': manifest.class_counts}}
+                           'class_names': manifest.class_names if config.data.conditional else (),
+                           'class_counts': manifest.class_counts if config.data.conditional else ()}}
     checkpoints = Checkpoints(Path(config.run_dir) / 'checkpoints', config.checkpoint.keep, about)
     newest = checkpoints.newest()
     if newest is None:
@@ -131,16 +132,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.overrides)
         if options.dry_run:
-            print(to_yaml(config) + describe_run(config, open_checked(config).manifest))
+            config.check_world(dist.world_size())
+            dist.print0(to_yaml(config) + describe_run(config, open_checked(config).manifest))
             return 0
         dist.init(config.device)
         run = prepare(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         dist.shutdown()
         return fail(error, 2)
     try:
         train(run)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         return fail(error, 2)
     except (ShardError, NonFiniteGradient) as error:
         return fail(error, 1)
@@ -151,6 +153,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def fail(error: Exception, status: int) -> int:
     """One line for people; errors that all ranks share are told once."""
-    if dist.is_main() or isinstance(error, ShardError):
+    if dist.is_main() or isinstance(error, (ShardError, OSError)):
         print(f'imago train: error: {error}', file=sys.stderr, flush=True)
     return status

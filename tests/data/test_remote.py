@@ -180,7 +180,7 @@ def test_what_is_no_dataset_is_refused(folder, tmp_path):
         open_dataset('pipe:cat /data')
     with pytest.raises(ValueError, match='s3://bucket.*use pipe:'):
         open_dataset('s3://bucket/data')
-    with pytest.raises(ValueError, match='no dataset.json; make one with: imago pack SOURCE'):
+    with pytest.raises(ValueError, match='no readable dataset.json; make one with: imago pack SOURCE'):
         open_dataset(tmp_path)
     manifest = open_dataset(folder).manifest
     for change in ({'name': '../shard.tar'}, {'sha256': '../' * 20 + 'home'}):

@@ -61,7 +61,7 @@ def test_an_export_loads_in_three_lines_without_pickle(run, tmp_path):
 
 @pytest.mark.parametrize('options, message', [
     (['--seeds', '5-3'], '5-3'), (['--seeds', 'x'], "'x' is not a number"), (['--class', 'dog'], 'class0, class1, class2'),
-    (['--columns', '0'], 'below 1'),
+    (['--columns', '0'], 'below 1'), (['--psi', 'nan'], '--psi nan'), (['--seeds', '0-99999999999'], 'at most 10000'),
 ])
 def test_bad_options(run, tmp_path, capsys, options, message):
     assert sample.main([str(run), '--out', str(tmp_path / 'out'), *options]) == 2

@@ -37,8 +37,8 @@ class Folder:
     def read_manifest(self) -> str:
         try:
             return (self.path / FILE_NAME).read_text()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise ValueError(f'{self.path} is no packed dataset, it holds no {FILE_NAME}; '
+        except OSError as error:
+            raise ValueError(f'{self.path} is no packed dataset, it holds no readable {FILE_NAME}; '
                              f'make one with: imago pack SOURCE {self.path}') from error
 
     def open(self, shard: Shard) -> BinaryIO:
@@ -70,7 +70,10 @@ class Remote:
 
     def open(self, shard: Shard) -> BinaryIO:
         """ShardError when every attempt to fetch it failed."""
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ShardError(f'data.cache_dir={self.cache_dir} cannot be written: {error}') from error
         path = self.cache_dir / f'{shard.sha256}.tar'
         with _locked(path.with_suffix('.lock')):  # processes that want the same shard fetch it once
             try:

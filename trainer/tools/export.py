@@ -16,8 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f'{out} exists and is not an empty folder; choose another')
-        _, about = describe(options.source)
-        write_export(load_generator(options.source), about, out)
+        folder, about = describe(options.source)
+        write_export(load_generator(folder), about, out)
     except (ValueError, OSError) as error:
         print(f'imago export: error: {error}', file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """`imago sample`: pictures from a trained generator, the same for the same seeds."""
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from trainer.images import generate, grid
 from trainer.labels import class_index
 from trainer.randomness import Draws, seed_for
 
+MOST_SEEDS = 10_000   # they are all in memory before the first is written
+
 
 def parse_seeds(text: str) -> list[int]:
     """`0-3,10` -> [0, 1, 2, 3, 10]. ValueError names what it cannot read."""
@@ -22,8 +25,11 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r'(\d+)(?:-(\d+))?', part.strip())
         if match is None or int(match[2] or match[1]) < int(match[1]):
             raise ValueError(f'--seeds {text}: {part!r} is not a number or a rising range; write e.g. 0-15 or 3,7,100-103')
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return seeds
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last - first >= MOST_SEEDS:
+            raise ValueError(f'--seeds {text}: {last - first + 1} pictures in one range; ask for at most {MOST_SEEDS} at a time')
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))
 
 
 def draw_for_seeds(seeds: list[int], z_dim: int, class_counts: list[int], label: int | None) -> Draws:
@@ -43,21 +49,23 @@ def draw_for_seeds(seeds: list[int], z_dim: int, class_counts: list[int], label:
 def sample(options: argparse.Namespace) -> list[Path]:
     """Write the pictures; returns their paths. ValueError for what the user can mend."""
     seeds = parse_seeds(options.seeds)
-    _, about = describe(options.source)
+    folder, about = describe(options.source)
     label = None if options.label is None else class_index(options.label, about['class_names'])
+    if not math.isfinite(options.psi):
+        raise ValueError(f'--psi {options.psi} is not a number; 0 to 1 is usual')
     if options.columns < 1:
         raise ValueError(f'--columns {options.columns} is below 1')
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f'--out {out} is a file; give a folder')
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    G = load_generator(options.source, device)
+    G = load_generator(folder, device)
     counts = about['class_counts'] if G.c_dim else []
     draws = draw_for_seeds(seeds, G.z_dim, counts, label)
     pictures = generate(G, draws, device, options.psi)
     out.mkdir(parents=True, exist_ok=True)
     if options.grid:
-        paths = [out / f'grid-seeds{options.seeds.replace(",", "_")}-psi{options.psi:g}.png']
+        paths = [out / f'grid-seeds{seeds[0]}-{seeds[-1]}-psi{options.psi:g}.png']
         grid(pictures, options.columns).save(paths[0])
         return paths
     paths = [out / f'seed{seed:06d}.png' for seed in seeds]
