@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {'kernels', 'trainer.config', 'trainer.dist', 'trainer.resolution'},
+    {'kernels', 'trainer.config', 'trainer.dist', 'trainer.durable', 'trainer.resolution'},
     {'trainer.models', 'trainer.losses', 'trainer.regularizers', 'trainer.ema', 'trainer.optim', 'trainer.data',
      'trainer.labels', 'trainer.randomness'},
     {'trainer.parallel', 'trainer.state', 'trainer.checkpoint', 'trainer.export', 'trainer.run_folder', 'trainer.signals',

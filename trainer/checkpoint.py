@@ -5,7 +5,6 @@
 """
 
 import json
-import os
 import shutil
 import threading
 import warnings
@@ -17,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from trainer import dist
+from trainer.durable import sync_folder, write_text
 from trainer.state import TrainState
 
 SEAL = 'complete.json'
@@ -191,21 +191,10 @@ def _checksum(path: Path) -> list[int]:
 
 
 def _seal_and_rename(aside: Path, final: Path, seal: dict) -> None:
-    with open(aside / SEAL, 'w') as file:
-        json.dump(seal, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _fsync_folder(aside)
+    write_text(aside / SEAL, json.dumps(seal, indent=1))
+    sync_folder(aside)
     aside.rename(final)
-    _fsync_folder(final.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(final.parent)
 
 
 def _cause(error: Exception) -> str:

@@ -50,7 +50,11 @@ def load_generator(path: str | Path, device: str | torch.device = 'cpu') -> nn.M
 
     Call it as G(z [N, z_dim], c [N, c_dim], truncation_psi=1.0) -> images [NCHW] in [-1, 1]. ValueError if there is none.
     """
-    folder, about = describe(path)
+    return build_generator(*describe(path), device)
+
+
+def build_generator(folder: Path, about: dict, device: str | torch.device = 'cpu') -> nn.Module:
+    """The generator that `describe` has found, without reading the checkpoint's checksums once more."""
     Generator, _ = MODELS[about['model']]
     G = Generator(**about['options']).requires_grad_(False).eval()
     try:

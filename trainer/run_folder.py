@@ -4,7 +4,15 @@ import fcntl
 import time
 from pathlib import Path
 
-from trainer.config import Config, changed_keys, is_fixed, parse_config, read_yaml, to_yaml
+from trainer.config import (
+    Config,
+    changed_keys,
+    is_fixed,
+    parse_config,
+    read_yaml,
+    to_yaml,
+)
+from trainer.durable import write_text
 
 CONFIG_FILE = 'config.yaml'
 
@@ -24,9 +32,7 @@ class RunFolder:
 
     def record(self, config: Config) -> None:
         """Once it is certain that the run goes on under `config`."""
-        aside = self.path / (CONFIG_FILE + '.tmp')
-        aside.write_text(to_yaml(config))
-        aside.replace(self.path / CONFIG_FILE)
+        write_text(self.path / CONFIG_FILE, to_yaml(config))
 
     def _take_lock(self, wait_seconds: float) -> None:
         # a rank of a run that was killed a moment ago may still be dying

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from trainer.durable import write_text
 
 FILE_NAME = 'dataset.json'
 FORMAT = 'imago-shards/1'
@@ -73,12 +74,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Put `dataset.json` into `folder` in one step."""
-        aside = folder / (FILE_NAME + '.tmp')
-        with open(aside, 'w') as file:
-            file.write(self.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, folder / FILE_NAME)
+        write_text(folder / FILE_NAME, self.to_json())
 
 
 def sample_key(index: int) -> str:

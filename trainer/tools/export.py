@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from trainer.export import ABOUT, WEIGHTS, describe, load_generator, write_export
+from trainer.export import ABOUT, WEIGHTS, build_generator, describe, write_export
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f'{out} exists and is not an empty folder; choose another')
         folder, about = describe(options.source)
-        write_export(load_generator(folder), about, out)
+        write_export(build_generator(folder, about), about, out)
     except (ValueError, OSError) as error:
         print(f'imago export: error: {error}', file=sys.stderr)
         return 2

@@ -13,6 +13,7 @@ from typing import TextIO
 from webdataset import TarWriter
 
 from trainer.data.manifest import FILE_NAME, Shard, sample_key
+from trainer.durable import sync_folder
 
 REPORT = 'report.json'
 
@@ -93,11 +94,11 @@ def folder_in_the_making(out: Path, overwrite: bool) -> Iterator[tuple[Path, Tex
             yield aside, report
             report.flush()
             os.fsync(report.fileno())
-            _sync(aside)
+            sync_folder(aside)
             if overwrite and out.exists():
                 out.rename(old)
             aside.rename(out)
-            _sync(out.parent)
+            sync_folder(out.parent)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -124,11 +125,3 @@ def _empty(folder: Path, keep: str) -> None:
     for path in folder.iterdir():
         if path.name != keep:
             path.unlink()
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainer.export import describe, load_generator
+from trainer.export import build_generator, describe
 from trainer.images import generate, grid
 from trainer.labels import class_index
 from trainer.randomness import Draws, seed_for
@@ -59,7 +59,7 @@ def sample(options: argparse.Namespace) -> list[Path]:
     if out.exists() and not out.is_dir():
         raise ValueError(f'--out {out} is a file; give a folder')
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    G = load_generator(folder, device)
+    G = build_generator(folder, about, device)
     counts = about['class_counts'] if G.c_dim else []
     draws = draw_for_seeds(seeds, G.z_dim, counts, label)
     pictures = generate(G, draws, device, options.psi)
