@@ -1,4 +1,39 @@
-from setuptools import setup
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+
+
+class BuildKernels(build_ext):
+    """Compiles the kernels that this machine can; the others are compiled at first use. No failure stops an install."""
+
+    def run(self) -> None:
+        sys.path.insert(0, str(ROOT))
+        try:
+            from kernels.build import BuildError, compile_library
+            from kernels.library import library_name
+        except ImportError as error:   # pip's isolated builds have no torch
+            print(f'imago: kernels will be compiled at first use, as the build lacks {error.name}')
+            return
+        folder = (ROOT if self.inplace else Path(self.build_lib)) / 'kernels' / 'lib'
+        for device in ('cpu', 'cuda'):
+            for stale in folder.glob(f'imago_{device}-*'):
+                stale.unlink()
+            try:
+                compile_library(device, folder.absolute() / library_name(device))
+                print(f'imago: {device} kernels are compiled')
+            except BuildError as error:
+                print(f'imago: {device} kernels will be compiled at first use: {error}')
+
+    def get_outputs(self) -> list[str]:
+        return []   # build_ext expects Python modules
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
 
 setup(
     name='imago-gan',
@@ -7,7 +42,9 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=['trainer', 'trainer.data', 'trainer.models', 'trainer.tools', 'kernels', 'launch', 'configs'],
-    package_data={'configs': ['*.yaml']},
+    package_data={'configs': ['*.yaml'], 'kernels': ['csrc/**/*', 'lib/*.so']},
+    ext_modules=[Extension('kernels.lib.imago', [])],
+    cmdclass={'build_ext': BuildKernels},
     install_requires=[
         'torch>=2.11,<2.14',
         'accelerate>=1.10',
@@ -20,6 +57,7 @@ setup(
         'pyyaml>=6.0',
         'safetensors>=0.5',
         'tqdm>=4.66',
+        'ninja>=1.11',
     ],
     extras_require={'test': ['pytest>=8.0']},
     entry_points={'console_scripts': ['imago=launch.cli:main']},

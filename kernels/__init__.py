@@ -1,6 +1,10 @@
 """Operations on feature maps that PyTorch lacks. They know nothing of GANs."""
 
+from kernels.adain import adain
 from kernels.bias_act import bias_act
+from kernels.epilogue import epilogue
+from kernels.library import reference_path, status
+from kernels.modulate import modulate
 from kernels.upfirdn2d import (
     downsample2d,
     filter2d,
@@ -9,9 +13,5 @@ from kernels.upfirdn2d import (
     upsample2d,
 )
 
-__all__ = ['bias_act', 'downsample2d', 'filter2d', 'setup_filter', 'status', 'upfirdn2d', 'upsample2d']
-
-
-def status() -> dict[str, str]:
-    """Which implementation serves each operation: so far always 'reference', plain PyTorch."""
-    return {'upfirdn2d': 'reference', 'bias_act': 'reference'}
+__all__ = ['adain', 'bias_act', 'downsample2d', 'epilogue', 'filter2d', 'modulate', 'reference_path', 'setup_filter', 'status',
+           'upfirdn2d', 'upsample2d']

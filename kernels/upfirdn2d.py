@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.library import serves
+from kernels.ops import differentiable, empty_map, small_dtype
+
 Padding = tuple[int, int, int, int]  # left, right, top, bottom; pixels of the up-sampled picture, negative to crop
 
 
@@ -44,12 +47,11 @@ def upfirdn2d(x: Tensor, taps: Tensor, up: int | Sequence[int] = 1, down: int | 
         raise ValueError(f'upfirdn2d of {list(x.shape)} with {height}x{width} taps, up {up}, down {down} and padding '
                          f'{padding} would be empty ({out_height}x{out_width}): pad more or crop less')
 
-    taps = taps.to(x.device, torch.promote_types(x.dtype, torch.float32))
-    taps = taps.flip(list(range(taps.ndim))) if flip_filter else taps
+    taps = taps.to(x.device, small_dtype(x))
     if taps.ndim == 2:
-        return _UpFirDn2d.apply(x, taps * gain, up, down, padding)
-    x = _UpFirDn2d.apply(x, taps[None, :] * gain, (up[0], 1), (down[0], 1), (*padding[:2], 0, 0))
-    return _UpFirDn2d.apply(x, taps[:, None], (1, up[1]), (1, down[1]), (0, 0, *padding[2:]))
+        return resample(x, taps, up, down, padding, flip_filter, gain)
+    x = resample(x, taps[None, :], (up[0], 1), (down[0], 1), (*padding[:2], 0, 0), flip_filter, gain)
+    return resample(x, taps[:, None], (1, up[1]), (1, down[1]), (0, 0, *padding[2:]), flip_filter, 1.0)
 
 
 def filter2d(x: Tensor, taps: Tensor, gain: float = 1.0) -> Tensor:
@@ -72,8 +74,59 @@ def downsample2d(x: Tensor, taps: Tensor, down: int = 2) -> Tensor:
     return upfirdn2d(x, taps, down=down, padding=(left_top[1], right_bottom[1], left_top[0], right_bottom[0]))
 
 
+def resample(x: Tensor, taps: Tensor, up: tuple[int, int], down: tuple[int, int], padding: Padding, flip: bool,
+             gain: float) -> Tensor:
+    """`upfirdn2d` of checked arguments: taps [height, width] on x's device, of `small_dtype(x)`."""
+    if serves(x.device.type):
+        return _upfirdn2d(x, taps, *up, *down, *padding, flip, gain)
+    return _UpFirDn2d.apply(x, (taps.flip([0, 1]) if flip else taps) * gain, up, down, padding)
+
+
+def gradient_padding(size: Sequence[int], out_size: Sequence[int], taps: Sequence[int], up: tuple[int, int],
+                     down: tuple[int, int], padding: Padding) -> Padding:
+    """The gradient of upfirdn2d is upfirdn2d, up and down swapped and taps turned, with this padding.
+
+    size, out_size, taps: [..., height, width] of the input, the output and the filter.
+    """
+    result = ()
+    for axis in range(2):
+        length = taps[-1 - axis]
+        before = length - 1 - padding[2 * axis]
+        result += before, (size[-1 - axis] - 1) * up[axis] + length - out_size[-1 - axis] * down[axis] - before
+    return result
+
+
+torch.library.define('imago::upfirdn2d', '(Tensor x, Tensor taps, int up_x, int up_y, int down_x, int down_y, int left, '
+                                         'int right, int top, int bottom, bool flip, float gain) -> Tensor')
+
+
+@torch.library.register_fake('imago::upfirdn2d')
+def _fake(x, taps, up_x, up_y, down_x, down_y, left, right, top, bottom, flip, gain) -> Tensor:
+    height = _out_size(x.shape[2], taps.shape[0], up_y, down_y, (top, bottom))
+    width = _out_size(x.shape[3], taps.shape[1], up_x, down_x, (left, right))
+    return empty_map(x, (*x.shape[:2], height, width))
+
+
+def _setup(ctx, inputs: tuple, output: Tensor) -> None:
+    x, taps, *options = inputs
+    ctx.save_for_backward(taps)
+    ctx.up, ctx.down, ctx.padding, (ctx.flip, ctx.gain) = options[:2], options[2:4], options[4:8], options[8:]
+    ctx.size = x.shape
+
+
+def _backward(ctx, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    taps, = ctx.saved_tensors
+    if grad is not None:
+        padding = gradient_padding(ctx.size, grad.shape, taps.shape, ctx.up, ctx.down, ctx.padding)
+        grad = _upfirdn2d(grad, taps, *ctx.down, *ctx.up, *padding, not ctx.flip, ctx.gain)
+    return grad, *[None] * 11
+
+
+_upfirdn2d = differentiable('upfirdn2d', _setup, _backward)
+
+
 class _UpFirDn2d(torch.autograd.Function):
-    """For 2-D taps. Its gradient is itself, up and down swapped and taps flipped: fast for gradients of any order."""
+    """The twin in plain PyTorch, for 2-D taps. It has the same gradient: faster than that of the convolutions in it."""
 
     @staticmethod
     def forward(ctx, x: Tensor, taps: Tensor, up: tuple[int, int], down: tuple[int, int], padding: Padding) -> Tensor:
@@ -84,11 +137,7 @@ class _UpFirDn2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         taps, = ctx.saved_tensors
-        padding = ()
-        for axis, (up, down) in enumerate(zip(ctx.up, ctx.down)):
-            size, out_size, length = ctx.size[3 - axis], grad.shape[3 - axis], taps.shape[1 - axis]
-            before = length - 1 - ctx.padding[2 * axis]
-            padding += before, (size - 1) * up + length - out_size * down - before
+        padding = gradient_padding(ctx.size, grad.shape, taps.shape, ctx.up, ctx.down, ctx.padding)
         return _UpFirDn2d.apply(grad, taps.flip([0, 1]), ctx.down, ctx.up, padding), None, None, None, None
 
 

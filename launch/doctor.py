@@ -7,12 +7,14 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed
 
 import kernels
+from kernels.build import BuildError, find_compiler, find_nvcc
 from trainer.config import CONFIGS
 
 TESTED_TORCH = ('2.11', '2.14')   # from, below
@@ -21,15 +23,15 @@ PACKAGES = ('accelerate', 'webdataset', 'tensorboard', 'pillow', 'numpy', 'pydan
 
 def findings() -> Iterator[tuple[str, str, str]]:
     """(subject, what there is, what it means for a run)"""
-    yield 'python', platform.python_version(), 'fine' if sys.version_info >= (3, 11) else 'too old: 3.11 or later is needed'
+    new = sys.version_info >= (3, 11)
+    yield 'python', platform.python_version(), 'fine' if new else 'too old: 3.11 or later is needed'
     yield 'torch', torch.__version__, _judge_torch(torch.__version__)
     for name in PACKAGES:
         yield name, *_package(name)
     yield from _devices()
-    for op, backend in kernels.status().items():
-        yield f'kernel {op}', backend, 'exact, and slower than a compiled one' if backend == 'reference' else 'compiled'
-    yield 'C++ compiler', *_tool(('c++', 'g++', 'clang++'), 'CPU')
-    yield 'nvcc', *_tool(('nvcc',), 'CUDA')
+    yield 'C++ compiler', *_tool(find_compiler, 'CPU')
+    yield 'nvcc', *_tool(find_nvcc, 'CUDA')
+    yield from _kernels()
     yield from _collectives()
     for name, folder in (('disk here', '.'), ('temporary files', tempfile.gettempdir())):
         free = shutil.disk_usage(folder).free / 1e9
@@ -61,19 +63,35 @@ def _devices() -> Iterator[tuple[str, str, str]]:
         yield f'GPU {index}', f'{gpu.name}, {gpu.total_memory / 1e9:.0f} GB', f'used by runs; {bf16}'
 
 
-def _tool(names: tuple[str, ...], target: str) -> tuple[str, str]:
-    found = next(filter(None, map(shutil.which, names)), None)
-    return (found, f'{target} kernels can be compiled here') if found else ('none', f'no {target} kernels can be compiled here')
+def _tool(find: Callable[[], object], target: str) -> tuple[str, str]:
+    try:
+        find()
+    except BuildError as error:
+        return 'none', f'no {target} kernels can be compiled here: {error}'
+    return 'found', f'{target} kernels can be compiled here'
+
+
+def _kernels() -> Iterator[tuple[str, str, str]]:
+    """A line for each device type and backend, with the operations that it serves."""
+    serving = defaultdict(list)
+    for op, backends in kernels.status().items():
+        for device, backend in backends.items():
+            serving[device, backend].append(op)
+    for (device, backend), ops in serving.items():
+        found, _, why = backend.partition(': ')
+        meaning = f'exact, and slower than compiled ones, as {why}' if found == 'reference' else why or 'compiled'
+        yield f'{device} kernels', found, f'{", ".join(ops)}: {meaning}'
 
 
 def _collectives() -> Iterator[tuple[str, str, str]]:
     gloo, nccl = torch.distributed.is_gloo_available(), torch.distributed.is_nccl_available()
     yield 'gloo', 'yes' if gloo else 'no', 'several processes, and their checkpoints' if gloo else 'only one process'
-    yield 'nccl', 'yes' if nccl else 'no', 'several GPUs' if nccl else 'no several GPUs with this torch; CPU ranks use gloo'
+    yield 'nccl', 'yes' if nccl else 'no', 'several GPUs' if nccl else 'one GPU with this torch; CPU ranks use gloo'
 
 
 def main(arguments: list[str] | None = None) -> int:
-    argparse.ArgumentParser(prog='imago doctor', description=__doc__).parse_args(arguments)
+    about = f'{__doc__} It compiles the kernels if that is still to do.'
+    argparse.ArgumentParser(prog='imago doctor', description=about).parse_args(arguments)
     for subject, found, meaning in findings():
         print(f'{subject:18} {found:28} {meaning}')
     return 0

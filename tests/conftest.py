@@ -7,6 +7,8 @@ from shards_for_tests import write_dataset
 # tiny networks: threads would only wait for one another
 os.environ['OMP_NUM_THREADS'] = '1'
 torch.set_num_threads(1)
+# kernels that do not build must fail here, not be passed over
+os.environ.setdefault('IMAGO_KERNELS', 'strict')
 
 
 @pytest.fixture(scope='session')

@@ -1,0 +1,196 @@
+"""Which library of compiled kernels serves a device type: found, or built at first use. Without one PyTorch serves."""
+
+import fcntl
+import logging
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kernels import build
+from kernels.build import BuildError
+
+MODES = ('auto', 'reference', 'strict')
+DEVICES = ('cpu', 'cuda')
+OPS = ('upfirdn2d', 'bias_act', 'epilogue', 'modulate', 'adain')
+PREBUILT = Path(__file__).parent / 'lib'
+SOURCES = build.SOURCES
+WAIT_SECONDS = 300.0   # for another process to build; below the 10 minutes after which collectives give up
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """`library` serves, or plain PyTorch because of `reason`."""
+
+    library: Path | None
+    reason: str = ''
+
+
+_backends: dict[str, Backend] = {}
+_bypassed = False
+
+
+def serves(device_type: str) -> bool:
+    """Whether compiled kernels take tensors on this type of device. The first call for it may build them.
+
+    RuntimeError (BuildError) if they cannot be had and IMAGO_KERNELS=strict; ValueError for another unknown mode.
+    """
+    return not _bypassed and _has_library(device_type)
+
+
+def status() -> dict[str, dict[str, str]]:
+    """{op: {device type: what serves it, and why if plain PyTorch does}}. May build kernels, as a first use would."""
+    serving = {'cpu': _describe('cpu')}
+    serving['cuda'] = _describe('cuda') if torch.cuda.is_available() else 'not needed: torch sees no GPU'
+    return {op: dict(serving) for op in OPS}
+
+
+@contextmanager
+def reference_path() -> Iterator[None]:
+    """Inside, plain PyTorch serves all devices, in all threads: for comparisons."""
+    global _bypassed
+    before, _bypassed = _bypassed, True
+    try:
+        yield
+    finally:
+        _bypassed = before
+
+
+def library_name(device: str, sources: Path = build.SOURCES) -> str:
+    """File name of a library built ahead of time, with the digest of its sources: a stale one is not taken."""
+    return f'imago_{device}-{build.source_digest(sources)}.so'
+
+
+def _has_library(device_type: str) -> bool:
+    if device_type not in DEVICES:
+        return False
+    backend = _backend(device_type)
+    if backend.library is None and _mode() == 'strict':
+        raise BuildError(f'no compiled {device_type} kernels, and IMAGO_KERNELS=strict: {backend.reason}')
+    return backend.library is not None
+
+
+# what torch.compiler.assume_constant_result sets, but that takes a second to import
+_has_library._dynamo_marked_constant = True
+
+
+def _backend(device: str) -> Backend:
+    if device not in _backends:
+        _backends[device] = _choose(device)
+    return _backends[device]
+
+
+def _choose(device: str) -> Backend:
+    mode = _mode()
+    if mode == 'reference':
+        return Backend(None, 'IMAGO_KERNELS=reference')
+    try:
+        library = _find_or_build(device)
+        torch.ops.load_library(library)
+        if device == 'cuda':   # a driver older than the toolkit, or a GPU that the code is not for, shows here
+            torch.ops.imago.modulate(torch.ones(1, 1, 1, 1, device=device), torch.ones(1, 1, device=device))
+    except (RuntimeError, OSError) as error:
+        reason = ' '.join(f'{error}: {error.__cause__}'.split() if error.__cause__ else str(error).split())
+        if mode == 'auto':
+            logger.warning(f'imago: no compiled {device} kernels, plain PyTorch serves (exact, slower): {reason}')
+        return Backend(None, reason)
+    return Backend(library)
+
+
+def _mode() -> str:
+    mode = os.environ.get('IMAGO_KERNELS', 'auto')
+    if mode not in MODES:
+        raise ValueError(f'IMAGO_KERNELS is {mode!r}: set one of {", ".join(MODES)}')
+    return mode
+
+
+def _find_or_build(device: str) -> Path:
+    given = os.environ.get('IMAGO_KERNELS_LIBRARY')
+    if given and device == 'cpu':
+        return Path(given)
+    prebuilt = PREBUILT / library_name(device, SOURCES)
+    if build.is_whole(prebuilt):
+        return prebuilt
+
+    plan = build.plan(device, _architectures() if device == 'cuda' else (), SOURCES)
+    refusals = []
+    for folder, private in _cache_folders():
+        target = folder / f'imago_{device}-{plan.key}.so'
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if private:
+                _check_private(folder)
+            if build.is_whole(target):   # before the lock: the folder may be readable only
+                return target
+            lock = target.with_suffix('.lock').open('w')
+        except OSError as error:
+            refusals.append(str(error))
+            continue
+        with lock:
+            _build_locked(plan, target, lock.fileno())
+        return target
+    raise BuildError(f'no folder to build in, set IMAGO_KERNELS_CACHE: {"; ".join(refusals)}')
+
+
+def _build_locked(plan: build.Plan, target: Path, lock: int) -> None:
+    """Build unless another process does; its death frees the lock. BuildError if it holds it for WAIT_SECONDS."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not _acquire(lock):
+        if time.monotonic() > deadline:
+            raise BuildError(f'another process has been building for {WAIT_SECONDS:g} s, it holds '
+                             f'{target.with_suffix(".lock")}')
+        time.sleep(0.1)
+    if build.is_whole(target):
+        return
+    for leftover in target.parent.glob(f'{build.scratch_prefix(target)}*'):
+        shutil.rmtree(leftover, ignore_errors=True)   # of a killed build, whose compiler may still be writing
+    logger.warning(f'imago: compiling kernels, once: {target}')
+    build.build(plan, target)
+
+
+def _acquire(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _cache_folders() -> Iterator[tuple[Path, bool]]:
+    """(where libraries are kept, whether others must not be able to write there), the best first."""
+    if named := os.environ.get('IMAGO_KERNELS_CACHE'):
+        yield Path(named).absolute(), False
+    user = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
+    if user.is_absolute():   # without a home the tilde stays
+        yield user / 'imago' / 'kernels', False
+    yield Path(tempfile.gettempdir(), f'imago-kernels-{os.getuid()}'), True
+
+
+def _check_private(folder: Path) -> None:
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f'{folder} is not ours alone')
+
+
+def _architectures() -> tuple[str, ...]:
+    """Of the GPUs that torch sees, or all we know if it sees none."""
+    capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+    return tuple(sorted({f'{major}{minor}' for major, minor in capabilities})) or build.ARCHITECTURES
+
+
+def _describe(device: str) -> str:
+    library = _backend(device).library
+    if library is None:
+        return f'reference: {_backend(device).reason}'
+    if str(library) == os.environ.get('IMAGO_KERNELS_LIBRARY'):
+        return f'IMAGO_KERNELS_LIBRARY={library}'
+    return 'CUDA C++' if device == 'cuda' else f'C++ ({torch.backends.cpu.get_cpu_capability()})'

@@ -1,0 +1,53 @@
+"""Scales per sample and channel, as modulated convolutions put them on their input."""
+
+import torch
+from torch import Tensor
+
+from kernels.library import serves
+from kernels.ops import differentiable, empty_map, small_dtype
+
+
+def modulate(x: Tensor, scale: Tensor) -> Tensor:
+    """x [NCHW] times scale [N, C], of x's type and layout. Differentiable any number of times.
+
+    ValueError if scale is not [N, C].
+    """
+    if x.ndim != 4 or scale.shape != x.shape[:2]:
+        raise ValueError(f'scale of shape {list(scale.shape)} does not fit x of shape {list(x.shape)}: '
+                         'x must be [N, C, H, W] and scale [N, C]')
+    if serves(x.device.type):
+        return _modulate(x, scale.to(small_dtype(x)))
+    return x * scale.to(x.dtype)[:, :, None, None]
+
+
+torch.library.define('imago::modulate', '(Tensor x, Tensor scale) -> Tensor')
+torch.library.define('imago::modulate_grad', '(Tensor g, Tensor x, Tensor scale, bool for_scale) -> (Tensor, Tensor)')
+
+
+@torch.library.register_fake('imago::modulate')
+def _fake(x, scale) -> Tensor:
+    return empty_map(x)
+
+
+@torch.library.register_fake('imago::modulate_grad')
+def _fake_grad(g, x, scale, for_scale) -> tuple[Tensor, Tensor]:
+    return empty_map(x), scale.new_empty(x.shape[0] if for_scale else 0, x.shape[1])
+
+
+def _setup(ctx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, g: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    x, scale = ctx.saved_tensors
+    if g is None:
+        return None, None
+    for_scale = ctx.needs_input_grad[1]
+    if not torch.is_grad_enabled():
+        dx, dscale = torch.ops.imago.modulate_grad(g, x, scale, for_scale)
+        return dx, dscale if for_scale else None
+    # to be differentiated again
+    return _modulate(g, scale), (g * x).sum((2, 3), dtype=scale.dtype) if for_scale else None
+
+
+_modulate = differentiable('modulate', _setup, _backward)
