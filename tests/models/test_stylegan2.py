@@ -93,7 +93,7 @@ def test_modulated_convolution_is_twice_differentiable(demodulate, up):
     up_filter = torch.rand(4, 4, dtype=torch.float64) if up else None
 
     def call(x, weight, style):
-        return modulated_conv2d(x, weight, style, demodulate, up_filter)
+        return modulated_conv2d(x, weight, style, demodulate=demodulate, up_filter=up_filter)
     assert torch.autograd.gradcheck(call, (x, weight, style))
     assert torch.autograd.gradgradcheck(call, (x, weight, style))
 

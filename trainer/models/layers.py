@@ -106,5 +106,11 @@ def block_dtype(low_precision: str, low_precision_blocks: int, index: int, doubl
     return DTYPES[low_precision] if index > max(doublings - low_precision_blocks, 0) else torch.float32
 
 
+def as_maps(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x [NCHW] as blocks of type `dtype` compute on it: in memory as [N, H, W, C] where convolutions are faster so."""
+    nhwc = x.device.type == 'cpu' or dtype != torch.float32
+    return x.to(dtype, memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+
+
 def default_clamp(low_precision: str, conv_clamp: float | None) -> float | None:
     return FP16_CLAMP if conv_clamp is None and low_precision == 'fp16' else conv_clamp

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import bias_act, setup_filter, upfirdn2d, upsample2d
+from kernels import epilogue, modulate, setup_filter, upsample2d
 from trainer.models.layers import (
     Conv2d,
     FullyConnected,
     HalfSizeShortcut,
     append_minibatch_stddev,
+    as_maps,
     block_channels,
     block_dtype,
     default_clamp,
@@ -26,26 +27,33 @@ from trainer.resolution import base_and_doublings
 NOISE = ('random', 'const', 'none')
 
 
-def modulated_conv2d(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool = True,
-                     up_filter: Tensor | None = None) -> Tensor:
-    """Equations 1-3: x [NIHW] with weight [O, I, k, k] scaled by style [N, I]; doubled in size with `up_filter`.
+def modulated_conv2d(x: Tensor, weight: Tensor, style: Tensor, b: Tensor | None = None, noise: Tensor | None = None,
+                     demodulate: bool = True, up_filter: Tensor | None = None, slope: float = 1.0,
+                     clamp: float | None = None) -> Tensor:
+    """Equations 1-3, noise, bias and leaky ReLU: x [NIHW] with weight [O, I, k, k] scaled by style [N, I] -> [NOHW].
 
-    Styles scale the input and demodulation the output, so one convolution serves all samples.
+    Doubled in size with `up_filter`. slope: of the activation below 0; 1 for none.
     """
     if x.dtype == torch.float16 and demodulate:
         # demodulation cancels these scales; without them float16 overflows
         weight = weight / weight.abs().amax(dim=(1, 2, 3), keepdim=True) / sqrt(weight[0].numel())
         style = style / style.abs().amax(dim=1, keepdim=True)
-    x = x * style.to(x.dtype)[:, :, None, None]
-    if up_filter is None:
-        x = F.conv2d(x, weight.to(x.dtype), padding=weight.shape[2] // 2)
+    scale = (style.square() @ weight.square().sum(dim=(2, 3)).t() + 1e-8).rsqrt() if demodulate else None  # [N, O]
+    if len(x) == 1 and weight.numel() < x.numel():
+        # one sample: scaling the weights is less work than scaling the maps
+        weight = weight * style[0, :, None, None]
+        weight, scale = weight if scale is None else weight * scale[0, :, None, None, None], None
     else:
-        x = F.conv_transpose2d(x, weight.transpose(0, 1).to(x.dtype), stride=2)
-        x = upfirdn2d(x, up_filter, padding=1, gain=4)
-    if demodulate:
-        scale = (style.square() @ weight.square().sum(dim=(2, 3)).t() + 1e-8).rsqrt()  # [N, O]
-        x = x * scale.to(x.dtype)[:, :, None, None]
-    return x
+        # one convolution for all samples: styles scale its input, demodulation its output
+        x = modulate(x, style)
+    weight = weight.to(x.dtype)
+    fir = {}
+    if up_filter is None:
+        x = F.conv2d(x, weight, padding=weight.shape[2] // 2)
+    else:
+        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        fir = {'taps': up_filter, 'padding': (1, 1, 1, 1), 'fir_gain': 4}
+    return epilogue(x, scale, noise, b, alpha=slope, gain=1 if slope == 1 else sqrt(2), clamp=clamp, **fir)
 
 
 class Mapping(nn.Module):
@@ -92,11 +100,12 @@ class SynthesisLayer(nn.Module):
         self.register_buffer('up_filter', setup_filter([1, 3, 3, 1]) if up else None, persistent=False)
 
     def forward(self, x: Tensor, w: Tensor, noise: str) -> Tensor:
-        x = modulated_conv2d(x, self.weight, self.affine(w), up_filter=self.up_filter)
+        plane = None
         if noise != 'none':
-            plane = self.noise_const if noise == 'const' else torch.randn(len(x), 1, *self.size, device=x.device)
-            x = x + (plane * self.noise_strength).to(x.dtype)
-        return bias_act(x, self.bias, act='lrelu', clamp=self.clamp)
+            plane = self.noise_const[None, None] if noise == 'const' else torch.randn(len(x), 1, *self.size, device=x.device)
+            plane = plane * self.noise_strength
+        return modulated_conv2d(x, self.weight, self.affine(w), self.bias, plane, up_filter=self.up_filter, slope=0.2,
+                                clamp=self.clamp)
 
 
 class ToRGB(nn.Module):
@@ -110,8 +119,8 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(img_channels))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        x = modulated_conv2d(x, self.weight, self.affine(w) * self.weight_gain, demodulate=False)
-        return bias_act(x, self.bias, clamp=self.clamp)
+        return modulated_conv2d(x, self.weight, self.affine(w) * self.weight_gain, self.bias, demodulate=False,
+                                clamp=self.clamp)
 
 
 class SynthesisBlock(nn.Module):
@@ -132,9 +141,9 @@ class SynthesisBlock(nn.Module):
     def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise: str) -> tuple[Tensor, Tensor]:
         """ws: those from this block's first layer on. Returns features and picture (float32)."""
         if x is None:
-            x = self.const.expand(len(ws), -1, -1, -1)
+            x = as_maps(self.const.expand(len(ws), -1, -1, -1), self.dtype)
         else:
-            x = self.conv0(x.to(self.dtype), ws[:, 0], noise)
+            x = self.conv0(as_maps(x, self.dtype), ws[:, 0], noise)
             ws = ws[:, 1:]
         x = self.conv1(x, ws[:, 0], noise)
         rgb = self.torgb(x, ws[:, 1]).float()
@@ -199,7 +208,7 @@ class DiscriminatorBlock(nn.Module):
         self.skip = HalfSizeShortcut(in_channels, out_channels, gain=sqrt(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fromrgb(x.to(self.dtype))
+        x = self.fromrgb(as_maps(x, self.dtype))
         return self.skip(x) + self.conv1(self.conv0(x))
 
 
@@ -216,7 +225,7 @@ class DiscriminatorEpilogue(nn.Module):
         self.out = FullyConnected(channels, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = append_minibatch_stddev(self.fromrgb(x.float()), self.mbstd_group)
+        x = append_minibatch_stddev(self.fromrgb(as_maps(x, torch.float32)), self.mbstd_group)
         return self.out(self.fc(self.conv(x).flatten(1)))
 
 
