@@ -106,6 +106,7 @@ class Config(Section):
     run_dir: str
     seed: int = Field(0, ge=0)
     device: Literal['auto', 'cpu', 'cuda'] = 'auto'
+    compile: bool = False                         # torch.compile G and D for the main phases; penalties stay eager
     total_kimg: PositiveFloat = 25000.0
     batch: PositiveInt = 64                       # images a step, over all ranks
     micro_batch: PositiveInt = 8                  # images a forward pass on one rank

@@ -1,9 +1,11 @@
 """Networks, losses and penalties become phases. What a published recipe says is here and in its YAML."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer import dist
 from trainer.config import Config
@@ -39,11 +41,28 @@ class Recipe:
             phases.append(Phase('G_reg', state.G, state.opt_G, loss.pl_interval, self.g_reg, self.move_pl_mean))
         return phases
 
+    @cached_property
+    def synthesis(self) -> Callable[..., Tensor]:
+        """G's synthesis network for the main phases. Their penalties differentiate twice, which compiled code cannot."""
+        return self.maybe_compiled(self.state.G.synthesis)
+
+    @cached_property
+    def discriminator(self) -> Callable[..., Tensor]:
+        """D for the main phases."""
+        return self.maybe_compiled(self.state.D)
+
+    def maybe_compiled(self, network: nn.Module) -> Callable[..., Tensor]:
+        if not self.config.compile:
+            return network
+        from torch._inductor import config  # a second to import
+        config.fallback_random = True           # layer noise is then what it is without compiling
+        return torch.compile(network, dynamic=False)
+
     def d_main(self, micro: MicroBatch) -> tuple[Tensor, Means]:
         with torch.no_grad():
             fakes = self.generate(micro)[0]
-        real = self.state.D(micro.images, micro.labels)  # [N, 1]
-        fake = self.state.D(fakes, micro.fake_labels)
+        real = self.discriminator(micro.images, micro.labels)  # [N, 1]
+        fake = self.discriminator(fakes, micro.fake_labels)
         loss = LOSSES[self.config.loss.name].d_loss(real, fake)
         return loss, {'loss/D': loss, 'logits/real': real.mean(), 'logits/fake': fake.mean(),
                       'logits/real_sign': real.sign().mean(), 'logits/fake_sign': fake.sign().mean()}
@@ -56,7 +75,7 @@ class Recipe:
 
     def g_main(self, micro: MicroBatch) -> tuple[Tensor, Means]:
         fakes, w = self.generate(micro)
-        loss = LOSSES[self.config.loss.name].g_loss(self.state.D(fakes, micro.fake_labels))
+        loss = LOSSES[self.config.loss.name].g_loss(self.discriminator(fakes, micro.fake_labels))
         return loss, {'loss/G': loss, 'w_mean': w.mean(dim=0)}
 
     def g_reg(self, micro: MicroBatch) -> tuple[Tensor, Means]:
@@ -81,7 +100,7 @@ class Recipe:
     def generate(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Fakes [NCHW] and the first latent's w [N, w_dim]."""
         ws, w = self.styles(micro)
-        return self.state.G.synthesis(ws), w
+        return self.synthesis(ws), w
 
     def move_w_avg(self, means: Means) -> None:
         self.state.G.mapping.w_avg.lerp_(means.pop('w_mean'), 1 - self.config.ema.w_avg_beta)
