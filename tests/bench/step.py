@@ -1,0 +1,135 @@
+"""What a training step of StyleGAN2 costs with each kind of kernels, in one run, and where its time goes.
+
+    python tests/bench/step.py [--device cuda] [--profile] [--forms fused reference ...] [key=value ...]
+
+64 px, channel base 4096, at most 128 channels, batch 8, R1 every 16 steps, path length every 4, unless overridden.
+fused: as training runs. unfused: our upfirdn2d and bias_act alone. reference: plain PyTorch, its best eager forms.
+usual: plain PyTorch with upfirdn2d by its definition (zeros put in, padded, convolved). compiled: fused, `compile: true`.
+"""
+
+import argparse
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import kernels
+from trainer import dist
+from trainer.config import Config, load_config
+from trainer.data.manifest import Manifest, Shard
+from trainer.data.stream import Batch
+from trainer.parallel import make_strategy
+from trainer.phase import run_phase
+from trainer.recipe import Recipe
+from trainer.state import make_state
+
+DEFAULTS = ['data.resolution=64', 'data.conditional=false', 'data.lanes=1', 'batch=8', 'micro_batch=8', 'network.z_dim=512',
+            'network.w_dim=512', 'network.mapping_layers=8', 'network.channel_base=4096', 'network.channel_max=128',
+            'loss.pl_weight=2', 'loss.r1_interval=16', 'loss.pl_interval=4']
+ROUNDS = 9
+
+
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Epilogues and modulation from their parts."""
+    with contextlib.ExitStack() as stack:
+        for module in ('epilogue', 'modulate'):
+            stack.enter_context(mock.patch.object(sys.modules[f'kernels.{module}'], 'serves', lambda device: False))
+        yield
+
+
+@contextlib.contextmanager
+def usual() -> Iterator[None]:
+    """upfirdn2d as most people write it."""
+    def by_definition(x, taps, up, down, padding):
+        n, c, h, w = x.shape
+        x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up[0] - 1, 0, 0, 0, up[1] - 1)).reshape(n, c, h * up[1], w * up[0])
+        x = F.conv2d(F.pad(x, padding), taps.flip([0, 1]).to(x.dtype).expand(c, 1, -1, -1), groups=c)
+        return x[:, :, ::down[1], ::down[0]]
+    with kernels.reference_path(), mock.patch.object(sys.modules['kernels.upfirdn2d'], '_torch_upfirdn2d', by_definition):
+        yield
+
+
+FORMS = {'fused': contextlib.nullcontext, 'unfused': unfused, 'reference': kernels.reference_path, 'usual': usual,
+         'compiled': contextlib.nullcontext}
+
+
+class Trainer:
+    """Steps on pictures of noise."""
+
+    def __init__(self, config: Config) -> None:
+        manifest = Manifest(config.data.resolution, 3, 'webp', (), (), (Shard('none.tar', 0, 1, 1, '0' * 64),))
+        self.config, self.state = config, make_state(config, manifest, dist.device())
+        self.recipe, self.strategy = Recipe(config, manifest, self.state), make_strategy(self.state.G, self.state.D)
+        self.phases = self.recipe.phases()
+        images = torch.randn(config.batch, 3, *config.data.resolution, device=dist.device()).clamp(-1, 1)
+        labels = torch.zeros(config.batch, dtype=torch.int64, device=dist.device())
+        self.batch = Batch(images, labels, keys=[], nimg=0, damaged=[])
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase."""
+        return {phase.name: self.time(phase) for phase in self.phases}
+
+    def time(self, phase) -> float:
+        synchronize()
+        began = time.perf_counter()
+        run_phase(phase, self.recipe.micro_batches(self.batch, phase), 0, 0, self.strategy)
+        synchronize()
+        return time.perf_counter() - began
+
+
+def synchronize() -> None:
+    if dist.device().type == 'cuda':
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('overrides', nargs='*', metavar='key=value')
+    parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
+    parser.add_argument('--forms', nargs='+', default=['fused', 'unfused', 'reference', 'usual'], choices=FORMS)
+    parser.add_argument('--profile', action='store_true', help='where the time of the first form goes')
+    arguments = parser.parse_args()
+    dist.init(arguments.device)
+    config = load_config('demo', DEFAULTS + arguments.overrides)
+    trainers = {form: Trainer(config.model_copy(update={'compile': form == 'compiled'})) for form in arguments.forms}
+    times = {form: [] for form in trainers}
+    for turn in range(ROUNDS + 1):  # the forms take turns; the first round warms up
+        for form, trainer in trainers.items():
+            with FORMS[form]():
+                seconds = trainer.seconds()
+            if turn:
+                times[form].append(seconds)
+    print(f'{"":10} {"".join(f"{phase.name:>9}" for phase in trainer.phases)}  ms a step, img/s')
+    baseline = None
+    for form, rounds in times.items():
+        medians = {phase.name: statistics.median(seconds[phase.name] for seconds in rounds) for phase in trainer.phases}
+        step = sum(medians[phase.name] / phase.interval for phase in trainer.phases)
+        baseline = baseline or step
+        print(f'{form:10} {"".join(f"{1e3 * value:9.1f}" for value in medians.values())}  {1e3 * step:7.1f}  '
+              f'{config.batch / step:7.1f}   {step / baseline:.2f} times the first')
+    if arguments.profile:
+        print_profile(trainers[arguments.forms[0]], FORMS[arguments.forms[0]])
+
+
+def print_profile(trainer: Trainer, form) -> None:
+    """Over 16 steps: R1 once, path length four times."""
+    with form(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for phase in trainer.phases:
+            for _ in range(16 // phase.interval):
+                trainer.time(phase)
+    key = 'self_cuda_time_total' if dist.device().type == 'cuda' else 'self_cpu_time_total'
+    print(profiler.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=50))
+
+
+if __name__ == '__main__':
+    main()
