@@ -32,7 +32,7 @@ def test_help_version_and_doctor():
 
 def test_dry_run_prints_configuration_and_needs_and_makes_nothing(shards, tmp_path, capsys):
     path = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml')
-    assert main([str(path), '--dry-run', 'optim.g_lr=0.5']) == 0
+    assert main([str(path), '--dry-run', 'optim.g_lr=0.5', 'compile=true']) == 0
     printed = capsys.readouterr().out
     assert yaml.safe_load(printed)['optim']['g_lr'] == 0.5
     for fact in ('16 x 16, 30 in 3 shards', '# parameters    G ', '# memory', '# disk'):

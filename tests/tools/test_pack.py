@@ -229,7 +229,8 @@ def test_interrupted_run_leaves_nothing_that_looks_complete(tmp_path, number):
         assert process.returncode is None
     process.send_signal(number)
     stderr = process.communicate(timeout=30)[1]  # ends when the workers, who share the pipe, have ended too
-    assert process.returncode == (-number if number == signal.SIGKILL else 130) and b'Traceback' not in stderr
+    assert process.returncode == (-number if number == signal.SIGKILL else 130), stderr.decode()
+    assert b'Traceback' not in stderr
     assert not (tmp_path / 'out').exists()
     assert (tmp_path / 'out.tmp-pack').exists() == (number == signal.SIGKILL)
     for i in range(2, 200):

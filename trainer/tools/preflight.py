@@ -43,6 +43,7 @@ def state_bytes(G: nn.Module, D: nn.Module) -> int:
 def phase_activations(config: Config, manifest: Manifest, G: nn.Module, D: nn.Module) -> list[tuple[str, int]]:
     """Bytes that each phase keeps for its backward pass, traced on tensors that have a shape and no content."""
     n = config.micro_batch
+    eager = config.model_copy(update={'compile': False})  # compiled code cannot run on tensors without content
     sizes = []
     with FakeTensorMode() as mode:
         for network in (G, D):
@@ -51,7 +52,7 @@ def phase_activations(config: Config, manifest: Manifest, G: nn.Module, D: nn.Mo
         draws = draw(0, 0, '', n, z_dim=G.z_dim, num_ws=G.num_ws, style_mixing=0.0, class_counts=())
         micro = MicroBatch(torch.zeros(n, manifest.channels, *G.resolution), torch.zeros(n, G.c_dim), draws,
                            torch.zeros(n, G.c_dim))
-        for phase in Recipe(config, manifest, state).phases():
+        for phase in Recipe(eager, manifest, state).phases():
             for network in (G, D):
                 network.requires_grad_(network is phase.network)
             sizes.append((phase.name, saved_bytes(lambda: phase.loss(micro))))
