@@ -25,6 +25,8 @@ def epilogue(x: Tensor, scale: Tensor | None = None, noise: Tensor | None = None
     ValueError for tensors that do not fit, and for an alpha or gain that is not positive.
     """
     _check(x, scale, noise, b, taps, padding, alpha, gain, clamp)
+    if taps is None and scale is None and noise is None:
+        return bias_act(x, b, act='lrelu', alpha=alpha, gain=gain, clamp=clamp)
     if serves(x.device.type):
         small = small_dtype(x)
         scale, noise, b, taps = (None if t is None else t.to(x.device, small) for t in (scale, noise, b, taps))
@@ -116,9 +118,8 @@ def _differentiable_grad(ctx, g: Tensor, y: Tensor, scale: Tensor | None, noise:
     dnoise = du.sum(dim=1, keepdim=True, dtype=small_dtype(y)) if ctx.needs_input_grad[9] else None
     if scale is None:
         return du, None, dnoise, db
-    v = torch.where(y > 0, y / ctx.gain, y / (ctx.gain * ctx.alpha))
-    for other in (noise, None if b is None else b[:, None, None]):
-        v = v if other is None else v - other.to(y.dtype)
+    u = bias_act(y, act='lrelu', alpha=1 / ctx.alpha, gain=1 / ctx.gain)  # undone
+    v = epilogue(u, None, None if noise is None else -noise, None if b is None else -b, alpha=1, gain=1)
     dscale = (du * v).sum((2, 3), dtype=scale.dtype) / scale if ctx.needs_input_grad[8] else None
     return modulate(du, scale), dscale, dnoise, db
 

@@ -3,22 +3,27 @@
     python tests/bench/kernel_speed.py                    shapes of the CPU figures, float32
     python tests/bench/kernel_speed.py --device cuda      layers of a 512 px StyleGAN2 at batch 8, bf16 and float32
 
-Medians; the forms of a line are timed in turns in the same run. Bytes are those that any implementation must move.
+Medians; the forms of a line take turns in the same run. Bytes are those that any implementation must move.
 """
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import sqrt
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 import kernels
 from kernels.library import serves
+from trainer import dist
 
 LAYOUTS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
 RESAMPLING = {'up 2': (2, 1, (2, 1, 2, 1)), 'down 2': (1, 2, (1, 1, 1, 1)), 'same': (1, 1, (2, 1, 2, 1))}
@@ -33,26 +38,27 @@ class Case:
     forms: dict[str, Callable[[], object]] = field(default_factory=dict)
 
 
-def median_seconds(forms: list[Callable[[], object]], device: str, rounds: int = 15) -> list[float]:
-    """Each form's median over rounds in which all take turns."""
+def median_seconds(forms: list[Callable[[], object]], device: str) -> list[float]:
+    """Each form's median over three turns; a turn is eight calls, of which the first two only warm up."""
     times = [[] for _ in forms]
-    for turn in range(rounds + 2):
+    for _ in range(3):
         for form, kept in zip(forms, times):
-            if device == 'cuda':
-                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                torch.cuda._sleep(200_000)  # hides the launch
-                start.record()
-                form()
-                end.record()
-                end.synchronize()
-                seconds = start.elapsed_time(end) / 1000
-            else:
-                began = time.perf_counter()
-                form()
-                seconds = time.perf_counter() - began
-            if turn >= 2:
-                kept.append(seconds)
+            kept += [seconds(form, device) for _ in range(8)][2:]
     return [statistics.median(kept) for kept in times]
+
+
+def seconds(form: Callable[[], object], device: str) -> float:
+    if device == 'cuda':
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(200_000)  # hides the launch
+        start.record()
+        form()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    began = time.perf_counter()
+    form()
+    return time.perf_counter() - began
 
 
 def usual_upfirdn2d(x: Tensor, taps: Tensor, up: int, down: int, padding: tuple[int, ...]) -> Tensor:
@@ -177,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
     device = parser.parse_args().device
+    dist.init(device)  # as in training, also the allocator's settings
     if not serves(device):
         parser.error(f'no compiled kernels: {kernels.status()}')
     if device == 'cpu':

@@ -4,7 +4,8 @@
 
 64 px, channel base 4096, at most 128 channels, batch 8, R1 every 16 steps, path length every 4, unless overridden.
 fused: as training runs. unfused: our upfirdn2d and bias_act alone. reference: plain PyTorch, its best eager forms.
-usual: plain PyTorch with upfirdn2d by its definition (zeros put in, padded, convolved). compiled: fused, `compile: true`.
+usual: plain PyTorch with upfirdn2d by its definition (zeros put in, padded, convolved), all maps NCHW.
+compiled: fused, `compile: true`. bf16: fused, all blocks but the coarsest in bf16.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from trainer import dist
 from trainer.config import Config, load_config
 from trainer.data.manifest import Manifest, Shard
 from trainer.data.stream import Batch
+from trainer.models import stylegan2
 from trainer.parallel import make_strategy
 from trainer.phase import run_phase
 from trainer.recipe import Recipe
@@ -35,7 +37,7 @@ from trainer.state import make_state
 DEFAULTS = ['data.resolution=64', 'data.conditional=false', 'data.lanes=1', 'batch=8', 'micro_batch=8', 'network.z_dim=512',
             'network.w_dim=512', 'network.mapping_layers=8', 'network.channel_base=4096', 'network.channel_max=128',
             'loss.pl_weight=2', 'loss.r1_interval=16', 'loss.pl_interval=4']
-ROUNDS = 9
+ROUNDS = 7
 
 
 @contextlib.contextmanager
@@ -55,12 +57,14 @@ def usual() -> Iterator[None]:
         x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up[0] - 1, 0, 0, 0, up[1] - 1)).reshape(n, c, h * up[1], w * up[0])
         x = F.conv2d(F.pad(x, padding), taps.flip([0, 1]).to(x.dtype).expand(c, 1, -1, -1), groups=c)
         return x[:, :, ::down[1], ::down[0]]
-    with kernels.reference_path(), mock.patch.object(sys.modules['kernels.upfirdn2d'], '_torch_upfirdn2d', by_definition):
+    with (kernels.reference_path(), mock.patch.object(sys.modules['kernels.upfirdn2d'], '_torch_upfirdn2d', by_definition),
+          mock.patch.object(stylegan2, 'as_maps', lambda x, dtype: x.to(dtype))):
         yield
 
 
 FORMS = {'fused': contextlib.nullcontext, 'unfused': unfused, 'reference': kernels.reference_path, 'usual': usual,
-         'compiled': contextlib.nullcontext}
+         'compiled': contextlib.nullcontext, 'bf16': contextlib.nullcontext}
+CHANGES = {'compiled': ['compile=true'], 'bf16': ['network.low_precision=bf16', 'network.low_precision_blocks=10']}
 
 
 class Trainer:
@@ -100,8 +104,8 @@ def main() -> None:
     parser.add_argument('--profile', action='store_true', help='where the time of the first form goes')
     arguments = parser.parse_args()
     dist.init(arguments.device)
-    config = load_config('demo', DEFAULTS + arguments.overrides)
-    trainers = {form: Trainer(config.model_copy(update={'compile': form == 'compiled'})) for form in arguments.forms}
+    trainers = {form: Trainer(load_config('demo', DEFAULTS + CHANGES.get(form, []) + arguments.overrides))
+                for form in arguments.forms}
     times = {form: [] for form in trainers}
     for turn in range(ROUNDS + 1):  # the forms take turns; the first round warms up
         for form, trainer in trainers.items():
@@ -111,12 +115,12 @@ def main() -> None:
                 times[form].append(seconds)
     print(f'{"":10} {"".join(f"{phase.name:>9}" for phase in trainer.phases)}  ms a step, img/s')
     baseline = None
-    for form, rounds in times.items():
+    for (form, rounds), trainer in zip(times.items(), trainers.values()):
         medians = {phase.name: statistics.median(seconds[phase.name] for seconds in rounds) for phase in trainer.phases}
         step = sum(medians[phase.name] / phase.interval for phase in trainer.phases)
         baseline = baseline or step
         print(f'{form:10} {"".join(f"{1e3 * value:9.1f}" for value in medians.values())}  {1e3 * step:7.1f}  '
-              f'{config.batch / step:7.1f}   {step / baseline:.2f} times the first')
+              f'{trainer.config.batch / step:7.1f}   {step / baseline:.2f} times the first')
     if arguments.profile:
         print_profile(trainers[arguments.forms[0]], FORMS[arguments.forms[0]])
 

@@ -49,7 +49,17 @@ class Line {
       : p_(p), f_(factors), step_(step), span_((tile * p.down_x + p.taps_w) / p.up_x + 3), each_(span_ / p.down_x + 1),
         pitch_(blocks(tile, phases(p)) * step + kSlack), x_end_(static_cast<const T*>(p.x) + p.in.n * p.in.c * p.in.h * p.in.w),
         mixed_(span_ * step + kSlack), split_(each_ * p.down_x * step + kSlack), sums_(pitch_ * phases(p)),
-        rows_(p.taps_h), row_weights_(p.taps_h), shifted_(p.taps_w), weights_(p.taps_w) {}
+        rows_(p.taps_h), row_weights_(p.taps_h), shifted_(p.taps_w), weights_(p.taps_w), used_(p.up_x),
+        tap_(p.up_x * p.taps_w), column_(p.up_x * p.taps_w) {
+    // of each phase: its taps, and the columns that they meet, from the first of mixed_ on
+    for (int q = 0; q < p.up_x && p.down_x == 1; ++q)
+      for (int j = 0; j < p.taps_w; ++j) {
+        const int position = q + j - p.left, column = floor_div(position, p.up_x);
+        if (column * p.up_x != position) continue;
+        tap_[q * p.taps_w + used_[q]] = j;
+        column_[q * p.taps_w + used_[q]++] = column - floor_div(-p.left, p.up_x);
+      }
+  }
 
   // `picture`: [H, W] pixels `stride` elements apart, at the wanted channel. Writes the sums to `direct`, whose pixels are
   // `stride` apart as well, and returns null. Or it returns the sums, if there is no `direct` or it cannot: phase q, from
@@ -63,7 +73,7 @@ class Line {
     for (int term = 0; term < f_.terms; ++term) {
       if (!mix_rows(picture, stride, oy, first, term)) continue;
       const A* h = f_.h + term * f_.columns;
-      if (p_.down_x == 1) expand(h, ox, first, count, add);
+      if (p_.down_x == 1) expand(h, count, add);
       else if (p_.up_x == 1) shrink(h, count, add);
       else resample(h, ox, first, count, add);
       add = true;
@@ -91,6 +101,10 @@ class Line {
       weighted_sum<A, A>(out, shifted_, weights, used, pixels * step_, add, target_.slack);
       return;
     }
+    if (!add && step_ % VectorOf<A>::lanes == 0 && (used == 2 || used == 4)) {
+      (used == 2 ? weighted_pixels<2, A> : weighted_pixels<4, A>)(out, target_.pixel, shifted_, weights, jump, pixels, step_);
+      return;
+    }
     for (int64_t x = 0; x < pixels; ++x, out += target_.pixel) {
       weighted_sum<A, A>(out, shifted_, weights, used, step_, add, false);
       for (int j = 0; j < used; ++j) shifted_[j] += jump;
@@ -102,13 +116,14 @@ class Line {
   // mixed_ = the vertical filter over columns [first, first + span): false if no row is inside the picture.
   bool mix_rows(const T* picture, int64_t stride, int64_t oy, int64_t first, int term) {
     const int64_t width = p_.in.w, begin = smaller(larger(-first, 0), span_), end = larger(smaller(width - first, span_), begin);
-    int count = 0;
-    for (int i = 0; i < f_.rows; ++i) {
-      const int64_t position = oy * p_.down_y + i - p_.top, row = position / p_.up_y;
-      const A weight = f_.v[term * f_.rows + i];
-      if (position < 0 || position % p_.up_y || row >= p_.in.h || weight == 0) continue;
+    // rows of the filter that meet rows of the picture, not zeros between them: every up_y-th from i on
+    const int lowest = f_.terms > 1 ? term : 0, end_row = f_.terms > 1 ? term + 1 : f_.rows;
+    const int start = int(oy) * p_.down_y - p_.top;
+    int i = ceil_div(start + lowest, p_.up_y) * p_.up_y - start, row = (start + i) / p_.up_y, count = 0;
+    for (; i < end_row; i += p_.up_y, ++row) {
+      if (row < 0 || row >= p_.in.h) continue;
       rows_[count] = picture + (row * width + first + begin) * stride;
-      row_weights_[count++] = weight;
+      row_weights_[count++] = f_.v[term * f_.rows + i];
     }
     if (count == 0 || begin == end) return false;
     A* out = mixed_ + begin * step_;
@@ -128,14 +143,12 @@ class Line {
   }
 
   // down = 1: the pixels of one phase all meet the same taps, every up-th.
-  void expand(const A* h, int64_t ox, int64_t first, int64_t count, bool add) {
+  void expand(const A* h, int64_t count, bool add) {
     for (int q = 0; q < p_.up_x; ++q) {
-      int used = 0;
-      for (int j = 0; j < f_.columns; ++j) {
-        const int position = int(ox + q + j - p_.left), column = floor_div(position, p_.up_x);
-        if (column * p_.up_x != position) continue;
-        shifted_[used] = mixed_ + (column - first) * step_;
-        weights_[used++] = h[j];
+      const int from = q * f_.columns, used = used_[q];
+      for (int k = 0; k < used; ++k) {
+        shifted_[k] = mixed_ + column_[from + k] * step_;
+        weights_[k] = h[tap_[from + k]];
       }
       sum_lines(q, weights_, used, step_, blocks(count - q, p_.up_x), add);
     }
@@ -188,6 +201,7 @@ class Line {
   Buffer<A> row_weights_;
   Buffer<const A*> shifted_;
   Buffer<A> weights_;
+  Buffer<int> used_, tap_, column_;
 };
 
 // Calls finish(n, c, oy, ox, count, step, sums, pitch) for pieces that cover the output: sums as Line::compute returns them.
@@ -218,14 +232,36 @@ void filter(const Fir& p, A* y, const Finish& finish) {
   });
 }
 
-// y[x * stride + i] = the sums of pixel x and channel i. `fixed`: step, if the compiler shall know it.
+// Copies sums to the output: y[x * stride + i] of pixel x and channel i. `fixed`: step and stride, if known.
 template <int fixed, class T, class A>
-void write_phases(T* __restrict y, const A* __restrict sums, int number, int64_t pitch, int64_t count, int64_t step, int64_t stride) {
-  step = fixed ? fixed : step;
-  for (int q = 0; q < number; ++q) {
+void scatter(T* __restrict y, const A* __restrict sums, int phases, int64_t pitch, int64_t count, int64_t step, int64_t stride) {
+  for (int q = 0; q < phases; ++q) {
     const A* from = sums + q * pitch;
-    for (int64_t x = q; x < count; x += number, from += step)
-      for (int64_t i = 0; i < step; ++i) y[x * stride + i] = narrow<T>(from[i]);
+    for (int64_t x = q; x < count; x += phases, from += step) {
+      if constexpr (fixed != 0) {
+        for (int i = 0; i < fixed; ++i) y[x * fixed + i] = narrow<T>(from[i]);
+      } else {
+#pragma omp simd
+        for (int64_t i = 0; i < step; ++i) y[x * stride + i] = narrow<T>(from[i]);
+      }
+    }
+  }
+}
+
+template <class T, class A>
+void write(T* to, const A* sums, int phases, int64_t pitch, int64_t count, int64_t step, int64_t stride) {
+  if (phases == 1 && stride == step) {
+#pragma omp simd
+    for (int64_t i = 0; i < count * step; ++i) to[i] = narrow<T>(sums[i]);
+  } else if (phases == 2 && stride == 1) {
+    for (int64_t done = interleave(to, sums, sums + pitch, count / 2), i = done; i < blocks(count, 2); ++i) {
+      to[2 * i] = narrow<T>(sums[i]);
+      if (2 * i + 1 < count) to[2 * i + 1] = narrow<T>(sums[pitch + i]);
+    }
+  } else if (step == 3 && stride == 3) {
+    scatter<3>(to, sums, phases, pitch, count, step, stride);
+  } else {
+    scatter<0>(to, sums, phases, pitch, count, step, stride);
   }
 }
 
@@ -238,25 +274,21 @@ int upfirdn2d(const UpFirDn2d& p, void*) {
     const int number = phases(fir);
     const Shape out = p.out;
     T* const y = static_cast<T*>(p.y);
-    A* const direct = sizeof(T) == sizeof(A) ? static_cast<A*>(p.y) : nullptr;
+    const bool far = past_caches(out.n * out.c * out.h * out.w, sizeof(T));
+    A* const direct = sizeof(T) == sizeof(A) && !far ? static_cast<A*>(p.y) : nullptr;
     filter<T, A>(fir, direct, [=](int64_t n, int64_t c, int64_t oy, int64_t ox, int64_t count, int64_t step, const A* sums,
                                   int64_t pitch) {
       const int64_t stride = out.channels_last ? out.c : 1;
       T* to = y + (out.channels_last ? ((n * out.h + oy) * out.w + ox) * stride + c : ((n * out.c + c) * out.h + oy) * out.w + ox);
-      if (number == 1 && stride == step) {
-#pragma omp simd
-        for (int64_t i = 0; i < count * step; ++i) to[i] = narrow<T>(sums[i]);
-      } else if (number == 2 && stride == 1) {
-#pragma omp simd
-        for (int64_t i = 0; i < count / 2; ++i) {
-          to[2 * i] = narrow<T>(sums[i]);
-          to[2 * i + 1] = narrow<T>(sums[pitch + i]);
-        }
-        if (count % 2) to[count - 1] = narrow<T>(sums[count / 2]);
-      } else if (step == 3) {
-        write_phases<3>(to, sums, number, pitch, count, step, stride);
+      alignas(64) T piece[8192];
+      if (far && sizeof(T) == sizeof(A) && step >= 16) {
+        for (int64_t x = 0; x < count; ++x)
+          stream(to + x * stride, sums + x % number * pitch + x / number * step, step * sizeof(T));
+      } else if (far && stride == step && count * step <= 8192) {
+        write(piece, sums, number, pitch, count, step, stride);
+        stream(to, piece, count * step * sizeof(T));
       } else {
-        write_phases<0>(to, sums, number, pitch, count, step, stride);
+        write(to, sums, number, pitch, count, step, stride);
       }
     });
   });

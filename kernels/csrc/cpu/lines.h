@@ -6,6 +6,9 @@
 #include <torch/csrc/stable/c/shim.h>
 
 #include <cstdlib>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "../maths.h"
 
@@ -82,7 +85,12 @@ inline int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) /
 template <class F>
 void parallel(int64_t count, int64_t cost, const F& f) {
   constexpr int64_t kWorthAThread = 16384;
-  const auto call = [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); };
+  const auto call = [](int64_t begin, int64_t end, void* context) {
+    (*static_cast<const F*>(context))(begin, end);
+#if defined(__x86_64__)
+    _mm_sfence();  // ends what stream() began
+#endif
+  };
   torch_parallel_for(0, count, larger(kWorthAThread / larger(cost, 1), 1), call, const_cast<F*>(&f));
 }
 
@@ -93,6 +101,33 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
+
+// Outputs of this size leave the caches before anyone reads them, so they need not go through: a third less traffic.
+inline bool past_caches(int64_t elements, int64_t bytes_each) { return elements * bytes_each >= 32 << 20; }
+
+#if defined(__AVX512F__)
+inline void stream_vector(void* to, const void* from) { _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from)); }
+#elif defined(__AVX__)
+inline void stream_vector(void* to, const void* from) {
+  _mm256_stream_si256(static_cast<__m256i*>(to), _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+}
+#elif defined(__x86_64__)
+inline void stream_vector(void* to, const void* from) {
+  _mm_stream_si128(static_cast<__m128i*>(to), _mm_loadu_si128(static_cast<const __m128i*>(from)));
+}
+#else
+inline void stream_vector(void* to, const void* from) { __builtin_memcpy(to, from, kVectorBytes); }
+#endif
+
+// A copy that goes past the caches.
+inline void stream(void* to, const void* from, int64_t bytes) {
+  char* target = static_cast<char*>(to);
+  const char* source = static_cast<const char*>(from);
+  int64_t i = smaller(bytes, -reinterpret_cast<intptr_t>(to) & (kVectorBytes - 1));
+  __builtin_memcpy(target, source, i);
+  for (; i + kVectorBytes <= bytes; i += kVectorBytes) stream_vector(target + i, source + i);
+  __builtin_memcpy(target + i, source + i, bytes - i);
+}
 
 template <class A>
 struct VectorOf {
@@ -151,6 +186,44 @@ inline void weighted_sum(A* out, const S* const* line, const A* weight, int coun
     for (int r = 0; r < count; ++r) sum += weight[r] * widen(line[r][i]);
     out[i] = sum;
   }
+}
+
+// For `pixels` of n channels: out[c] = sum_r weight[r] * line[r][c], all lines `jump` on from pixel to pixel. n in vectors.
+template <int count, class A>
+void weighted_pixels(A* out, int64_t out_jump, const A* const* line, const A* weight, int64_t jump, int64_t pixels, int64_t n) {
+  constexpr int lanes = VectorOf<A>::lanes, second = count > 1, third = count > 2 ? 2 : 0, fourth = count > 3 ? 3 : 0;
+  const A *p = line[0], *q = line[second], *r = line[third], *s = line[fourth];
+  const A wp = weight[0], wq = weight[second], wr = weight[third], ws = weight[fourth];
+  for (int64_t x = 0; x < pixels; ++x, out += out_jump, p += jump, q += jump, r += jump, s += jump)
+    for (int64_t c = 0; c < n; c += lanes) {
+      auto sum = wp * load<A>(p + c);
+      if constexpr (count > 1) sum += wq * load<A>(q + c);
+      if constexpr (count > 2) sum += wr * load<A>(r + c);
+      if constexpr (count > 3) sum += ws * load<A>(s + c);
+      store(out + c, sum);
+    }
+}
+
+inline int32_t lane_number(float) { return 0; }
+inline int64_t lane_number(double) { return 0; }
+
+// to[2 i] = a[i], to[2 i + 1] = b[i], for as many of n pairs as fill vectors; returns how many.
+template <class T, class A>
+int64_t interleave(T* to, const A* a, const A* b, int64_t n) {
+  int64_t i = 0;
+#if !defined(__clang__)
+  if constexpr (sizeof(T) == sizeof(A)) {
+    constexpr int lanes = VectorOf<A>::lanes;
+    typename VectorOf<decltype(lane_number(A()))>::type low, high;
+    for (int k = 0; k < lanes; ++k) low[k] = k / 2 + k % 2 * lanes, high[k] = low[k] + lanes / 2;
+    for (; i + lanes <= n; i += lanes) {
+      const auto x = load<A>(a + i), y = load<A>(b + i);
+      store(to + 2 * i, __builtin_shuffle(x, y, low));
+      store(to + 2 * i + lanes, __builtin_shuffle(x, y, high));
+    }
+  }
+#endif
+  return i;
 }
 
 }  // namespace

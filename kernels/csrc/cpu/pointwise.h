@@ -8,7 +8,9 @@
 namespace imago {
 namespace {
 
-inline int64_t block_size(const Shape& s) { return s.channels_last ? 512 : 4096; }  // NCHW: a channel's pixels are contiguous
+constexpr int64_t kRun = 4096;  // elements: contiguous, and few enough for the first-level cache
+
+inline int64_t block_size(const Shape& s) { return s.channels_last ? smaller(larger(kRun / larger(s.c, 1), 64), 512) : kRun; }
 
 struct Block {
   int64_t n, first, count, slot;  // sample, pixels [first, first + count), place of its sums
@@ -71,6 +73,23 @@ class Small {
   const A* data_;
 };
 
+// Where a loop writes a run of n elements to `to`: there, or aside and then past the caches, if the whole output is large.
+template <class T>
+class Run {
+ public:
+  Run(T* to, int64_t n, bool far) : to_(to), bytes_(n * sizeof(T)), aside_(far && n <= kRun) {}
+  ~Run() {
+    if (aside_) stream(to_, data_, bytes_);
+  }
+  T* begin() { return aside_ ? data_ : to_; }
+
+ private:
+  T* to_;
+  int64_t bytes_;
+  bool aside_;
+  alignas(64) T data_[kRun];
+};
+
 template <class F>
 void with_activation(Activation act, const F& f) {
   switch (act) {
@@ -103,6 +122,7 @@ int bias_act(const BiasAct& p, void*) {
     using A = Accumulator<T>;
     const Shape s = as_map(p);
     const Small<A> b(p.b, p.channels, A(0), repeat(p));
+    const bool far = past_caches(s.n * s.c * pixels(s), sizeof(T));
     const A alpha = p.alpha, gain = p.gain, limit = p.clamp;
     with_activation(p.act, [&](auto act) {
       each_block(s, [&](const Block& block) {
@@ -113,14 +133,16 @@ int bias_act(const BiasAct& p, void*) {
         if (s.channels_last) {
           const int64_t offset = block.first * s.c;
           const T* __restrict x = static_cast<const T*>(p.x) + offset;
-          T* __restrict y = static_cast<T*>(p.y) + offset;
+          Run<T> run(static_cast<T*>(p.y) + offset, block.count * s.c, far);
+          T* __restrict y = run.begin();
           for (int64_t i = 0; i < block.count; ++i)
 #pragma omp simd
             for (int64_t c = 0; c < s.c; ++c) y[i * s.c + c] = one(x[i * s.c + c], bias_of[c]);
         } else {
           channel_runs(s, block, [=](int64_t c, int64_t offset) {
             const T* __restrict x = static_cast<const T*>(p.x) + offset;
-            T* __restrict y = static_cast<T*>(p.y) + offset;
+            Run<T> run(static_cast<T*>(p.y) + offset, block.count, far);
+            T* __restrict y = run.begin();
             const A bias = bias_of[c];
 #pragma omp simd
             for (int64_t i = 0; i < block.count; ++i) y[i] = one(x[i], bias);
@@ -145,13 +167,13 @@ int bias_act_grad(const BiasActGrad& p, void*) {
     using A = Accumulator<T>;
     const Shape s = as_map(p);
     const Small<A> b(p.b, p.channels, A(0), repeat(p));
-    const Buffer<A> sums(p.db ? s.n * blocks_of(s) * s.c : 0);
-    const Buffer<A> unwanted(s.c);
+    const Buffer<A> sums(s.n * blocks_of(s) * s.c);
+    const bool far = past_caches(s.n * s.c * pixels(s), sizeof(T));
     const A alpha = p.alpha, gain = p.gain, limit = p.clamp;
     const auto run = [&](auto act, auto order) {
       each_block(s, [&](const Block& block) {
         const A* bias_of = b + 0;
-        A* __restrict sum_of = p.db ? sums + block.slot * s.c : unwanted;
+        A* __restrict sum_of = sums + block.slot * s.c;
         const auto one = [=](T g, T ref, A bias) {
           return slope<decltype(act)::value, decltype(order)::value>(A(widen(g)), A(widen(ref)), bias, alpha, gain, limit);
         };
@@ -159,7 +181,8 @@ int bias_act_grad(const BiasActGrad& p, void*) {
           const int64_t offset = block.first * s.c;
           const T* __restrict g = static_cast<const T*>(p.g) + offset;
           const T* __restrict ref = static_cast<const T*>(p.ref) + offset;
-          T* __restrict dx = static_cast<T*>(p.dx) + offset;
+          Run<T> run(static_cast<T*>(p.dx) + offset, block.count * s.c, far);
+          T* __restrict dx = run.begin();
           for (int64_t i = 0; i < block.count; ++i)
 #pragma omp simd
             for (int64_t c = 0; c < s.c; ++c) {
@@ -171,7 +194,8 @@ int bias_act_grad(const BiasActGrad& p, void*) {
           channel_runs(s, block, [=](int64_t c, int64_t offset) {
             const T* __restrict g = static_cast<const T*>(p.g) + offset;
             const T* __restrict ref = static_cast<const T*>(p.ref) + offset;
-            T* __restrict dx = static_cast<T*>(p.dx) + offset;
+            Run<T> run(static_cast<T*>(p.dx) + offset, block.count, far);
+            T* __restrict dx = run.begin();
             const A bias = bias_of[c];
             A sum = 0;
 #pragma omp simd reduction(+ : sum)
