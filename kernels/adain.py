@@ -37,8 +37,9 @@ def _torch_adain(x: Tensor, noise: Tensor | None, b: Tensor | None, scale: Tenso
     u = u if noise is None else u + noise
     u = u if b is None else u + b[:, None, None]
     u = F.leaky_relu(u, alpha) * gain
-    variance, mean = torch.var_mean(u, dim=(2, 3), keepdim=True, correction=0)
-    y = (u - mean) * (variance + eps).rsqrt() * scale[:, :, None, None] + shift[:, :, None, None]
+    u = u - u[:, :, :1, :1].detach()  # any shift will do: sums of large numbers would lose digits
+    u = u - u.mean(dim=(2, 3), keepdim=True)
+    y = u * (u.square().mean(dim=(2, 3), keepdim=True) + eps).rsqrt() * scale[:, :, None, None] + shift[:, :, None, None]
     return y.to(x.dtype),
 
 

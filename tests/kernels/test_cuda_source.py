@@ -3,8 +3,7 @@
 import os
 import re
 import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +11,9 @@ from pathlib import Path
 
 import pytest
 from emulated import emulated_library
+from suites import SUITES, run_suites, sanitizers
 
-from kernels.build import ARCHITECTURES, SOURCES, BuildError, find_compiler, find_nvcc, plan
-
-HERE = Path(__file__).parent
-SUITES = ('bias_act', 'filter_paths', 'layer_ends', 'upfirdn2d')
+from kernels.build import ARCHITECTURES, SOURCES, BuildError, find_nvcc, plan
 
 
 @dataclass(frozen=True)
@@ -86,39 +83,22 @@ def has_nvcc() -> bool:
     return True
 
 
-def run_suites(library: Path, suites: Sequence[str], tests: str = '',
-               **environment: str) -> subprocess.CompletedProcess:
-    """The given suites in a process of their own, on this library."""
-    files = [str(HERE / f'test_{suite}.py') for suite in suites]
-    # --capture=sys: what sanitizers print before they kill the process is not lost
-    command = [sys.executable, '-m', 'pytest', '-qx', '-p', 'no:cacheprovider', '--capture=sys', '-k', tests, *files]
-    environment = {**os.environ, 'IMAGO_KERNELS': 'strict', 'IMAGO_KERNELS_LIBRARY': str(library), **environment}
-    return subprocess.run(command, env=environment, cwd=HERE.parents[1], text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
-
-
-def sanitizers() -> dict[str, str]:
-    libraries = [subprocess.check_output([*find_compiler(), f'-print-file-name={name}.so'], text=True).strip()
-                 for name in ('libasan', 'libubsan')]
-    return {'LD_PRELOAD': ' '.join(libraries), 'ASAN_OPTIONS': 'detect_leaks=0', 'UBSAN_OPTIONS': 'halt_on_error=1'}
-
-
 def run_in_order() -> subprocess.CompletedProcess:
-    return run_suites(emulated_library(), SUITES)
+    return run_suites(SUITES, library=emulated_library())
 
 
 def run_shuffled() -> subprocess.CompletedProcess:
-    return run_suites(emulated_library(), SUITES, 'not second_order', IMAGO_EMULATION_SEED='1')
+    return run_suites(SUITES, 'not second_order', library=emulated_library(), IMAGO_EMULATION_SEED='1')
 
 
 def run_sanitized() -> subprocess.CompletedProcess:
-    return run_suites(emulated_library(sanitized=True), SUITES[:-1], 'not second_order and not dtype0', **sanitizers())
+    return run_suites(SUITES[:-1], 'not second_order and not dtype0', library=emulated_library(sanitized=True), **sanitizers())
 
 
 def run_fault(fault: Fault) -> subprocess.CompletedProcess:
     library = emulated_library(fault.sanitized, (f'cuda/{fault.file}', fault.old, fault.new), [f'cuda/{fault.unit}.cu'])
     environment = sanitizers() if fault.sanitized else {'IMAGO_EMULATION_SEED': '1'}
-    return run_suites(library, (fault.suite,), fault.tests, **environment)
+    return run_suites((fault.suite,), fault.tests, library=library, **environment)
 
 
 def run_nvcc(source: Path) -> subprocess.CompletedProcess:

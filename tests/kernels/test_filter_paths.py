@@ -11,7 +11,7 @@ from kernels import epilogue, upfirdn2d
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 # in low precision plain PyTorch rounds after each operation
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 2e-3}
 CASES = [((4, 4), 1, 1), ((4, 4), 2, 1), ((4, 4), 1, 2), ((12,), 2, 1), ((12,), 1, 2), ((3, 5), (3, 2), (2, 1))]
 PADDINGS = [(2, 1, 2, 1), (1, 2, 3, 2), (-1, 6, 5, -2), (13, 14, 12, 13)]
 

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from kernels import adain, epilogue, modulate, setup_filter
+from kernels import adain, bias_act, epilogue, modulate, setup_filter
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SIZES = [(2, 3, 5, 6), (3, 70, 9, 7), (1, 4, 37, 70), (2, 5, 1, 1), (0, 3, 4, 4), (2, 16, 64, 65)]
@@ -101,6 +101,15 @@ def test_adain(size, layout, dtype):
     n, c, h, w = size
     inputs = leaves(size, (n, c), (n, c), (n if w % 2 else 1, 1, h, w), (c,), dtype=dtype, layout=layout)
     compare(adain, adain_by_definition, inputs, layout)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS, ids=str)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_adain_and_bias_act_in_low_precision(layout, dtype):
+    inputs = leaves((2, 24, 9, 8), (2, 24), (2, 24), (1, 1, 9, 8), (24,), dtype=dtype, layout=layout)
+    compare(lambda *args: adain(*args, alpha=1.0), lambda *args: adain_by_definition(*args, alpha=1.0), inputs, layout)
+    inputs = leaves((2, 24, 9, 8), (24,), dtype=dtype, layout=layout)
+    compare(lambda x, b: bias_act(x, b, act='lrelu', alpha=1.0, gain=1.5), lambda x, b: (x + b[:, None, None]) * 1.5, inputs, layout)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS, ids=str)

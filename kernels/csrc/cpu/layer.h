@@ -170,17 +170,20 @@ int adain(const Adain& p, void*) {
     const Shape& s = p.shape;
     const Activated<T, A> layer(p);
     const int64_t cells = s.n * blocks_of(s) * s.c;
-    const Buffer<A> means(cells), squares(cells);  // of a block: mean, and sum of squared distances from it
+    // of a block: mean, and sum of squared distances from it; sums start at its first pixel, as those of large numbers lose digits
+    const Buffer<A> means(cells), squares(cells);
     A *const mean = static_cast<A*>(p.mean), *const rstd = static_cast<A*>(p.rstd);
     each_block(s, [&](const Block& block) {
       A *__restrict m = means + block.slot * s.c, *__restrict q = squares + block.slot * s.c;
       const auto u = layer.sample(block.n);
       if (s.channels_last) {
         pixel_runs(s, block, [=](int64_t pixel, int64_t at) {
+          if (pixel == block.first)
+            for (int64_t c = 0; c < s.c; ++c) q[c] = u(at + c, u.noise[pixel], u.b[c]);
 #pragma omp simd
-          for (int64_t c = 0; c < s.c; ++c) m[c] += u(at + c, u.noise[pixel], u.b[c]);
+          for (int64_t c = 0; c < s.c; ++c) m[c] += u(at + c, u.noise[pixel], u.b[c]) - q[c];
         });
-        for (int64_t c = 0; c < s.c; ++c) m[c] /= A(block.count);
+        for (int64_t c = 0; c < s.c; ++c) m[c] = q[c] + m[c] / A(block.count), q[c] = 0;
         pixel_runs(s, block, [=](int64_t pixel, int64_t at) {
 #pragma omp simd
           for (int64_t c = 0; c < s.c; ++c) {
@@ -191,11 +194,11 @@ int adain(const Adain& p, void*) {
       } else {
         channel_runs(s, block, [=](int64_t c, int64_t at) {
           const A* around = u.noise + block.first;
-          const A bias = u.b[c];
+          const A bias = u.b[c], start = u(at, around[0], bias);
           A sum = 0, square = 0;
 #pragma omp simd reduction(+ : sum)
-          for (int64_t i = 0; i < block.count; ++i) sum += u(at + i, around[i], bias);
-          const A centre = sum / A(block.count);
+          for (int64_t i = 0; i < block.count; ++i) sum += u(at + i, around[i], bias) - start;
+          const A centre = start + sum / A(block.count);
 #pragma omp simd reduction(+ : square)
           for (int64_t i = 0; i < block.count; ++i) {
             const A d = u(at + i, around[i], bias) - centre;
