@@ -107,7 +107,7 @@ def _backward(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:
     dim, act, *scalars = ctx.options
     if _BY_NUMBER[act].homogeneous:
         ref = ref.detach()  # a slope's sign has no gradient
-    dx, db = _bias_act_grad(g, ref, b, dim, act, 1, *scalars, ctx.needs_input_grad[1])
+    dx, db = bias_act_grad(g, ref, b, dim, act, 1, *scalars, ctx.needs_input_grad[1])
     return dx, db if ctx.needs_input_grad[1] else None, *[None] * 5
 
 
@@ -126,11 +126,11 @@ def _backward_grad(ctx, v: Tensor | None, v_sum: Tensor | None) -> tuple[Tensor 
         v = v_sum if v is None else v + v_sum
     if v is None:
         return (None,) * 10
-    dg = _bias_act_grad(v, ref, b, dim, act, order, *scalars, False)[0]
+    dg = bias_act_grad(v, ref, b, dim, act, order, *scalars, False)[0]
     if ctx.homogeneous:
         return dg, *[None] * 9
     if order == 1:
-        dref, db = _bias_act_grad(g * v, ref, b, dim, act, 2, *scalars, ctx.needs_input_grad[2])
+        dref, db = bias_act_grad(g * v, ref, b, dim, act, 2, *scalars, ctx.needs_input_grad[2])
     else:
         dref, db = _higher_derivative(g * v, ref, b, dim, act, order + 1, *scalars)
     return dg, dref, db if ctx.needs_input_grad[2] else None, *[None] * 7
@@ -149,7 +149,7 @@ def _higher_derivative(g: Tensor, x: Tensor, b: Tensor | None, dim: int, act: in
 
 
 _bias_act = differentiable('bias_act', _setup, _backward)
-_bias_act_grad = differentiable('bias_act_grad', _setup_grad, _backward_grad)
+bias_act_grad = differentiable('bias_act_grad', _setup_grad, _backward_grad)
 
 
 def _check(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float | None, gain: float | None,

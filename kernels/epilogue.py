@@ -6,8 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from kernels.bias_act import NUMBERS, bias_act
-from kernels.bias_act import _bias_act_grad as bias_act_grad
+from kernels.bias_act import NUMBERS, bias_act, bias_act_grad
 from kernels.library import serves
 from kernels.modulate import modulate
 from kernels.ops import differentiable, empty_map, small_dtype

@@ -146,8 +146,9 @@ Tensor upfirdn2d(const Tensor& input, const Tensor& taps, int64_t up_x, int64_t 
   const void* f = small(x, taps, taps.numel(), kept);
   const Tensor y = empty(x, {in.n, in.c, out_h, out_w}, nhwc, x.scalar_type());
   call(backend().upfirdn2d,
-       UpFirDn2d{dtype_of(x), in, shape_of(y, nhwc), x.data_ptr(), f, y.data_ptr(), int32_t(taps.size(0)), int32_t(taps.size(1)),
-                 int32_t(up_x), int32_t(up_y), int32_t(down_x), int32_t(down_y), int32_t(left), int32_t(top), flip, gain},
+       UpFirDn2d{dtype_of(x), in, shape_of(y, nhwc), x.data_ptr(), f, y.data_ptr(), int32_t(taps.size(0)),
+                 int32_t(taps.size(1)), int32_t(up_x), int32_t(up_y), int32_t(down_x), int32_t(down_y), int32_t(left),
+                 int32_t(top), flip, gain},
        x);
   return y;
 }
@@ -173,7 +174,9 @@ Tensor bias_act(const Tensor& input, const Optional& b, int64_t dim, int64_t act
   const void* bias = small(x, b, r.channels, kept);
   const Tensor y = empty_map(x, nhwc);
   call(backend().bias_act,
-       BiasAct{dtype_of(x), r.outer, r.channels, r.inner, x.data_ptr(), bias, y.data_ptr(), Activation(act), alpha, gain, clamp}, x);
+       BiasAct{dtype_of(x), r.outer, r.channels, r.inner, x.data_ptr(), bias, y.data_ptr(), Activation(act), alpha, gain,
+               clamp},
+       x);
   return y;
 }
 
@@ -231,8 +234,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> epilogue_grad(const Tensor& grad, con
                dnoise = empty_small(y, {for_noise ? s.n : 0, 1, s.h, s.w}), db = empty_small(y, {for_b ? s.c : 0});
   EpilogueGrad p{dtype_of(y), s, g.data_ptr(), y.data_ptr(), small(y, scale, s.n * s.c, kept_scale),
                  small(y, noise, noise_size(s, noise), kept_noise), small(y, b, s.c, kept_b), dv.data_ptr(),
-                 for_scale ? dscale.data_ptr() : nullptr, for_noise ? dnoise.data_ptr() : nullptr, for_b ? db.data_ptr() : nullptr,
-                 nullptr, check_noise(s, noise), alpha, gain, clamp};
+                 for_scale ? dscale.data_ptr() : nullptr, for_noise ? dnoise.data_ptr() : nullptr,
+                 for_b ? db.data_ptr() : nullptr, nullptr, check_noise(s, noise), alpha, gain, clamp};
   const Tensor space = scratch(y, backend().scratch_epilogue_grad(p));
   p.scratch = space.data_ptr();
   call(backend().epilogue_grad, p, y);
@@ -293,7 +296,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adain_grad(const Tensor& grad
   AdainGrad p{dtype_of(x), s, g.data_ptr(), x.data_ptr(), small(x, noise, noise_size(s, noise), kept_noise),
               small(x, b, s.c, kept_b), small(x, scale, s.n * s.c, kept_scale), small(x, mean, s.n * s.c, kept_mean),
               small(x, rstd, s.n * s.c, kept_rstd), dx.data_ptr(), dscale.data_ptr(), dshift.data_ptr(),
-              for_noise ? dnoise.data_ptr() : nullptr, for_b ? db.data_ptr() : nullptr, nullptr, check_noise(s, noise), alpha, gain};
+              for_noise ? dnoise.data_ptr() : nullptr, for_b ? db.data_ptr() : nullptr, nullptr, check_noise(s, noise),
+              alpha, gain};
   const Tensor space = scratch(x, backend().scratch_adain_grad(p));
   p.scratch = space.data_ptr();
   call(backend().adain_grad, p, x);

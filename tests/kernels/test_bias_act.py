@@ -1,6 +1,7 @@
 """Against recorded values, gradients and second gradients of another implementation, and against finite differences."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ GOLDEN = Path(__file__).parents[1] / 'golden' / 'bias_act.safetensors'
 
 
 def golden_cases() -> list[tuple[dict, dict]]:
-    with safe_open(GOLDEN, 'pt') as file:
+    with safe_open(GOLDEN, 'pt', os.environ['IMAGO_TEST_DEVICE']) as file:
         names = ('x', 'b', 'y', 'gy', 'gx', 'gb', 'v', 'gxx')
         return [(case, {name: file.get_tensor(f'{name}{case["i"]}') for name in names})
                 for case in json.loads(file.metadata()['cases'])]
@@ -33,7 +34,7 @@ def test_golden(case, tensors):
 
 @pytest.mark.parametrize('act', ACTIVATIONS)
 def test_gradients_of_first_and_second_order(act):
-    x = torch.randn(2, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.01
+    x = torch.randn(2, 3, 2, 2, dtype=torch.float64) + 0.01
     b = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
     inputs = (x.requires_grad_(), b.requires_grad_())
 

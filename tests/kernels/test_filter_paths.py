@@ -20,6 +20,7 @@ def by_definition(x: Tensor, taps: Tensor, up: tuple, down: tuple, padding: tupl
     n, c, h, w = x.shape
     spread = x.new_zeros(n, c, h * up[1], w * up[0], dtype=torch.float64)
     spread[:, :, ::up[1], ::up[0]] = x
+    taps = taps.to(x.device)
     taps = taps.double() if taps.ndim == 2 else taps.double().outer(taps.double())
     taps = (taps if flip else taps.flip([0, 1])) * gain
     return F.conv2d(F.pad(spread, padding).flatten(0, 1)[:, None], taps[None, None]).unflatten(0, (n, c))[

@@ -15,7 +15,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2, to
 
 def filtered(x, taps, padding, flip, gain):
     x = F.pad(x, padding)
-    kernel = taps.to(x.dtype) if flip else taps.to(x.dtype).flip([0, 1])
+    kernel = taps.to(x) if flip else taps.to(x).flip([0, 1])
     return F.conv2d(x, (kernel * gain).expand(x.shape[1], 1, -1, -1), groups=x.shape[1])
 
 
@@ -33,10 +33,9 @@ def adain_by_definition(x, scale, shift, noise, b, alpha=0.2, gain=2 ** 0.5, eps
     return u * scale[:, :, None, None] + shift[:, :, None, None]
 
 
-def leaves(*shapes, dtype=torch.float64, layout=torch.contiguous_format, seed=0):
+def leaves(*shapes, dtype=torch.float64, layout=torch.contiguous_format):
     """The first is a map of `dtype` and `layout`, the others are small tensors beside it, the second away from 0."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     tensors[1] = tensors[1].abs() + 0.5
     tensors[0] = tensors[0].to(dtype).contiguous(memory_format=layout)
     small = torch.float64 if dtype == torch.float64 else torch.float32
@@ -57,7 +56,7 @@ def compare(call, definition, inputs, layout):
     assert y.dtype == inputs[0].dtype
     assert y.is_contiguous(memory_format=layout) or inputs[0].numel() == 0 or inputs[0].shape[2:].numel() == 1
     assert_close(y, expected.detach(), tolerance, 'output')
-    g = torch.randn(y.shape, generator=torch.Generator().manual_seed(7)).to(y.dtype)
+    g = torch.randn(y.shape).to(y.dtype)
     expected = grad(expected, exact, g.double())
     for create_graph in (False, True):
         for i, (ours, gradient) in enumerate(zip(grad(call(*inputs), inputs, g, create_graph=create_graph), expected)):
@@ -71,7 +70,8 @@ def compare(call, definition, inputs, layout):
 @pytest.mark.parametrize('fir', [False, True], ids=['plain', 'fir'])
 def test_epilogue(size, layout, dtype, fir):
     n, c, h, w = size
-    options = {'clamp': 2.5 if dtype == torch.float64 else None, 'gain': 1.5, 'alpha': 0.1}  # its edge is a matter of rounding
+    # on which side of an edge or a kink a value lies is a matter of rounding
+    options = {'gain': 1.5} | ({'clamp': 2.5, 'alpha': 0.1} if dtype == torch.float64 else {'alpha': 1.0})
     if fir:
         options |= {'taps': torch.rand(3, 4) + TAPS[:3], 'padding': (2, 1, 1, 2), 'flip_filter': w % 2 == 0, 'fir_gain': 0.5}
         h, w = h + 1, w
@@ -155,9 +155,10 @@ def test_views_at_odd_offsets(layout):
     assert torch.equal(adain(x, scale, scale), adain(same, scale, scale))
 
 
-@pytest.mark.parametrize('x', [torch.randn(2, 4, 8, 8)[:, :, ::2, ::2], torch.randn(1, 4, 4, 4).expand(2, -1, -1, -1),
-                               torch.randn(2, 8, 4, 4)[:, ::2], torch.randn(2, 4, 4, 4).transpose(2, 3)])
-def test_maps_that_are_not_dense(x):
+@pytest.mark.parametrize('view', [lambda x: x[:, :4, ::2, ::2], lambda x: x[:1, :4, :4, :4].expand(2, -1, -1, -1),
+                                  lambda x: x[:, ::2, :4, :4], lambda x: x[:, :4, :4, :4].transpose(2, 3)])
+def test_maps_that_are_not_dense(view):
+    x = view(torch.randn(2, 8, 8, 8))
     scale = torch.rand(2, 4) + 0.5
     torch.testing.assert_close(epilogue(x, scale), epilogue(x.contiguous(), scale), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(modulate(x, scale), modulate(x.contiguous(), scale), rtol=0, atol=0)

@@ -1,5 +1,7 @@
 """The registered operations as torch sees them: opcheck, torch.compile, penalties inside compiled functions, determinism."""
 
+import os
+
 import pytest
 import torch
 from torch.autograd import grad
@@ -10,7 +12,7 @@ from kernels.bias_act import NUMBERS
 from kernels.library import serves
 
 TAPS = setup_filter([1, 3, 3, 1])
-compiled_kernels = pytest.mark.skipif(not serves('cpu'), reason='plain PyTorch serves: there is no operation to look at')
+compiled_kernels = pytest.mark.skipif(not serves(os.environ['IMAGO_TEST_DEVICE']), reason='plain PyTorch serves: no operation')
 
 
 def maps(*shape, layout=torch.channels_last, dtype=torch.float32):
@@ -24,10 +26,10 @@ def operations():
     numbers = (0.2, 1.5, 3.0)
     sums = torch.ops.imago.adain(x.detach(), noise, b, scale, scale, 0.2, 1.0, 1e-8)
     return {
-        'upfirdn2d': (x, TAPS, 2, 2, 1, 1, 2, 1, 2, 1, False, 4.0),
+        'upfirdn2d': (x, TAPS.to(x.device), 2, 2, 1, 1, 2, 1, 2, 1, False, 4.0),
         'bias_act': (x, b.requires_grad_(), 1, NUMBERS['lrelu'], *numbers),
         'bias_act_grad': (g, x.detach(), None, 1, NUMBERS['lrelu'], 1, *numbers, True),
-        'epilogue': (x, TAPS, 2, 1, 2, 1, False, 4.0, scale.requires_grad_(), noise.requires_grad_(), b, *numbers),
+        'epilogue': (x, TAPS.to(x.device), 2, 1, 2, 1, False, 4.0, scale.requires_grad_(), noise.requires_grad_(), b, *numbers),
         'epilogue_grad': (g.detach(), x.detach(), scale.detach(), noise.detach(), b.detach(), *numbers, True, False, True),
         'modulate': (x, scale),
         'modulate_grad': (g.detach(), x.detach(), scale.detach(), True),

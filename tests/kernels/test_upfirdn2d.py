@@ -1,6 +1,7 @@
 """Against recorded outputs of another implementation, and against finite differences."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ GOLDEN = Path(__file__).parents[1] / 'golden' / 'upfirdn2d.safetensors'
 
 
 def golden_cases() -> list[tuple]:
-    with safe_open(GOLDEN, 'pt') as file:
+    with safe_open(GOLDEN, 'pt', os.environ['IMAGO_TEST_DEVICE']) as file:
         cases = json.loads(file.metadata()['cases'])
         return [(case, *(file.get_tensor(f'{name}{case["i"]}') for name in 'xfy')) for case in cases]
 

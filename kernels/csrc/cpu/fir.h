@@ -47,7 +47,8 @@ class Line {
  public:
   Line(const Fir& p, const Factors<A>& factors, int64_t step, int64_t tile)
       : p_(p), f_(factors), step_(step), span_((tile * p.down_x + p.taps_w) / p.up_x + 3), each_(span_ / p.down_x + 1),
-        pitch_(blocks(tile, phases(p)) * step + kSlack), x_end_(static_cast<const T*>(p.x) + p.in.n * p.in.c * p.in.h * p.in.w),
+        pitch_(blocks(tile, phases(p)) * step + kSlack),
+        x_end_(static_cast<const T*>(p.x) + p.in.n * p.in.c * p.in.h * p.in.w),
         mixed_(span_ * step + kSlack), split_(each_ * p.down_x * step + kSlack), sums_(pitch_ * phases(p)),
         rows_(p.taps_h), row_weights_(p.taps_h), shifted_(p.taps_w), weights_(p.taps_w), used_(p.up_x),
         tap_(p.up_x * p.taps_w), column_(p.up_x * p.taps_w) {
@@ -115,7 +116,8 @@ class Line {
 
   // mixed_ = the vertical filter over columns [first, first + span): false if no row is inside the picture.
   bool mix_rows(const T* picture, int64_t stride, int64_t oy, int64_t first, int term) {
-    const int64_t width = p_.in.w, begin = smaller(larger(-first, 0), span_), end = larger(smaller(width - first, span_), begin);
+    const int64_t width = p_.in.w, begin = smaller(larger(-first, 0), span_);
+    const int64_t end = larger(smaller(width - first, span_), begin);
     // rows of the filter that meet rows of the picture, not zeros between them: every up_y-th from i on
     const int lowest = f_.terms > 1 ? term : 0, end_row = f_.terms > 1 ? term + 1 : f_.rows;
     const int start = int(oy) * p_.down_y - p_.top;
@@ -234,7 +236,8 @@ void filter(const Fir& p, A* y, const Finish& finish) {
 
 // Copies sums to the output: y[x * stride + i] of pixel x and channel i. `fixed`: step and stride, if known.
 template <int fixed, class T, class A>
-void scatter(T* __restrict y, const A* __restrict sums, int phases, int64_t pitch, int64_t count, int64_t step, int64_t stride) {
+void scatter(T* __restrict y, const A* __restrict sums, int phases, int64_t pitch, int64_t count, int64_t step,
+             int64_t stride) {
   for (int q = 0; q < phases; ++q) {
     const A* from = sums + q * pitch;
     for (int64_t x = q; x < count; x += phases, from += step) {
@@ -279,7 +282,8 @@ int upfirdn2d(const UpFirDn2d& p, void*) {
     filter<T, A>(fir, direct, [=](int64_t n, int64_t c, int64_t oy, int64_t ox, int64_t count, int64_t step, const A* sums,
                                   int64_t pitch) {
       const int64_t stride = out.channels_last ? out.c : 1;
-      T* to = y + (out.channels_last ? ((n * out.h + oy) * out.w + ox) * stride + c : ((n * out.c + c) * out.h + oy) * out.w + ox);
+      const int64_t nhwc = ((n * out.h + oy) * out.w + ox) * stride + c, nchw = ((n * out.c + c) * out.h + oy) * out.w + ox;
+      T* to = y + (out.channels_last ? nhwc : nchw);
       alignas(64) T piece[8192];
       if (far && sizeof(T) == sizeof(A) && step >= 16) {
         for (int64_t x = 0; x < count; ++x)

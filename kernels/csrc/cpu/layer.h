@@ -53,15 +53,17 @@ int epilogue(const Epilogue& p, void*) {
     const Shape& s = p.out;
     if (p.taps) {
       const Fir fir{p.dtype, p.in, p.out, p.x, p.taps, p.taps_h, p.taps_w, 1, 1, 1, 1, p.left, p.top, p.flip, p.fir_gain};
-      filter<T, A>(fir, nullptr, [&](int64_t n, int64_t c, int64_t oy, int64_t ox, int64_t count, int64_t step, const A* sums, int64_t) {
+      filter<T, A>(fir, nullptr, [&](int64_t n, int64_t c, int64_t oy, int64_t ox, int64_t count, int64_t step,
+                                     const A* sums, int64_t) {
         end.finish(n, c, oy * s.w + ox, count, step, sums, step);
       });
       return;
     }
     const T* x = static_cast<const T*>(p.x);
     each_block(s, [&](const Block& block) {
-      if (s.channels_last) end.finish(block.n, 0, block.first, block.count, s.c, x + (block.n * pixels(s) + block.first) * s.c, s.c);
-      else channel_runs(s, block, [&](int64_t c, int64_t at) { end.finish(block.n, c, block.first, block.count, 1, x + at, 1); });
+      const Block& k = block;
+      if (s.channels_last) end.finish(k.n, 0, k.first, k.count, s.c, x + (k.n * pixels(s) + k.first) * s.c, s.c);
+      else channel_runs(s, k, [&](int64_t c, int64_t at) { end.finish(k.n, c, k.first, k.count, 1, x + at, 1); });
     });
   });
 }
@@ -141,7 +143,8 @@ class Activated {
  public:
   template <class P>
   explicit Activated(const P& p)
-      : b_(p.b, p.shape.c, A(0)), noise_(p.noise, pixels(p.shape), A(0)), stride_(p.noise && !p.one_noise ? pixels(p.shape) : 0),
+      : b_(p.b, p.shape.c, A(0)), noise_(p.noise, pixels(p.shape), A(0)),
+        stride_(p.noise && !p.one_noise ? pixels(p.shape) : 0),
         view_{static_cast<const T*>(p.x), nullptr, b_ + 0, A(p.alpha), A(p.gain)} {}
 
   struct View {
@@ -170,7 +173,7 @@ int adain(const Adain& p, void*) {
     const Shape& s = p.shape;
     const Activated<T, A> layer(p);
     const int64_t cells = s.n * blocks_of(s) * s.c;
-    // of a block: mean, and sum of squared distances from it; sums start at its first pixel, as those of large numbers lose digits
+    // of a block: mean, and sum of squared distances from it; values are taken from the first, as large ones lose digits
     const Buffer<A> means(cells), squares(cells);
     A *const mean = static_cast<A*>(p.mean), *const rstd = static_cast<A*>(p.rstd);
     each_block(s, [&](const Block& block) {

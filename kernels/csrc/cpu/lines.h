@@ -106,7 +106,9 @@ constexpr int kVectorBytes = 16;
 inline bool past_caches(int64_t elements, int64_t bytes_each) { return elements * bytes_each >= 32 << 20; }
 
 #if defined(__AVX512F__)
-inline void stream_vector(void* to, const void* from) { _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from)); }
+inline void stream_vector(void* to, const void* from) {
+  _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
+}
 #elif defined(__AVX__)
 inline void stream_vector(void* to, const void* from) {
   _mm256_stream_si256(static_cast<__m256i*>(to), _mm256_loadu_si256(static_cast<const __m256i*>(from)));
@@ -161,7 +163,8 @@ inline void weighted_vectors(A* out, const S* const* line, const A* weight, int 
   typename VectorOf<A>::type a{}, b{}, c{}, d{};  // an array would live in memory
   if (add) {
     a = load<A>(out + at);
-    if constexpr (number == 4) b = load<A>(out + at + lanes), c = load<A>(out + at + 2 * lanes), d = load<A>(out + at + 3 * lanes);
+    if constexpr (number == 4)
+      b = load<A>(out + at + lanes), c = load<A>(out + at + 2 * lanes), d = load<A>(out + at + 3 * lanes);
   }
   for (int r = 0; r < count; ++r) {
     const S* from = line[r] + at;
@@ -190,7 +193,8 @@ inline void weighted_sum(A* out, const S* const* line, const A* weight, int coun
 
 // For `pixels` of n channels: out[c] = sum_r weight[r] * line[r][c], all lines `jump` on from pixel to pixel. n in vectors.
 template <int count, class A>
-void weighted_pixels(A* out, int64_t out_jump, const A* const* line, const A* weight, int64_t jump, int64_t pixels, int64_t n) {
+void weighted_pixels(A* out, int64_t out_jump, const A* const* line, const A* weight, int64_t jump, int64_t pixels,
+                     int64_t n) {
   constexpr int lanes = VectorOf<A>::lanes, second = count > 1, third = count > 2 ? 2 : 0, fourth = count > 3 ? 3 : 0;
   const A *p = line[0], *q = line[second], *r = line[third], *s = line[fourth];
   const A wp = weight[0], wq = weight[second], wr = weight[third], ws = weight[fourth];

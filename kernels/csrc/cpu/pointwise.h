@@ -10,7 +10,9 @@ namespace {
 
 constexpr int64_t kRun = 4096;  // elements: contiguous, and few enough for the first-level cache
 
-inline int64_t block_size(const Shape& s) { return s.channels_last ? smaller(larger(kRun / larger(s.c, 1), 64), 512) : kRun; }
+inline int64_t block_size(const Shape& s) {
+  return s.channels_last ? smaller(larger(kRun / larger(s.c, 1), 64), 512) : kRun;
+}
 
 struct Block {
   int64_t n, first, count, slot;  // sample, pixels [first, first + count), place of its sums
@@ -63,7 +65,8 @@ class Small {
  public:
   Small(const void* data, int64_t size, A value, int64_t repeat = 1)
       : fill_(data && repeat == 1 ? 0 : size * repeat), data_(data && repeat == 1 ? static_cast<const A*>(data) : fill_) {
-    for (int64_t i = 0; data_ == fill_ && i < size * repeat; ++i) fill_[i] = data ? static_cast<const A*>(data)[i % size] : value;
+    for (int64_t i = 0; data_ == fill_ && i < size * repeat; ++i)
+      fill_[i] = data ? static_cast<const A*>(data)[i % size] : value;
   }
   const A* operator+(int64_t i) const { return data_ + i; }
   A operator[](int64_t i) const { return data_[i]; }
@@ -235,8 +238,9 @@ int modulate(const Modulate& p, void*) {
 #pragma omp simd
         for (int64_t i = 0; i < count; ++i) y[i] = narrow<T>(widen(x[i]) * factor(i));
       };
-      if (s.channels_last) pixel_runs(s, block, [=](int64_t, int64_t at) { run(at, s.c, [=](int64_t i) { return scale[i]; }); });
-      else channel_runs(s, block, [=](int64_t c, int64_t at) { run(at, block.count, [=](int64_t) { return scale[c]; }); });
+      const auto by_channel = [=](int64_t c, int64_t at) { run(at, block.count, [=](int64_t) { return scale[c]; }); };
+      const auto by_pixel = [=](int64_t, int64_t at) { run(at, s.c, [=](int64_t i) { return scale[i]; }); };
+      s.channels_last ? pixel_runs(s, block, by_pixel) : channel_runs(s, block, by_channel);
     });
   });
 }
