@@ -44,7 +44,7 @@ def bias_act(x: Tensor, b: Tensor | None = None, dim: int = 1, act: str = 'linea
              gain: float | None = None, clamp: float | None = None) -> Tensor:
     """gain * act(x + b), clamped to [-clamp, clamp]. Differentiable any number of times.
 
-    x: any shape and floating type. b: [x.shape[dim]], added along `dim` in x's type. alpha: slope of 'lrelu' below 0.
+    x: any shape and floating type. b: [x.shape[dim]], added along `dim`. alpha: slope of 'lrelu' below 0.
     alpha and gain default to the activation's own, see ACTIVATIONS. Keeps x's shape, type and memory format.
     ValueError for an unknown activation, a bias of another size, or a negative gain or clamp.
     """
