@@ -41,7 +41,7 @@ setup(
     description='Trains GANs for high-resolution pictures, from one laptop to many nodes',
     license='Apache-2.0',
     python_requires='>=3.11',
-    packages=['trainer', 'trainer.data', 'trainer.models', 'trainer.tools', 'kernels', 'launch', 'configs'],
+    packages=['trainer', 'trainer.data', 'trainer.augment', 'trainer.models', 'trainer.tools', 'kernels', 'launch', 'configs'],
     package_data={'configs': ['*.yaml'], 'kernels': ['csrc/**/*', 'lib/*.so']},
     ext_modules=[Extension('kernels.lib.imago', [])],
     cmdclass={'build_ext': BuildKernels},

@@ -17,6 +17,12 @@ def shards(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp('dataset'), (13, 10, 7), classes=3, size=16)
 
 
+@pytest.fixture(scope='session')
+def wide_shards(tmp_path_factory):
+    """The same of 32 px, the smallest size of BigGAN's tables."""
+    return write_dataset(tmp_path_factory.mktemp('dataset32'), (13, 10, 7), classes=3, size=32)
+
+
 def pytest_configure(config):
     # DCP says so at each save and load of a single process
     config.addinivalue_line('filterwarnings', 'ignore:torch.distributed is disabled, unavailable or uninitialized')

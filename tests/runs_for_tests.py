@@ -20,7 +20,7 @@ def tiny_tree(data: Path, run_dir: Path) -> dict:
         'run_dir': str(run_dir), 'device': 'cpu', 'total_kimg': 0.048, 'batch': 12, 'micro_batch': 3,
         'data': {'path': str(data), 'lanes': 12, 'workers': 0},
         'network': {'z_dim': 16, 'w_dim': 16, 'mapping_layers': 2, 'channel_base': 128, 'channel_max': 16},
-        'loss': {'r1_gamma': 1.0, 'r1_interval': 2, 'pl_interval': 2}, 'ema': {'half_life_kimg': 0.05},
+        'regularizers': {'r1': 1.0, 'd_interval': 2, 'path_length': 2.0, 'g_interval': 2}, 'ema': {'half_life_kimg': 0.05},
         'checkpoint': {'interval_kimg': 0.024}, 'log': {'interval_kimg': 0.012, 'grid_kimg': 0.024, 'grid': [2, 2], 'keys': True},
     }
 

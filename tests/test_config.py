@@ -7,8 +7,8 @@ from trainer.config import (
     find_config,
     is_fixed,
     load_config,
-    to_size,
 )
+from trainer.schema import to_size
 
 MINIMAL = {'run_dir': 'r', 'data': {'path': 'd'}}
 

@@ -7,13 +7,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {'kernels', 'trainer.config', 'trainer.dist', 'trainer.durable', 'trainer.resolution'},
+    {'kernels', 'trainer.config', 'trainer.combinations', 'trainer.network_config', 'trainer.schema', 'trainer.sections',
+     'trainer.schedule', 'trainer.dist', 'trainer.durable', 'trainer.resolution'},
     {'trainer.models', 'trainer.losses', 'trainer.regularizers', 'trainer.ema', 'trainer.optim', 'trainer.data',
-     'trainer.labels', 'trainer.randomness'},
+     'trainer.labels', 'trainer.randomness', 'trainer.augment'},
     {'trainer.parallel', 'trainer.state', 'trainer.checkpoint', 'trainer.export', 'trainer.run_folder', 'trainer.signals',
      'trainer.images', 'trainer.stats'},
     {'trainer.phase'},
-    {'trainer.recipe'},
+    {'trainer.recipe', 'trainer.game'},
     {'trainer.train', 'trainer.watch', 'trainer.tools', 'trainer.__main__'},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

@@ -5,9 +5,10 @@ import torch
 from runs_for_tests import on_ranks, tiny_config
 
 from trainer.data.shards import open_dataset
+from trainer.game import to_device
 from trainer.parallel import make_strategy
 from trainer.phase import run_phase
-from trainer.recipe import Recipe, to_device
+from trainer.recipe import Recipe
 from trainer.state import make_state
 from trainer.train import open_stream
 
@@ -18,6 +19,7 @@ def gradients_of_each_phase(config):
     state = make_state(config, dataset.manifest, torch.device('cpu'))
     strategy = make_strategy(state.G, state.D)
     recipe = Recipe(config, dataset.manifest, state)
+    recipe.begin_step()
     batch = to_device(next(open_stream(config, dataset, 0)), torch.device('cpu'))
     found = {}
     for phase in recipe.phases():

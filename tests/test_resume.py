@@ -35,8 +35,8 @@ def test_n_plus_n_equals_2n_bitwise(shards, tmp_path, world):
     results = on_ranks(world, straight_and_resumed, shards, tmp_path, world) if world > 1 else \
         [straight_and_resumed(shards, tmp_path, 1)]
     for straight, resumed in results:
-        assert {'G.synthesis.b16.conv1.weight', 'G_ema.mapping.w_avg', 'opt_D.b16.conv0.weight.exp_avg', 'pl_mean'} <= set(straight)
-        assert straight['nimg'] == 96 and straight['pl_mean'] > 0
+        assert {'G.synthesis.b16.conv1.weight', 'G_ema.mapping.w_avg', 'opt_D.b16.conv0.weight.exp_avg', 'scalars.path_length_mean'} <= set(straight)
+        assert straight['nimg'] == 96 and straight['scalars.path_length_mean'] > 0
         assert not differing(straight, resumed)
         assert not differing(straight, results[0][0])
 

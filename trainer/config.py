@@ -2,104 +2,32 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from trainer.resolution import base_and_doublings, parse_resolution
+from trainer.combinations import check_combinations
+from trainer.network_config import NETWORK_NAMES, NetworkConfig, StyleGAN2
+from trainer.schema import Section
+from trainer.sections import (
+    AugmentConfig,
+    CheckpointConfig,
+    DataConfig,
+    EMAConfig,
+    GrowthConfig,
+    LogConfig,
+    LossConfig,
+    OptimConfig,
+    RegularizerConfig,
+)
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 
 
-def to_size(value: object) -> object:
-    """`512`, `'768x512'` (height x width) or `[768, 512]` -> (height, width) in pixels."""
-    if isinstance(value, (list, tuple)):
-        return tuple(value)
-    return parse_resolution(str(value))
-
-
-def check_size(value: tuple[int, int]) -> tuple[int, int]:
-    base_and_doublings(value)
-    return value
-
-
-Resolution = Annotated[tuple[int, int], BeforeValidator(to_size), AfterValidator(check_size)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
-
-
-class DataConfig(Section):
-    path: str                                     # folder, http(s):// or pipe: with {} for the file name
-    resolution: Resolution | None = None          # (height, width); None: as packed
-    conditional: bool = False                     # train on the dataset's classes
-    lanes: PositiveInt = 64                       # a multiple of every number of ranks the run will ever have
-    flip: bool = False                            # horizontal flips, at random
-    workers: int = Field(2, ge=0)                 # decoding processes per rank
-    cache_dir: str | None = None                  # for remote shards; None: the user's cache folder
-    cache_gb: PositiveFloat = 20.0
-
-
-class NetworkConfig(Section):
-    name: Literal['stylegan2'] = 'stylegan2'
-    z_dim: PositiveInt = 512
-    w_dim: PositiveInt = 512
-    mapping_layers: PositiveInt = 8
-    channel_base: PositiveInt = 32768             # channels at a resolution: min(channel_base / resolution, channel_max)
-    channel_max: PositiveInt = 512
-    mbstd_group: PositiveInt = 4
-    low_precision: Literal['none', 'bf16', 'fp16'] = 'none'
-    low_precision_blocks: int = Field(0, ge=0)    # how many blocks, from the highest resolution down
-
-
-class LossConfig(Section):
-    name: Literal['nonsaturating'] = 'nonsaturating'
-    r1_gamma: float = Field(10.0, ge=0)
-    r1_interval: PositiveInt = 16                 # steps
-    pl_weight: float = Field(2.0, ge=0)
-    pl_interval: PositiveInt = 4                  # steps
-    pl_decay: float = Field(0.01, gt=0, le=1)
-    pl_batch_shrink: PositiveInt = 2
-    style_mixing: float = Field(0.9, ge=0, le=1)
-
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class OptimConfig(Section):
-    g_lr: PositiveFloat = 0.002
-    d_lr: PositiveFloat = 0.002
-    betas: tuple[Beta, Beta] = (0.0, 0.99)
-    eps: PositiveFloat = 1e-8
-
-
-class EMAConfig(Section):
-    half_life_kimg: PositiveFloat = 10.0
-    rampup: float | None = Field(None, gt=0)      # half-life at most this share of the images shown; None: no ramp
-    w_avg_beta: float = Field(0.998, ge=0, lt=1)
-
-
-class CheckpointConfig(Section):
-    interval_kimg: PositiveFloat = 200.0
-    keep: PositiveInt = 3
-
-
-class LogConfig(Section):
-    interval_kimg: PositiveFloat = 4.0
-    grid_kimg: PositiveFloat = 200.0
-    grid: tuple[PositiveInt, PositiveInt] = (4, 8)   # rows, columns
-    keys: bool = False                            # write the sample keys of each step, for audits
+def named(network: object) -> object:
+    """StyleGAN2 where no name is given."""
+    return {'name': 'stylegan2', **network} if isinstance(network, dict) else network
 
 
 class Config(Section):
@@ -111,8 +39,11 @@ class Config(Section):
     batch: PositiveInt = 64                       # images a step, over all ranks
     micro_batch: PositiveInt = 8                  # images a forward pass on one rank
     data: DataConfig
-    network: NetworkConfig = NetworkConfig()
+    network: Annotated[NetworkConfig, BeforeValidator(named)] = StyleGAN2()
+    growth: GrowthConfig | None = None            # of networks that grow; None: at full size from the start
     loss: LossConfig = LossConfig()
+    regularizers: RegularizerConfig = RegularizerConfig()
+    augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     ema: EMAConfig = EMAConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -122,21 +53,42 @@ class Config(Section):
     def total_nimg(self) -> int:
         return round(self.total_kimg * 1000)
 
+    @model_validator(mode='after')
+    def check(self) -> Self:
+        check_combinations(self)
+        return self
+
     def check_world(self, world: int) -> None:
         """ValueError unless batch, lanes, micro-batch and `world` ranks divide as the data order needs."""
         if self.data.lanes % world:
             raise ValueError(f'data.lanes={self.data.lanes} is not a multiple of the {world} ranks; '
                              f'choose lanes that every number of ranks you will use divides, e.g. {self.data.lanes * world}')
-        if self.batch % self.data.lanes:
-            raise ValueError(f'batch={self.batch} is not a multiple of data.lanes={self.data.lanes}; '
-                             f'use batch={_next_multiple(self.batch, self.data.lanes)} or lanes that divide the batch')
-        if self.batch % (world * self.micro_batch):
-            raise ValueError(f'batch={self.batch} is not a multiple of {world} ranks x micro_batch={self.micro_batch}; '
-                             f'use batch={_next_multiple(self.batch, world * self.micro_batch)} or another micro_batch')
+        for name, batch, micro_name, micro_batch in self.batches():
+            if batch % self.data.lanes:
+                raise ValueError(f'{name}={batch} is not a multiple of data.lanes={self.data.lanes}; '
+                                 f'use {name}={_next_multiple(batch, self.data.lanes)} or lanes that divide the batch')
+            if batch % (world * micro_batch):
+                raise ValueError(f'{name}={batch} is not a multiple of {world} ranks x {micro_name}={micro_batch}; '
+                                 f'use {name}={_next_multiple(batch, world * micro_batch)} or another {micro_name}')
 
+    def batches(self) -> list[tuple[str, int, str, int]]:
+        """(key, batch, key, micro-batch) of each stage, and of what is outside of growth."""
+        batches, micro_batches = (self.growth.batch, self.growth.micro_batch) if self.growth else ({}, {})
+        found = [('batch', self.batch, 'micro_batch', self.micro_batch)]
+        for side in sorted(batches.keys() | micro_batches.keys()):
+            batch = (f'growth.batch.{side}', batches[side]) if side in batches else ('batch', self.batch)
+            micro = (f'growth.micro_batch.{side}', micro_batches[side]) if side in micro_batches else \
+                ('micro_batch', self.micro_batch)
+            found.append((*batch, *micro))
+        return found
+
+
+UNION_TAGS = ('number', 'ramp', *NETWORK_NAMES)   # pydantic puts them into the paths of keys
 
 # What makes a run what it is: a run folder is never resumed with other values of these.
-FIXED_ON_RESUME = ('seed', 'network', 'data.resolution', 'data.conditional', 'data.lanes', 'data.flip')
+FIXED_ON_RESUME = ('seed', 'network', 'data.resolution', 'data.conditional', 'data.pairs', 'data.lanes', 'data.flip',
+                   'growth.start_resolution', 'growth.fade_kimg', 'growth.stage_kimg', 'growth.batch',
+                   'loss.auxiliary', 'regularizers.normalise', 'regularizers.normalise_g')
 
 
 def load_config(source: str | Path, overrides: list[str] = ()) -> Config:
@@ -232,22 +184,29 @@ def _merged(below: dict, above: dict) -> dict:
 
 def _explain(detail: dict) -> str:
     """One pydantic error in our words: key, value, limit, fix."""
-    key = '.'.join(str(part) for part in detail['loc'])
+    key = '.'.join(str(part) for part in detail['loc'] if part not in UNION_TAGS)
     if detail['type'] == 'extra_forbidden':
-        near = difflib.get_close_matches(key, _known_keys(Config), n=1, cutoff=0.4)
+        known = _known_keys(Config)
+        if key in known:
+            return f'unknown key {key}: networks of another name have it'
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
         return f'unknown key {key}' + (f'; did you mean {near[0]}?' if near else '; imago train --dry-run prints the known ones')
+    if detail['type'] == 'union_tag_invalid':
+        return f'{key}.name={detail["ctx"]["tag"]}: take one of {", ".join(NETWORK_NAMES)}'
     if detail['type'] == 'missing':
         return f'{key} is missing; add it to the file or give {key}=VALUE'
-    return f'{key}={detail["input"]!r}: {detail["msg"].removeprefix("Value error, ")}'
+    message = detail['msg'].removeprefix('Value error, ')
+    return f'{key}={detail["input"]!r}: {message}' if key else message
 
 
 def _known_keys(section: type[BaseModel], prefix: str = '') -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _known_keys(field.annotation, f'{prefix}{name}.')
-    return keys
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += _known_keys(kind, f'{prefix}{name}.')
+    return list(dict.fromkeys(keys))
 
 
 def _next_multiple(value: int, of: int) -> int:

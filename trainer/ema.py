@@ -4,14 +4,17 @@ import torch
 from torch import nn
 
 from trainer.config import EMAConfig
+from trainer.schedule import at
 
 
 def ema_decay(nimg: int, batch: int, config: EMAConfig) -> float:
     """The share of the old average that one step of `batch` images keeps: 0.5 ** (batch / half-life).
 
-    With `rampup`, the half-life is at most that share of the `nimg` images shown so far.
+    With `rampup`, the half-life is at most that share of the `nimg` images shown so far; before `start_kimg` it is 0.
     """
-    half_life = config.half_life_kimg * 1000
+    if nimg < config.start_kimg * 1000:
+        return 0.0
+    half_life = at(config.half_life_kimg, nimg) * 1000
     if config.rampup is not None:
         half_life = min(half_life, nimg * config.rampup)
     return 0.5 ** (batch / max(half_life, 1e-8))

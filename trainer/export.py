@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from trainer.checkpoint import SEAL, find_damage, list_checkpoints, read_seal
-from trainer.models import MODELS
+from trainer import models
 
 WEIGHTS, ABOUT = 'generator.safetensors', 'generator.json'
 
@@ -18,7 +18,7 @@ WEIGHTS, ABOUT = 'generator.safetensors', 'generator.json'
 def write_export(G: nn.Module, about: dict, folder: Path) -> None:
     """Write `folder`/generator.safetensors and generator.json; `about` as `describe` returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in G.state_dict().items()}, folder / WEIGHTS)
+    save_file({name: tensor.contiguous().clone() for name, tensor in G.state_dict().items()}, folder / WEIGHTS)
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + '\n')
 
 
@@ -32,7 +32,7 @@ def describe(path: str | Path) -> tuple[Path, dict]:
         raise ValueError(f'no such folder: {folder}; give a run folder, a checkpoint or an export')
     if (folder / ABOUT).is_file():
         about = json.loads((folder / ABOUT).read_text())
-        if not {'model', 'options', 'class_names', 'class_counts', 'nimg'} <= about.keys() or about['model'] not in MODELS:
+        if not {'model', 'options', 'class_names', 'class_counts', 'nimg'} <= about.keys() or about['model'] not in models.MODELS:
             raise ValueError(f'{folder / ABOUT} does not describe a generator; export it again')
         return folder, about
     candidates = [folder] if (folder / SEAL).is_file() else list_checkpoints(folder / 'checkpoints')[::-1]
@@ -55,8 +55,7 @@ def load_generator(path: str | Path, device: str | torch.device = 'cpu') -> nn.M
 
 def build_generator(folder: Path, about: dict, device: str | torch.device = 'cpu') -> nn.Module:
     """The generator that `describe` has found, without reading the checkpoint's checksums once more."""
-    Generator, _ = MODELS[about['model']]
-    G = Generator(**about['options']).requires_grad_(False).eval()
+    G = models.build_generator(about['model'], about['options']).requires_grad_(False).eval()
     try:
         if (folder / WEIGHTS).is_file():
             G.load_state_dict(load_file(folder / WEIGHTS))

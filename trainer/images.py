@@ -4,8 +4,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.labels import to_one_hot
+from trainer.models.batch_norm import standing_statistics
 from trainer.randomness import Draws, draw
 
 
@@ -32,10 +34,22 @@ def fixed_draws(seed: int, count: int, G: nn.Module, class_counts: tuple[int, ..
 
 @torch.no_grad()
 def generate(G: nn.Module, draws: Draws, device: torch.device, truncation_psi: float = 1.0, batch: int = 16) -> np.ndarray:
-    """Pictures [NHWC] uint8 with the constant noise, `batch` at a time."""
+    """Pictures [NHWC] uint8 at G's full size, `batch` at a time; of networks with styles, with the constant noise."""
+    options = {'truncation_psi': truncation_psi, 'noise': 'const'} if G.num_ws else {}
     parts = []
     for start in range(0, len(draws.z), batch):
         part = draws[start:start + batch].to(device)
-        labels = to_one_hot(part.labels, G.c_dim)
-        parts.append(to_pictures(G(part.z, labels, truncation_psi=truncation_psi, noise='const')))
+        images = G(part.z, to_one_hot(part.labels, G.c_dim), **options)
+        parts.append(to_pictures(functional.interpolate(images, G.resolution)))  # nearest, while G grows
     return np.concatenate(parts)
+
+
+@torch.no_grad()
+def take_standing_statistics(G: nn.Module, class_counts: tuple[int, ...], batches: int, device: torch.device,
+                             batch: int = 32) -> None:
+    """Replace G's running batch-norm statistics by their means over `batches` of fakes. Brock et al. 2019, appendix D."""
+    with standing_statistics(G):
+        for number in range(batches):
+            draws = draw(number, 0, 'standing', batch, z_dim=G.z_dim, num_ws=0, style_mixing=0.0,
+                         class_counts=class_counts if G.c_dim else ()).to(device)
+            G(draws.z, to_one_hot(draws.labels, G.c_dim))

@@ -1,27 +1,112 @@
-"""Adversarial losses: pairs of pure functions on logits [N, 1]; each returns a scalar, the mean over the batch."""
+"""Adversarial losses: pure functions on logits [N, 1]. Each returns a scalar, the mean over the batch.
+
+In the equations D is the logit, s the sigmoid, x a real, G(z) a fake. G's losses take the reals' logits last and all but
+the relativistic one ignore them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.functional import softplus
 
 
 @dataclass(frozen=True)
 class Loss:
-    d_loss: Callable[[Tensor, Tensor], Tensor]    # (real logits, fake logits)
-    g_loss: Callable[[Tensor], Tensor]            # (fake logits)
+    d_loss: Callable[..., Tensor]                               # (real logits, fake logits); BEGAN's: and k
+    g_loss: Callable[[Tensor, Tensor | None], Tensor]           # (fake logits, real logits)
+    pairs: bool = False                                         # g_loss needs the real logits
+    balance: Callable[..., Tensor] | None = None                # BEGAN's next k
 
 
-# Non-saturating: L_D = -log s(D(x)) - log(1 - s(D(G(z)))), L_G = -log s(D(G(z))). Goodfellow et al. 2014, section 3.
-def nonsaturating_d(real: Tensor, fake: Tensor) -> Tensor:
+# Minimax: L_D = -log s(D(x)) - log(1 - s(D(G(z)))), L_G = log(1 - s(D(G(z)))). Goodfellow et al. 2014, equation 1.
+def minimax_d(real: Tensor, fake: Tensor) -> Tensor:
     return softplus(-real).mean() + softplus(fake).mean()
 
 
-def nonsaturating_g(fake: Tensor) -> Tensor:
+def minimax_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    return -softplus(fake).mean()
+
+
+# Non-saturating: L_D as minimax, L_G = -log s(D(G(z))). Goodfellow et al. 2014, section 3.
+def nonsaturating_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
     return softplus(-fake).mean()
 
 
+# Wasserstein: L_D = D(G(z)) - D(x), L_G = -D(G(z)), for D Lipschitz. Arjovsky et al. 2017, equations 2 and 3.
+def wgan_d(real: Tensor, fake: Tensor) -> Tensor:
+    return fake.mean() - real.mean()
+
+
+def wgan_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    return -fake.mean()
+
+
+# Least squares: L_D = (D(x) - 1)^2 / 2 + D(G(z))^2 / 2, L_G = (D(G(z)) - 1)^2 / 2. Mao et al. 2017, equation 9.
+def least_squares_d(real: Tensor, fake: Tensor) -> Tensor:
+    return (real - 1).square().mean() / 2 + fake.square().mean() / 2
+
+
+def least_squares_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    return (fake - 1).square().mean() / 2
+
+
+# Hinge: L_D = max(0, 1 - D(x)) + max(0, 1 + D(G(z))), L_G = -D(G(z)). Miyato et al. 2018, equations 16 and 17.
+def hinge_d(real: Tensor, fake: Tensor) -> Tensor:
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+# Relativistic pairing: L_D = -log s(D(x) - D(G(z))), L_G = -log s(D(G(z)) - D(x)). Jolicoeur-Martineau 2018;
+# Huang et al. 2024 (R3GAN), equation 2.
+def relativistic_d(real: Tensor, fake: Tensor) -> Tensor:
+    return softplus(fake - real).mean()
+
+
+def relativistic_g(fake: Tensor, real: Tensor) -> Tensor:
+    return softplus(real - fake).mean()
+
+
+# BEGAN, on energies E >= 0: L_D = E(x) - k E(G(z)), L_G = E(G(z)). Berthelot et al. 2017, section 3.4.
+def began_d(real: Tensor, fake: Tensor, k: Tensor | float) -> Tensor:
+    return real.mean() - k * fake.mean()
+
+
+def began_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    return fake.mean()
+
+
+def began_balance(k: Tensor, real_mean: Tensor, fake_mean: Tensor, gamma: float, rate: float) -> Tensor:
+    """k + rate (gamma E(x) - E(G(z))) within [0, 1], from the step's mean energies. Berthelot et al. 2017, section 3.4."""
+    return (k + rate * (gamma * real_mean - fake_mean)).clamp(0, 1)
+
+
 LOSSES = {
-    'nonsaturating': Loss(nonsaturating_d, nonsaturating_g),
+    'minimax': Loss(minimax_d, minimax_g),
+    'nonsaturating': Loss(minimax_d, nonsaturating_g),
+    'wgan': Loss(wgan_d, wgan_g),
+    'least_squares': Loss(least_squares_d, least_squares_g),
+    'hinge': Loss(hinge_d, wgan_g),
+    'relativistic': Loss(relativistic_d, relativistic_g, pairs=True),
+    'began': Loss(began_d, began_g, balance=began_balance),
 }
+
+
+# MAD-GAN, p the softmax of D's outputs [N, 1 + generators], column 0 for reals, each generator weighing as much as the data:
+# L_D = -log p_0(x) - sum_i log p_i(G_i(z)). Ghosh et al. 2018.
+def mad_gan_d(real: Tensor, fake: Tensor, generator: Tensor) -> Tensor:
+    """`generator` [N] int64: which one, from 0, made each fake; all of them equally many."""
+    reals = torch.zeros(len(real), dtype=torch.int64, device=real.device)
+    return F.cross_entropy(real, reals) + (fake.shape[1] - 1) * F.cross_entropy(fake, generator + 1)
+
+
+# Its non-saturating form for G_i: L_G = -log p_0(G_i(z)), in place of log(1 - p_0). Goodfellow et al. 2014, section 3.
+def mad_gan_g(fake: Tensor) -> Tensor:
+    return -fake.log_softmax(dim=1)[:, 0].mean()
+
+
+# Auxiliary classifier: L_C = -log p(class), for D on reals and fakes and for G on fakes. Odena et al. 2017, equation 3.
+def auxiliary_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """class_logits and one-hot float labels, both [N, C]."""
+    return F.cross_entropy(class_logits, labels)

@@ -7,6 +7,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from trainer import dist
+from trainer.models.batch_norm import synchronise
 
 
 class FlatGradients:
@@ -60,6 +61,11 @@ class DataParallel(Strategy):
     A DDP wrapper would be silently wrong here: it misses gradients of a penalty-only backward.
     """
 
+    def __init__(self, *networks: nn.Module):
+        super().__init__(*networks)
+        for network in networks:
+            synchronise(network, _DifferentiableSum.apply, dist.world_size())
+
     def sync_gradients(self, network: nn.Module) -> tuple[float, list[int]]:
         gradients = self._gradients[network]
         own_norm = gradients.norm()
@@ -76,6 +82,20 @@ class DataParallel(Strategy):
         _average(flat)
         parts = flat.split([value.numel() for value in values.values()])
         return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts, strict=True)}
+
+
+class _DifferentiableSum(torch.autograd.Function):
+    """The sum over ranks, for statistics inside a network: what each rank does with it counts for all."""
+
+    @staticmethod
+    def forward(ctx: object, tensor: Tensor) -> Tensor:
+        total = tensor.contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return _DifferentiableSum.apply(gradient)
 
 
 def make_strategy(*networks: nn.Module) -> Strategy:

@@ -21,17 +21,17 @@ class NonFiniteGradient(RuntimeError):
 class MicroBatch:
     """What one forward pass sees, on the device."""
 
-    images: Tensor     # [NCHW] reals in [-1, 1]
-    labels: Tensor     # [N, c_dim] one-hot, of the reals
+    images: Tensor     # [NCHW] uint8 reals
+    labels: Tensor     # [N, classes] one-hot, of the reals
     draws: Draws       # latents for the fakes
-    fake_labels: Tensor  # [N, c_dim] one-hot
+    fake_labels: Tensor  # [N, classes] one-hot
 
 
 @dataclass(frozen=True)
 class Phase:
     """`loss` maps a micro-batch to its loss and to values worth averaging over the global batch.
 
-    `finish` receives these averages after the optimizer step, e.g. to move a running mean.
+    `finish` receives these averages after the optimizer step, e.g. to move a running mean. `prepare` comes before all.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Phase:
     interval: int      # steps
     loss: Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]]
     finish: Callable[[dict[str, Tensor]], None] = lambda means: None
+    prepare: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def run_phase(phase: Phase, micro_batches: list[MicroBatch], seed: int, nimg: in
     NonFiniteGradient names phase, images shown and rank, before anything was changed.
     """
     started = time.perf_counter()
+    phase.prepare()
     strategy.zero_gradients(phase.network)
     phase.network.requires_grad_(True)
     count = len(micro_batches)

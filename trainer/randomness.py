@@ -33,10 +33,15 @@ def seed_for(seed: int, nimg: int, *purpose: object) -> int:
 
 
 def draw(seed: int, nimg: int, purpose: str, batch: int, *, z_dim: int, num_ws: int,
-         style_mixing: float, class_counts: tuple[int, ...]) -> Draws:
-    """Latents for the whole global batch; classes as frequent as in the data (all 0 without `class_counts`)."""
+         style_mixing: float, class_counts: tuple[int, ...], identity_dim: int = 0) -> Draws:
+    """Latents for the whole global batch; classes as frequent as in the data (all 0 without `class_counts`).
+
+    Rows 2i and 2i + 1 have their first `identity_dim` latents in common.
+    """
     generator = torch.Generator().manual_seed(seed_for(seed, nimg, purpose))
     z, z_mix = torch.randn(2, batch, z_dim, generator=generator)
+    if identity_dim:
+        z[1::2, :identity_dim] = z[:-1:2, :identity_dim]
     mixed = torch.rand(batch, generator=generator) < style_mixing
     cutoff = torch.randint(1, max(num_ws, 2), (batch,), generator=generator)
     weights = torch.tensor(class_counts or (1,), dtype=torch.float64)
@@ -47,3 +52,16 @@ def draw(seed: int, nimg: int, purpose: str, batch: int, *, z_dim: int, num_ws: 
 def seed_micro_batch(seed: int, nimg: int, purpose: str, index: int) -> None:
     """Seed torch's own generators for the noise inside the networks; `index` counts over the global batch."""
     torch.manual_seed(seed_for(seed, nimg, purpose, index))
+
+
+def truncated_normal(shape: tuple[int, ...], threshold: float, generator: torch.Generator) -> Tensor:
+    """N(0, 1), each value beyond +-threshold drawn again until it is within. Brock et al. 2019, section 3.1.
+
+    ValueError for a threshold below 0.01, where next to all draws are in vain.
+    """
+    if not threshold >= 0.01:
+        raise ValueError(f'truncation threshold {threshold} is too small: take at least 0.01; 0.5 to 2 is usual')
+    z = torch.randn(shape, generator=generator)
+    while (beyond := z.abs() > threshold).any():
+        z[beyond] = torch.randn(int(beyond.sum()), generator=generator)
+    return z

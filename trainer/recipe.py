@@ -1,127 +1,205 @@
-"""Networks, losses and penalties become phases. What a published recipe says is here and in its YAML."""
+"""Networks, losses, penalties and augmentation become phases. What a published recipe says stands in its YAML."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer import dist
-from trainer.config import Config
-from trainer.data.manifest import Manifest
-from trainer.data.stream import Batch
-from trainer.labels import to_one_hot
-from trainer.losses import LOSSES
-from trainer.models import mix_styles
+from trainer.augment import adapt_p
+from trainer.game import Game
+from trainer.losses import LOSSES, auxiliary_loss, mad_gan_d, mad_gan_g
+from trainer.models.spectral import power_iterate
+from trainer.optim import restart, set_rates
 from trainer.phase import MicroBatch, Phase
-from trainer.randomness import draw
-from trainer.regularizers import path_length_penalty, path_lengths, r1_penalty
-from trainer.state import TrainState
+from trainer.regularizers import (
+    GRADIENT_PENALTIES,
+    clip_weights_,
+    drift,
+    gradient_norm_squared,
+    lecam,
+    orthogonal_penalty,
+    path_length_penalty,
+    path_lengths,
+)
+from trainer.schedule import at
 
 Means = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """StyleGAN2's training. Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN"."""
+class Recipe(Game):
+    """A run's training."""
 
-    config: Config
-    manifest: Manifest
-    state: TrainState
+    def begin_step(self) -> None:
+        """Set what is a function of the images shown: learning rates, and level of detail where networks grow."""
+        config, state, stage = self.config, self.state, self.stage
+        set_rates(state.opt_G, stage.g_lr, config.optim, state.nimg, self.lazy_g)
+        set_rates(state.opt_D, stage.d_lr, config.optim, state.nimg, self.lazy_d)
+        if config.growth is None:
+            return
+        for network in (state.G, state.D):
+            for name, buffer in network.named_buffers():
+                if name.rpartition('.')[2] == 'lod':
+                    buffer.fill_(stage.lod)
+        if state.scalars['side'] != stage.side:
+            restart(state.opt_G)
+            restart(state.opt_D)
+            state.scalars['side'].fill_(stage.side)
+
+    @cached_property
+    def on_gradient(self) -> list[str]:
+        """Names of D's gradient penalties."""
+        return [name for name in GRADIENT_PENALTIES if getattr(self.config.regularizers, name)]
+
+    @property
+    def lazy_d(self) -> int | None:
+        """Main steps of D for one of its gradient penalties, where that is a step of its own."""
+        return self.config.regularizers.d_interval if self.on_gradient and self.config.regularizers.d_interval > 1 else None
+
+    @property
+    def lazy_g(self) -> float | None:
+        penalties = self.config.regularizers
+        return penalties.g_interval / self.config.loss.d_steps if penalties.path_length else None
 
     def phases(self) -> list[Phase]:
         """What happens in a step, in order. Lazy penalties count `interval` times, as they come that seldom."""
-        loss, state = self.config.loss, self.state
-        phases = [Phase('D_main', state.D, state.opt_D, 1, self.d_main)]
-        if loss.r1_gamma:
-            phases.append(Phase('D_reg', state.D, state.opt_D, loss.r1_interval, self.d_reg))
-        phases.append(Phase('G_main', state.G, state.opt_G, 1, self.g_main, self.move_w_avg))
-        if loss.pl_weight:
-            phases.append(Phase('G_reg', state.G, state.opt_G, loss.pl_interval, self.g_reg, self.move_pl_mean))
+        state, penalties = self.state, self.config.regularizers
+        phases = [Phase('D_main', state.D, state.opt_D, 1, self.d_main, self.after_d, lambda: power_iterate(state.D))]
+        if self.lazy_d:
+            phases.append(Phase('D_reg', state.D, state.opt_D, self.lazy_d, self.d_reg))
+        phases.append(Phase('G_main', state.G, state.opt_G, self.config.loss.d_steps, self.g_main, self.after_g,
+                            lambda: power_iterate(state.G)))
+        if penalties.path_length:
+            phases.append(Phase('G_reg', state.G, state.opt_G, penalties.g_interval, self.g_reg, self.after_path_length))
         return phases
 
-    @cached_property
-    def synthesis(self) -> Callable[..., Tensor]:
-        """G's synthesis network for the main phases. Their penalties differentiate twice, which compiled code cannot."""
-        return self.maybe_compiled(self.state.G.synthesis)
-
-    @cached_property
-    def discriminator(self) -> Callable[..., Tensor]:
-        """D for the main phases."""
-        return self.maybe_compiled(self.state.D)
-
-    def maybe_compiled(self, network: nn.Module) -> Callable[..., Tensor]:
-        if not self.config.compile:
-            return network
-        from torch._inductor import config  # a second to import
-        config.fallback_random = True           # layer noise is then what it is without compiling
-        return torch.compile(network, dynamic=False)
-
     def d_main(self, micro: MicroBatch) -> tuple[Tensor, Means]:
+        penalties, loss = self.config.regularizers, self.config.loss
+        joined = self.on_gradient and not self.lazy_d
+        D = self.state.D if joined else self.discriminator     # compiled code differentiates only once
         with torch.no_grad():
             fakes = self.generate(micro)[0]
-        real = self.discriminator(micro.images, micro.labels)  # [N, 1]
-        fake = self.discriminator(fakes, micro.fake_labels)
-        loss = LOSSES[self.config.loss.name].d_loss(real, fake)
-        return loss, {'loss/D': loss, 'logits/real': real.mean(), 'logits/fake': fake.mean(),
-                      'logits/real_sign': real.sign().mean(), 'logits/fake_sign': fake.sign().mean()}
+        reals = self.reals(micro)
+        if joined:
+            reals.requires_grad_()
+            fakes.requires_grad_()
+        real_outputs, fake_outputs = self.judge(D, reals, micro.labels), self.judge(D, fakes, micro.fake_labels)
+        real, fake = real_outputs[:, :1], fake_outputs[:, :1]  # [N, 1]
+        means = {'logits/real': real.mean(), 'logits/fake': fake.mean(),
+                 'logits/real_sign': real.sign().mean(), 'logits/fake_sign': fake.sign().mean()}
+        if loss.name == 'mad_gan':
+            total = mad_gan_d(real_outputs, fake_outputs, self.makers(fakes))
+        elif loss.name == 'began':
+            total = LOSSES['began'].d_loss(real, fake, self.state.scalars['began_k'])
+        else:
+            total = LOSSES[loss.name].d_loss(real, fake)
+        means['loss/D'] = total
+        if loss.auxiliary:
+            classes = auxiliary_loss(real_outputs[:, 1:], micro.labels) + auxiliary_loss(fake_outputs[:, 1:], micro.fake_labels)
+            total, means['loss/D_classes'] = total + loss.auxiliary * classes, classes
+        if penalties.drift:
+            total = total + penalties.drift * drift(real).mean()
+        if penalties.lecam:
+            scalars = self.state.scalars
+            distance = lecam(real, fake, scalars['lecam_real'], scalars['lecam_fake']).mean()
+            total, means['penalty/lecam'] = total + penalties.lecam * distance, distance
+        if joined:
+            penalty, values = self.gradient_penalties(micro, reals, fakes, real_outputs[:, :1], fake_outputs[:, :1])
+            total, means = total + penalty, means | values
+        return total, means
 
     def d_reg(self, micro: MicroBatch) -> tuple[Tensor, Means]:
-        images = micro.images.detach().requires_grad_()
-        penalty = r1_penalty(self.state.D(images, micro.labels), images).mean()
-        loss = self.config.loss
-        return penalty * (loss.r1_gamma / 2 * loss.r1_interval), {'penalty/r1': penalty}
+        fakes = None
+        if any(GRADIENT_PENALTIES[name].needs_fakes for name in self.on_gradient):
+            with torch.no_grad():
+                fakes = self.generate(micro)[0]
+        penalty, means = self.gradient_penalties(micro, self.reals(micro), fakes)
+        return penalty * self.config.regularizers.d_interval, means
+
+    def gradient_penalties(self, micro: MicroBatch, reals: Tensor, fakes: Tensor | None, real: Tensor | None = None,
+                           fake: Tensor | None = None) -> tuple[Tensor, Means]:
+        """The weighted sum of D's gradient penalties; `real` and `fake` are logits already there, if any."""
+        total, means = reals.new_zeros(()), {}
+        for name in self.on_gradient:
+            penalty = GRADIENT_PENALTIES[name]
+            points = penalty.points(reals, fakes)
+            if points is reals and real is not None:
+                logits = real
+            elif points is fakes and fake is not None:
+                logits = fake
+            else:
+                labels = micro.fake_labels if points is fakes else micro.labels
+                points = points.detach().requires_grad_()
+                logits = self.judge(self.state.D, points, labels)[:, :1]
+            cost = penalty.cost(gradient_norm_squared(logits, points)).mean()
+            weight = at(getattr(self.config.regularizers, name), self.state.nimg)
+            total, means[f'penalty/{name}'] = total + penalty.factor * weight * cost, cost
+        return total, means
 
     def g_main(self, micro: MicroBatch) -> tuple[Tensor, Means]:
+        loss, penalties = self.config.loss, self.config.regularizers
         fakes, w = self.generate(micro)
-        loss = LOSSES[self.config.loss.name].g_loss(self.discriminator(fakes, micro.fake_labels))
-        return loss, {'loss/G': loss, 'w_mean': w.mean(dim=0)}
+        outputs = self.judge(self.discriminator, fakes, micro.fake_labels)
+        means = {} if w is None else {'w_mean': w.mean(dim=0)}
+        if loss.name == 'mad_gan':
+            total = mad_gan_g(outputs)
+        else:
+            chosen, real = LOSSES[loss.name], None
+            if chosen.pairs:
+                with torch.no_grad():
+                    real = self.judge(self.discriminator, self.reals(micro), micro.labels)[:, :1]
+            total = chosen.g_loss(outputs[:, :1], real)
+        means['loss/G'] = total
+        if loss.auxiliary:
+            classes = auxiliary_loss(outputs[:, 1:], micro.fake_labels)
+            total, means['loss/G_classes'] = total + loss.auxiliary * classes, classes
+        if penalties.orthogonal:
+            penalty = orthogonal_penalty(self.state.G, relaxed=penalties.orthogonal_form == 'relaxed')
+            total, means['penalty/orthogonal'] = total + penalties.orthogonal * penalty, penalty
+        return total, means
 
     def g_reg(self, micro: MicroBatch) -> tuple[Tensor, Means]:
-        loss = self.config.loss
-        count = max(micro.draws.z.shape[0] // loss.pl_batch_shrink, 1)
+        penalties = self.config.regularizers
+        count = max(micro.draws.z.shape[0] // penalties.path_length_shrink, 1)
         ws = self.styles(micro)[0][:count]
         images = self.state.G.synthesis(ws)
         lengths = path_lengths(images, ws, torch.randn_like(images))
         # the running mean of the previous step: it does not depend on how the batch is spread
-        penalty = path_length_penalty(lengths, self.state.pl_mean).mean()
-        return penalty * (loss.pl_weight * loss.pl_interval), {'penalty/path_length': penalty, 'path_length': lengths.mean()}
+        penalty = path_length_penalty(lengths, self.state.scalars['path_length_mean']).mean()
+        return penalty * (penalties.path_length * penalties.g_interval), \
+            {'penalty/path_length': penalty, 'path_length': lengths.mean()}
 
-    def styles(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Mixed styles [N, num_ws, w_dim], and the first latent's w [N, w_dim]."""
-        mapping, draws = self.state.G.mapping, micro.draws
-        ws = mapping(draws.z, micro.fake_labels)
-        w = ws[:, 0]
-        if self.config.loss.style_mixing:
-            ws = mix_styles(ws, mapping(draws.z_mix, micro.fake_labels), draws.cutoff)
-        return ws, w
+    def after_d(self, means: Means) -> None:
+        """Once D has moved; `means` are over the global batch."""
+        config, scalars = self.config, self.state.scalars
+        if config.regularizers.weight_clip:
+            clip_weights_(self.state.D, config.regularizers.weight_clip)
+        if config.regularizers.lecam:
+            for name in ('real', 'fake'):
+                scalars[f'lecam_{name}'].lerp_(means[f'logits/{name}'], 1 - config.regularizers.lecam_decay)
+        balance = LOSSES[config.loss.name].balance if config.loss.name in LOSSES else None
+        if balance is not None:
+            k = balance(scalars['began_k'], means['logits/real'], means['logits/fake'], config.loss.began_gamma,
+                        config.loss.began_rate)
+            means['began/k'] = scalars['began_k'].copy_(k).clone()
+        if config.augment.name == 'ada' and config.augment.p is None:
+            self.adapt_augmentation(means['logits/real_sign'])
+            means['augment/p'] = scalars['augment_p'].clone()
 
-    def generate(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Fakes [NCHW] and the first latent's w [N, w_dim]."""
-        ws, w = self.styles(micro)
-        return self.synthesis(ws), w
+    def adapt_augmentation(self, sign: Tensor) -> None:
+        """Each `interval` steps, from the mean sign of D(real) over them."""
+        augment, scalars = self.config.augment, self.state.scalars
+        scalars['augment_signs'] += sign
+        scalars['augment_steps'] += 1
+        if scalars['augment_steps'] >= augment.interval:
+            images = self.stage.batch * augment.interval
+            scalars['augment_p'].copy_(adapt_p(scalars['augment_p'], scalars['augment_signs'] / scalars['augment_steps'],
+                                               images, augment.target, augment.speed_kimg))
+            scalars['augment_signs'].zero_()
+            scalars['augment_steps'].zero_()
 
-    def move_w_avg(self, means: Means) -> None:
-        self.state.G.mapping.w_avg.lerp_(means.pop('w_mean'), 1 - self.config.ema.w_avg_beta)
+    def after_g(self, means: Means) -> None:
+        if 'w_mean' in means:
+            self.state.G.mapping.w_avg.lerp_(means.pop('w_mean'), 1 - self.config.ema.w_avg_beta)
 
-    def move_pl_mean(self, means: Means) -> None:
-        self.state.pl_mean.lerp_(means['path_length'], self.config.loss.pl_decay)
-
-    def micro_batches(self, batch: Batch, phase: Phase) -> list[MicroBatch]:
-        """This rank's share of the step, cut for `phase`; its slice of latents drawn for the whole global batch."""
-        config, G = self.config, self.state.G
-        class_counts = self.manifest.class_counts if G.c_dim else ()
-        draws = draw(config.seed, batch.nimg, phase.name, config.batch, z_dim=G.z_dim, num_ws=G.num_ws,
-                     style_mixing=config.loss.style_mixing, class_counts=class_counts)
-        own = config.batch // dist.world_size()
-        draws = draws[dist.rank() * own:(dist.rank() + 1) * own].to(batch.images.device)
-        labels, fake_labels = to_one_hot(batch.labels, G.c_dim), to_one_hot(draws.labels, G.c_dim)
-        cuts = [slice(start, start + config.micro_batch) for start in range(0, own, config.micro_batch)]
-        return [MicroBatch(batch.images[cut], labels[cut], draws[cut], fake_labels[cut]) for cut in cuts]
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Images [NCHW] uint8 -> float32 in [-1, 1], and labels, on `device`."""
-    images = batch.images.to(device, non_blocking=True).float() / 127.5 - 1
-    return replace(batch, images=images, labels=batch.labels.to(device, non_blocking=True))
+    def after_path_length(self, means: Means) -> None:
+        self.state.scalars['path_length_mean'].lerp_(means['path_length'], self.config.regularizers.path_length_decay)

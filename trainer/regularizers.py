@@ -1,18 +1,81 @@
-"""Penalties on networks and images. Each returns one value a sample, so that callers average as they need."""
+"""Penalties on images, logits and weights. Those on samples return one value each, [N]: callers average as they need."""
 
-import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
-def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """R1: |grad_x D(x)|^2 per sample, [N]. Mescheder et al. 2018, equation 9 (without gamma / 2).
+@dataclass(frozen=True)
+class GradientPenalty:
+    """factor * cost(|grad_x D|^2) at x = points(reals, fakes), as D's loss with a weight of 1 has it."""
 
-    `images` [NCHW] require grad and led to `logits` [N, 1].
+    points: Callable[[Tensor, Tensor | None], Tensor]      # (reals, fakes) [N, ...] -> x [N, ...]
+    cost: Callable[[Tensor], Tensor]                       # |grad_x D|^2 [N] -> [N]
+    factor: float = 1.0
+    needs_fakes: bool = False
+
+
+def gradient_norm_squared(logits: Tensor, x: Tensor) -> Tensor:
+    """|grad_x D(x)|^2 per sample, [N], to be differentiated again. x [N, ...] requires grad and led to `logits` [N, 1]."""
+    gradient, = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return gradient.flatten(1).square().sum(dim=1)
+
+
+def at_reals(reals: Tensor, fakes: Tensor | None = None) -> Tensor:
+    return reals
+
+
+def at_fakes(reals: Tensor, fakes: Tensor) -> Tensor:
+    return fakes
+
+
+def between(reals: Tensor, fakes: Tensor) -> Tensor:
+    """A random point on the line between each real and its fake."""
+    share = torch.rand(len(reals), *[1] * (reals.ndim - 1), dtype=reals.dtype, device=reals.device)
+    return reals.lerp(fakes, share)
+
+
+def around_reals(reals: Tensor, fakes: Tensor | None = None) -> Tensor:
+    """Reals with uniform noise of half the batch's standard deviation."""
+    return reals + 0.5 * reals.std() * torch.rand_like(reals)
+
+
+def squared(norm_squared: Tensor) -> Tensor:
+    return norm_squared
+
+
+def distance_to_one(norm_squared: Tensor) -> Tensor:
+    # a root at exactly 0 has no second derivative
+    return ((norm_squared + 1e-12).sqrt() - 1).square()
+
+
+GRADIENT_PENALTIES = {
+    # gamma / 2 |grad D(x)|^2. Mescheder et al. 2018, equation 9.
+    'r1': GradientPenalty(at_reals, squared, factor=0.5),
+    # gamma / 2 |grad D(G(z))|^2. Mescheder et al. 2018, equation 10.
+    'r2': GradientPenalty(at_fakes, squared, factor=0.5, needs_fakes=True),
+    # (|grad D(x + e (G(z) - x))| - 1)^2, e ~ U(0, 1). Gulrajani et al. 2017, equation 3.
+    'wgan_gp': GradientPenalty(between, distance_to_one, needs_fakes=True),
+    # (|grad D(x + std(x) / 2 e)| - 1)^2, e ~ U(0, 1). Kodali et al. 2017.
+    'dragan': GradientPenalty(around_reals, distance_to_one),
+}
+
+
+def drift(real: Tensor) -> Tensor:
+    """D(x)^2, [N], from logits [N, 1]. Karras et al. 2018, appendix A.1."""
+    return real[:, 0].square()
+
+
+def lecam(real: Tensor, fake: Tensor, real_mean: Tensor | float, fake_mean: Tensor | float) -> Tensor:
+    """(D(x) - a_F)^2 + (D(G(z)) - a_R)^2, [N], from logits [N, 1]. Tseng et al. 2021.
+
+    a_R and a_F: moving averages of the mean logits of reals and fakes.
     """
-    gradient, = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3))
+    return (real[:, 0] - fake_mean).square() + (fake[:, 0] - real_mean).square()
 
 
 def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
@@ -20,7 +83,7 @@ def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
 
     `images` [NCHW] came from `ws` [N, num_ws, w_dim]; `noise` is y ~ N(0, 1), of the images' shape.
     """
-    projected = (images * noise).sum() / math.sqrt(images.shape[2] * images.shape[3])
+    projected = (images * noise).sum() / sqrt(images.shape[2] * images.shape[3])
     gradient, = torch.autograd.grad(projected, ws, create_graph=True)
     return gradient.square().sum(dim=2).mean(dim=1).sqrt()
 
@@ -28,3 +91,46 @@ def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
 def path_length_penalty(lengths: Tensor, mean: Tensor) -> Tensor:
     """(|J_w^T y| - a)^2 per sample, [N], with a the running mean of the lengths. Karras et al. 2020, equation 4."""
     return (lengths - mean).square()
+
+
+def orthogonal_penalty(network: nn.Module, relaxed: bool = True) -> Tensor:
+    """Sum over the weights, as W [outputs, inputs]. Brock et al. 2019, equations 2 (plain) and 3 (relaxed), with W by rows.
+
+    plain: |W^T W - 1|^2; relaxed: |W W^T off its diagonal|^2, which leaves the rows' lengths free. Weights are those before
+    spectral norm, but after an equalised layer's gain; embeddings named `shared` are left out. ValueError if there are none.
+    """
+    matrices = list(_weight_matrices(network))
+    if not matrices:
+        raise ValueError(f'{type(network).__name__} has no weights of two or more dimensions to keep orthogonal: '
+                         'set the weight of the penalty to 0')
+    return torch.stack([_overlap(matrix, relaxed) for matrix in matrices]).sum()
+
+
+def _weight_matrices(network: nn.Module) -> Iterator[Tensor]:
+    for name, module in network.named_modules():
+        if 'shared' in name.split('.'):
+            continue
+        normalised = is_parametrized(module, 'weight')
+        weight = module.parametrizations.weight.original if normalised else getattr(module, 'weight', None)
+        if isinstance(weight, Tensor) and weight.ndim >= 2:
+            if isinstance(module, nn.ConvTranspose2d):
+                weight = weight.transpose(0, 1)
+            yield weight.flatten(1) * getattr(module, 'weight_gain', 1.0)
+
+
+def _overlap(matrix: Tensor, relaxed: bool) -> Tensor:
+    rows = matrix.square().sum(dim=1)
+    # |W W^T| = |W^T W|: the smaller one, as a generator's first layer has tens of thousands of rows
+    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
+    if relaxed:
+        return gram.square().sum() - rows.square().sum()
+    return gram.square().sum() - 2 * rows.sum() + matrix.shape[1]
+
+
+@torch.no_grad()
+def clip_weights_(network: nn.Module, limit: float) -> None:
+    """Clamp every parameter to [-limit, limit], in place. Arjovsky et al. 2017, algorithm 1. ValueError if not limit > 0."""
+    if not limit > 0:
+        raise ValueError(f'limit {limit} would clip every weight to nothing: give one above 0, 0.01 as published')
+    for parameter in network.parameters():
+        parameter.clamp_(-limit, limit)

@@ -4,16 +4,28 @@ What is a pure function of the images shown (noise, data order, EMA ramp) is com
 """
 
 import copy
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.data.manifest import Manifest
-from trainer.models import MODELS
+from trainer.models import MODELS, build_generator
+from trainer.models.spectral import normalise_weights
 from trainer.optim import make_adam
 from trainer.randomness import seed_for
+
+
+# Running values of losses, penalties and augmentation, 0 at the start.
+SCALARS = (
+    'path_length_mean',
+    'side',                                       # px that the optimizers have been working at, where networks grow
+    'began_k',
+    'lecam_real', 'lecam_fake',                   # means of the logits
+    'augment_p', 'augment_signs', 'augment_steps',   # and the sum of D(real)'s signs since p was last adjusted
+)
 
 
 @dataclass
@@ -23,9 +35,9 @@ class TrainState:
     G_ema: nn.Module
     opt_G: torch.optim.Optimizer
     opt_D: torch.optim.Optimizer
-    pl_mean: Tensor       # scalar, running mean of the path lengths
+    scalars: dict[str, Tensor] = field(default_factory=dict)    # see SCALARS
     nimg: int = 0         # images shown
-    step: int = 0         # optimizer steps of the main phases
+    step: int = 0         # of D's main phase
 
     def advance(self, batch: int) -> None:
         self.nimg += batch
@@ -36,7 +48,7 @@ class TrainState:
         return {
             'G': self.G.state_dict(), 'D': self.D.state_dict(), 'G_ema': self.G_ema.state_dict(),
             'opt_G': _by_name(self.opt_G, self.G), 'opt_D': _by_name(self.opt_D, self.D),
-            'pl_mean': self.pl_mean, 'nimg': torch.tensor(self.nimg), 'step': torch.tensor(self.step),
+            'scalars': self.scalars, 'nimg': torch.tensor(self.nimg), 'step': torch.tensor(self.step),
         }
 
     def take_counters(self, tree: dict) -> None:
@@ -50,16 +62,19 @@ def make_state(config: Config, manifest: Manifest, device: torch.device) -> Trai
     G, D = (network.to(device).requires_grad_(False) for network in make_networks(config, manifest))
     return TrainState(
         G=G, D=D, G_ema=copy.deepcopy(G).eval(),
-        opt_G=make_adam(G, config.optim.g_lr, config.optim, config.loss.pl_interval if config.loss.pl_weight else None),
-        opt_D=make_adam(D, config.optim.d_lr, config.optim, config.loss.r1_interval if config.loss.r1_gamma else None),
-        pl_mean=torch.zeros((), device=device))
+        opt_G=make_adam(G, config.optim), opt_D=make_adam(D, config.optim),
+        scalars={name: torch.zeros((), device=device) for name in SCALARS})
 
 
 def make_networks(config: Config, manifest: Manifest) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator for the pictures of `manifest`, as configured."""
-    Generator, Discriminator = MODELS[config.network.name]
     for_G, for_D = network_options(config, manifest)
-    return Generator(**for_G), Discriminator(**for_D)
+    G = build_generator(config.network.name, for_G)
+    D = MODELS[config.network.name][1](**for_D)
+    penalties = config.regularizers
+    if penalties.normalise != 'none':
+        normalise_weights(D, penalties.normalise, penalties.stable_rank)
+    return G, D
 
 
 def picture_size(config: Config, manifest: Manifest) -> tuple[int, int]:
@@ -69,11 +84,22 @@ def picture_size(config: Config, manifest: Manifest) -> tuple[int, int]:
 
 def network_options(config: Config, manifest: Manifest) -> tuple[dict, dict]:
     """Arguments of the generator and of the discriminator; plain JSON values."""
-    both = config.network.model_dump(exclude={'name', 'z_dim', 'w_dim', 'mapping_layers', 'mbstd_group'})
-    both |= {'resolution': picture_size(config, manifest), 'img_channels': manifest.channels,
-             'c_dim': len(manifest.class_names) if config.data.conditional else 0}
-    return (both | config.network.model_dump(include={'z_dim', 'w_dim', 'mapping_layers'}),
-            both | config.network.model_dump(include={'mbstd_group'}))
+    network, classes = config.network, len(manifest.class_names) if config.data.conditional else 0
+    options = network.model_dump(mode='json') | {'resolution': picture_size(config, manifest)}
+    for_G = options | {'img_channels': manifest.channels, 'c_dim': classes}
+    outputs = 1 + (classes if config.loss.auxiliary else network.generators if network.generators > 1 else 0)
+    for_D = options | {'img_channels': manifest.channels * (2 if config.data.pairs else 1),   # a pair is one input
+                       'c_dim': 0 if config.loss.auxiliary else classes, 'num_outputs': outputs}
+    Generator, Discriminator = MODELS[network.name]
+    more = {'generators': network.generators} if network.generators > 1 else {}
+    if config.regularizers.normalise_g:
+        more['normalise'] = (config.regularizers.normalise, config.regularizers.stable_rank)
+    return _accepted(Generator, for_G) | more, _accepted(Discriminator, for_D)
+
+
+def _accepted(network: type[nn.Module], options: dict) -> dict:
+    """Those options that the constructor has an argument for."""
+    return {name: options[name] for name in inspect.signature(network).parameters if name in options}
 
 
 def _by_name(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, dict[str, Tensor]]:

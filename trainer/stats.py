@@ -34,8 +34,8 @@ class Stats:
             self._tracker.start()
 
     def add(self, phase: str, means: dict[str, Tensor], gradient_norm: float, seconds: float) -> None:
-        self._record({f'gradient_norm/{phase}': gradient_norm, f'seconds/{phase}': seconds})
-        self._record({name: value.item() for name, value in means.items()})
+        self.record({f'gradient_norm/{phase}': gradient_norm, f'seconds/{phase}': seconds})
+        self.record({name: value.item() for name, value in means.items()})
 
     def count_damaged(self, names: list[str]) -> None:
         """Each damaged picture is named once, by the rank that met it; the count goes into the report of rank 0."""
@@ -75,7 +75,8 @@ class Stats:
             self._jsonl.close()
             self._tracker.finish()
 
-    def _record(self, values: dict[str, float]) -> None:
+    def record(self, values: dict[str, float]) -> None:
+        """Values whose mean goes into the next report."""
         for name, value in values.items():
             self._sums[name] += value
             self._counts[name] += 1

@@ -15,11 +15,13 @@ from trainer.data.order import Order
 from trainer.data.shards import Dataset, ShardError, open_dataset
 from trainer.data.stream import Batch, check_resolution, stream
 from trainer.ema import ema_decay, update_ema
+from trainer.game import to_device
 from trainer.parallel import make_strategy
 from trainer.phase import NonFiniteGradient, run_phase
-from trainer.recipe import Recipe, to_device
+from trainer.recipe import Recipe
 from trainer.resolution import base_and_doublings
 from trainer.run_folder import RunFolder, refuse_changes
+from trainer.schedule import check_growth, stage_at
 from trainer.signals import StopSignals
 from trainer.state import TrainState, make_state, network_options, picture_size
 from trainer.tools.preflight import check_disk, describe_run
@@ -60,17 +62,18 @@ def train(run: Run) -> None:
     with (StopSignals() as stop, closing(Watch(config, run.dataset, state)) as watch,
           closing(open_stream(config, run.dataset, state.nimg)) as data):
         while state.nimg < config.total_nimg:
-            batch = to_device(next(data), dist.device())
+            batch, count = to_device(next(data), dist.device()), recipe.stage.batch
+            recipe.begin_step()
             for phase in phases:
                 if state.step % phase.interval == 0:
                     result = run_phase(phase, recipe.micro_batches(batch, phase), config.seed, state.nimg, strategy)
                     watch.phase_done(phase.name, result)
-            update_ema(state.G_ema, state.G, ema_decay(state.nimg, config.batch, config.ema))
-            state.advance(config.batch)
-            watch.step_done(batch)
+            update_ema(state.G_ema, state.G, ema_decay(state.nimg, count, config.ema))
+            state.advance(count)
+            watch.step_done(batch, count)
             if dist.any_rank(stop.requested or checkpoints.failed):
                 break
-            if due(config.checkpoint.interval_kimg, state.nimg, config.batch):
+            if due(config.checkpoint.interval_kimg, state.nimg, count):
                 checkpoints.save(state)
         checkpoints.save(state)
         checkpoints.wait()
@@ -89,12 +92,24 @@ def open_checked(config: Config) -> Dataset:
     if config.data.conditional and not manifest.class_names:
         raise ValueError(f'data.conditional=true, but {config.data.path} has no labels; pack a folder with one sub-folder '
                          'a class, or give imago pack --labels FILE')
+    if config.data.pairs:
+        check_pairs(manifest)
     if config.data.resolution is None and manifest.resolution is None:
         raise ValueError(f'{config.data.path} holds pictures of different sizes; pack them with imago pack --resolution')
     base_and_doublings(picture_size(config, manifest))
+    check_growth(config, picture_size(config, manifest))
     check_resolution(dataset, picture_size(config, manifest))
     Order(manifest, config.data.lanes, config.seed)
     return dataset
+
+
+def check_pairs(manifest: Manifest) -> None:
+    """ValueError unless each class, here an identity, has two pictures."""
+    if not manifest.class_names:
+        raise ValueError('data.pairs=true, but the dataset has no labels to tell identities; pack one sub-folder an identity')
+    for name, count in zip(manifest.class_names, manifest.class_counts, strict=True):
+        if count == 1:
+            raise ValueError(f'data.pairs=true, but identity {name} has a single picture; pack two or more of each')
 
 
 def resume(config: Config, manifest: Manifest, state: TrainState) -> Checkpoints:
@@ -118,8 +133,10 @@ def resume(config: Config, manifest: Manifest, state: TrainState) -> Checkpoints
 
 def open_stream(config: Config, dataset: Dataset, nimg: int) -> Iterator[Batch]:
     data = config.data
-    return stream(dataset, batch=config.batch, lanes=data.lanes, seed=config.seed, rank=dist.rank(), world=dist.world_size(),
-                  nimg=nimg, resolution=picture_size(config, dataset.manifest), flip=data.flip, workers=data.workers,
+    size = picture_size(config, dataset.manifest)
+    return stream(dataset, batch=lambda shown: stage_at(config, size, shown).batch, lanes=data.lanes, seed=config.seed,
+                  rank=dist.rank(), world=dist.world_size(), nimg=nimg,
+                  resolution=size, flip=data.flip, workers=data.workers, pairs=data.pairs,
                   pin_memory=dist.device().type == 'cuda')
 
 

@@ -11,6 +11,7 @@ from trainer.data.order import Order
 from trainer.data.shards import Dataset, SampleReader
 from trainer.data.stream import Batch
 from trainer.images import fixed_draws, generate, grid
+from trainer.models.spectral import top_singular_values
 from trainer.phase import PhaseResult
 from trainer.state import TrainState, picture_size
 from trainer.stats import Stats
@@ -32,16 +33,18 @@ class Watch:
     def phase_done(self, name: str, result: PhaseResult) -> None:
         self.stats.add(name, result.means, result.gradient_norm, result.seconds)
 
-    def step_done(self, batch: Batch) -> None:
-        """After the state has advanced past `batch`."""
+    def step_done(self, batch: Batch, count: int) -> None:
+        """After the state has advanced past `batch`, one rank's part of `count` images."""
         nimg, log, total = self.state.nimg, self.config.log, self.config.total_nimg
         self.stats.count_damaged(batch.damaged)
         if self._keys is not None:
             self._keys.write(json.dumps({'nimg': batch.nimg, 'keys': batch.keys}) + '\n')
         self.stats.show(nimg)
-        if due(log.interval_kimg, nimg, self.config.batch) or nimg >= total:
+        if due(log.interval_kimg, nimg, count) or nimg >= total:
+            if log.singular_values and dist.is_main():
+                self._record_singular_values()
             self.stats.report(nimg)
-        if dist.is_main() and (due(log.grid_kimg, nimg, self.config.batch) or nimg >= total):
+        if dist.is_main() and (due(log.grid_kimg, nimg, count) or nimg >= total):
             fakes = generate(self.state.G_ema, self._draws, dist.device(), batch=self.config.micro_batch)
             self._save_grid(f'fakes-{nimg / 1000:09.3f}', fakes)
 
@@ -49,6 +52,12 @@ class Watch:
         self.stats.close()
         if self._keys is not None:
             self._keys.close()
+
+    def _record_singular_values(self) -> None:
+        """Those of G's and D's layers. Their sudden rise tells a collapse: Brock et al. 2019, section 4.1."""
+        for name, network in ('G', self.state.G), ('D', self.state.D):
+            for layer, values in top_singular_values(network).items():
+                self.stats.record({f'singular_values/{name}.{layer}/{rank}': value for rank, value in enumerate(values)})
 
     def _save_grid(self, name: str, pictures: np.ndarray) -> None:
         sheet = grid(pictures, self.columns)

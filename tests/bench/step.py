@@ -36,7 +36,7 @@ from trainer.state import make_state
 
 DEFAULTS = ['data.resolution=64', 'data.conditional=false', 'data.lanes=1', 'batch=8', 'micro_batch=8', 'network.z_dim=512',
             'network.w_dim=512', 'network.mapping_layers=8', 'network.channel_base=4096', 'network.channel_max=128',
-            'loss.pl_weight=2', 'loss.r1_interval=16', 'loss.pl_interval=4']
+            'regularizers.path_length=2', 'regularizers.d_interval=16', 'regularizers.g_interval=4']
 ROUNDS = 7
 
 
@@ -74,8 +74,9 @@ class Trainer:
         manifest = Manifest(config.data.resolution, 3, 'webp', (), (), (Shard('none.tar', 0, 1, 1, '0' * 64),))
         self.config, self.state = config, make_state(config, manifest, dist.device())
         self.recipe, self.strategy = Recipe(config, manifest, self.state), make_strategy(self.state.G, self.state.D)
+        self.recipe.begin_step()
         self.phases = self.recipe.phases()
-        images = torch.randn(config.batch, 3, *config.data.resolution, device=dist.device()).clamp(-1, 1)
+        images = torch.randint(256, (config.batch, 3, *config.data.resolution), dtype=torch.uint8, device=dist.device())
         labels = torch.zeros(config.batch, dtype=torch.int64, device=dist.device())
         self.batch = Batch(images, labels, keys=[], nimg=0, damaged=[])
 

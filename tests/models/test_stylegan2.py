@@ -47,7 +47,7 @@ def tiny(low_precision='none', blocks=0, resolution=(16, 16), c_dim=0, channels=
     torch.manual_seed(0)
     both = {'c_dim': c_dim, 'resolution': resolution, 'img_channels': 3, 'channel_base': max(resolution) * 8,
             'channel_max': channels, 'low_precision': low_precision, 'low_precision_blocks': blocks}
-    return Generator(z_dim=16, w_dim=16, mapping_layers=2, **both), Discriminator(mapping_layers=2, **both)
+    return Generator(z_dim=16, w_dim=16, mapping_layers=2, **both), Discriminator(label_layers=2, **both)
 
 
 def test_golden_styles(golden):

@@ -24,7 +24,7 @@ def test_estimates_are_what_a_real_run_holds(shards, tmp_path):
     assert 0 <= held - estimate <= counters
 
     draws = draw(0, 0, '', 4, z_dim=16, num_ws=6, style_mixing=0.0, class_counts=())
-    micro = MicroBatch(torch.zeros(4, 3, 16, 16), torch.zeros(4, 0), draws, torch.zeros(4, 0))
+    micro = MicroBatch(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.zeros(4, 0), draws, torch.zeros(4, 0))
     estimates = dict(phase_activations(config, manifest, *make_networks(config, manifest)))
     for phase in Recipe(config, manifest, state).phases():
         for network in (state.G, state.D):

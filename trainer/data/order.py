@@ -46,6 +46,10 @@ class Order:
         """Whether global image `index` is shown mirrored: a fair coin."""
         return bool(_digest(self.seed, 'flip', index)[0] & 1)
 
+    def partner(self, index: int) -> int:
+        """Which of the pictures of a class goes with global image `index`; any number from 0 on."""
+        return int.from_bytes(_digest(self.seed, 'partner', index)[:8], 'little')
+
     def _shards_of_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         shards = _permutation(len(self.sizes), self.seed, 'shards', epoch)
         return shards, np.cumsum(self.sizes[shards])

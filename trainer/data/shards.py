@@ -6,7 +6,7 @@ import re
 import struct
 import tarfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlparse
@@ -102,6 +102,22 @@ class SampleReader:
                 damaged.append(f'{entry.name}/{name}: {error}')
         raise ShardError(f'{entry.name}: none of its {entry.samples} samples is good; the first tried: {damaged[0]}')
 
+    def read_partner(self, shard: int, first: Sample, choice: int) -> tuple[Sample, list[str]]:
+        """Another good sample of the class of `first`, number `choice` of those in its shard (cyclic); or in the next
+        shard that has one. Also names the damaged ones passed over. ShardError if there is none.
+        """
+        shards, damaged = self.dataset.manifest.shards, []
+        for number in (*range(shard, len(shards)), *range(shard)):
+            members = self._open(number)
+            keys = [key for key in members.keys_by_label.get(first.label, ()) if key != first.key]
+            for turn in range(len(keys)):
+                key = keys[(choice + turn) % len(keys)]
+                try:
+                    return self._decode(members, members.picture(key), key), damaged
+                except DAMAGE as error:
+                    damaged.append(f'{shards[number].name}/{members.picture(key)}: {error}')
+        raise ShardError(f'no other good picture of the class of {first.key} ({first.label}) in any shard')
+
     def _open_shard(self, shard: int) -> 'Members':
         entry = self.dataset.manifest.shards[shard]
         return Members(self.dataset.open(entry), entry.name)
@@ -135,6 +151,15 @@ class Members:
         self.file = file
         self.shard = shard
         self.spans = self._scan(os.fstat(file.fileno()).st_size)  # name -> (offset, bytes)
+
+    @cached_property
+    def keys_by_label(self) -> dict[int, list[str]]:
+        """The samples of each class. Labels that are no numbers are left to whoever reads their sample."""
+        found: dict[int, list[str]] = {}
+        for name in sorted(self.spans):
+            if name.endswith('.cls') and (label := self.read(name).strip()).isdigit():
+                found.setdefault(int(label), []).append(name.removesuffix('.cls'))
+        return found
 
     def picture(self, key: str) -> str:
         """The name of the picture of a sample; the bare key if there is none."""

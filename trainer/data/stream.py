@@ -1,13 +1,12 @@
 """Batches for ever, in the order of `order.py`, from any image on, decoded by worker processes or in this one."""
 
 import atexit
-import itertools
 import multiprocessing
 import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -34,16 +33,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Steps(torch.utils.data.Dataset):
-    """Map from the global index of a step's first image to this rank's batch: pure, so any worker may make it."""
+    """Map from (global index of a step's first image, its images) to this rank's batch: pure, so any worker may make it."""
 
     dataset: Dataset
-    batch: int
     lanes: int
     seed: int
     rank: int
     world: int
     resolution: tuple[int, int]
     flip: bool
+    pairs: bool
 
     @cached_property
     def order(self) -> Order:
@@ -53,11 +52,16 @@ class Steps(torch.utils.data.Dataset):
     def reader(self) -> SampleReader:
         return SampleReader(self.dataset, self.resolution, max_open=self.lanes // self.world + 2)
 
-    def __getitem__(self, nimg: int) -> Batch:
-        indices = batch_indices(nimg, self.batch, self.lanes, self.rank, self.world).tolist()
+    def __getitem__(self, step: tuple[int, int]) -> Batch:
+        nimg, batch = step
+        indices = batch_indices(nimg, batch, self.lanes, self.rank, self.world).tolist()
         images, labels, keys, damaged = [], [], [], []
-        for index in indices:
-            sample, passed_over = self.reader.read(*self.order.locate(index))
+        for position, index in enumerate(indices):
+            if self.pairs and position % 2:   # in place of the picture that is due
+                sample, passed_over = self.reader.read_partner(shard, sample, self.order.partner(index))
+            else:
+                shard, number = self.order.locate(index)
+                sample, passed_over = self.reader.read(shard, number)
             pixels = sample.image[:, ::-1] if self.flip and self.order.flip(index) else sample.image  # [HWC]
             images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))  # [CHW]
             labels.append(sample.label)
@@ -67,21 +71,22 @@ class Steps(torch.utils.data.Dataset):
         return Batch(default_collate(images), default_collate(labels), keys, nimg, damaged)
 
 
-def stream(dataset: Dataset, *, batch: int, lanes: int, seed: int, rank: int, world: int, nimg: int,
+def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, seed: int, rank: int, world: int, nimg: int,
            resolution: tuple[int, int], flip: bool, workers: int, prefetch: int = 2,
-           pin_memory: bool = False) -> Iterator[Batch]:
-    """This rank's part of each global batch of `batch` images, from global image `nimg` (a multiple of `lanes`) on.
+           pin_memory: bool = False, pairs: bool = False) -> Iterator[Batch]:
+    """This rank's part of each global batch, from global image `nimg` (a multiple of `lanes`) on.
 
-    `resolution` is (height, width) in pixels. `workers` processes decode, `prefetch` batches ahead each, and start at
-    once; with 0 this process decodes. The iterator's `close()` ends them. ValueError at the call for what cannot be
+    `batch`: images in a global batch, or a function of the images shown before it. `resolution` is (height, width)
+    in pixels. With `pairs`, each second picture is another one of the class before it. `workers` processes decode, `prefetch` batches ahead each, and start at once; with 0 this process decodes. The iterator's `close()` ends them. ValueError at the call for what cannot be
     streamed; while iterating, ShardError for a shard that cannot be read and RuntimeError for a worker that died.
     """
     check_resolution(dataset, resolution)
-    batch_indices(nimg, batch, lanes, rank, world)
+    batch_at = batch if callable(batch) else lambda shown: batch
+    batch_indices(nimg, batch_at(nimg), lanes, rank, world)
     Order(dataset.manifest, lanes, seed)
-    steps = Steps(dataset, batch, lanes, seed, rank, world, tuple(resolution), flip)
+    steps = Steps(dataset, lanes, seed, rank, world, tuple(resolution), flip, pairs)
     loader = DataLoader(
-        steps, batch_size=None, sampler=itertools.count(nimg, batch), num_workers=workers,
+        steps, batch_size=None, sampler=_steps(nimg, batch_at), num_workers=workers,
         prefetch_factor=prefetch if workers else None, pin_memory=pin_memory, worker_init_fn=_start_worker,
         # fork is unsafe beside OpenMP and CUDA threads; forkserver's server dies of a SIGTERM to the process group.
         multiprocessing_context='spawn' if workers else None,
@@ -100,6 +105,13 @@ def check_resolution(dataset: Dataset, resolution: tuple[int, int]) -> None:
     if height < 1 or height > packed[0] or height * packed[1] != width * packed[0]:
         raise ValueError(f'resolution={height}x{width} must have the aspect ratio of the {packed[0]}x{packed[1]} '
                          f'that the pictures were packed at, and be no larger; {fix}')
+
+
+def _steps(nimg: int, batch_at: Callable[[int], int]) -> Iterator[tuple[int, int]]:
+    while True:
+        batch = batch_at(nimg)
+        yield nimg, batch
+        nimg += batch
 
 
 def _batches(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -114,3 +114,10 @@ def as_maps(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def default_clamp(low_precision: str, conv_clamp: float | None) -> float | None:
     return FP16_CLAMP if conv_clamp is None and low_precision == 'fp16' else conv_clamp
+
+
+def check_outputs(num_outputs: int, c_dim: int) -> None:
+    """ValueError where a discriminator would have to be conditional and classify at once."""
+    if num_outputs > 1 and c_dim:
+        raise ValueError(f'num_outputs {num_outputs} with c_dim {c_dim}: a discriminator with more outputs than its logit '
+                         'takes no classes; give c_dim 0')

@@ -19,6 +19,7 @@ from trainer.models.layers import (
     as_maps,
     block_channels,
     block_dtype,
+    check_outputs,
     default_clamp,
     normalize_second_moment,
 )
@@ -233,9 +234,10 @@ class Discriminator(nn.Module):
     """Pictures and c -> logits; conditional by projection, Miyato & Koyama 2018."""
 
     def __init__(self, c_dim: int, resolution: tuple[int, int], img_channels: int, channel_base: int = 32768,
-                 channel_max: int = 512, mbstd_group: int = 4, mapping_layers: int = 8, low_precision: str = 'none',
-                 low_precision_blocks: int = 0, conv_clamp: float | None = None) -> None:
+                 channel_max: int = 512, mbstd_group: int = 4, label_layers: int = 8, low_precision: str = 'none',
+                 low_precision_blocks: int = 0, conv_clamp: float | None = None, num_outputs: int = 1) -> None:
         super().__init__()
+        check_outputs(num_outputs, c_dim)
         base, doublings = base_and_doublings(resolution)
         clamp = default_clamp(low_precision, conv_clamp)
         self.c_dim, self.resolution = c_dim, tuple(resolution)
@@ -245,13 +247,13 @@ class Discriminator(nn.Module):
             dtype = block_dtype(low_precision, low_precision_blocks, i, doublings)
             self.add_module(f'b{4 << i}', DiscriminatorBlock(channels[i], channels[i - 1],
                                                              img_channels * (i == doublings), dtype, clamp))
-        self.b4 = DiscriminatorEpilogue(channels[0], base, img_channels * (doublings == 0), channels[0] if c_dim else 1,
+        self.b4 = DiscriminatorEpilogue(channels[0], base, img_channels * (doublings == 0), channels[0] if c_dim else num_outputs,
                                         mbstd_group, clamp)
         if c_dim:
-            self.mapping = Mapping(0, c_dim, channels[0], num_ws=1, layers=mapping_layers)
+            self.mapping = Mapping(0, c_dim, channels[0], num_ws=1, layers=label_layers)
 
     def forward(self, img: Tensor, c: Tensor) -> Tensor:
-        """img [NCHW] in [-1, 1] -> logits [N, 1], float32."""
+        """img [NCHW] in [-1, 1] -> logits [N, num_outputs], float32."""
         x = img
         for name in self.names:
             x = self.get_submodule(name)(x)

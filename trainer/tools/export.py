@@ -4,20 +4,28 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from trainer.export import ABOUT, WEIGHTS, build_generator, describe, write_export
+from trainer.images import take_standing_statistics
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='imago export', description=__doc__)
     parser.add_argument('source', help='a run folder (its newest checkpoint) or a checkpoint')
     parser.add_argument('out', help='folder to write; must not exist, or be empty')
+    parser.add_argument('--standing-batches', type=int, default=0, metavar='N',
+                        help='take batch-norm statistics anew from N batches of fakes (default: as kept while training)')
     options = parser.parse_args(arguments)
     out = Path(options.out)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f'{out} exists and is not an empty folder; choose another')
         folder, about = describe(options.source)
-        write_export(build_generator(folder, about), about, out)
+        G = build_generator(folder, about)
+        if options.standing_batches:
+            take_standing_statistics(G, about['class_counts'], options.standing_batches, torch.device('cpu'))
+        write_export(G, about, out)
     except (ValueError, OSError) as error:
         print(f'imago export: error: {error}', file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from trainer.models import num_parameters
 from trainer.phase import MicroBatch
 from trainer.randomness import draw
 from trainer.recipe import Recipe
-from trainer.state import TrainState, make_networks
+from trainer.state import SCALARS, TrainState, make_networks
 
 
 def describe_run(config: Config, manifest: Manifest) -> str:
@@ -48,10 +48,13 @@ def phase_activations(config: Config, manifest: Manifest, G: nn.Module, D: nn.Mo
     with FakeTensorMode() as mode:
         for network in (G, D):
             network._apply(mode.from_tensor)
-        state = TrainState(G, D, G, None, None, pl_mean=torch.zeros(()))
+            for module in network.modules():
+                if 'lod' in module._buffers:    # read by Python: at full size, where networks grow
+                    module.lod = torch.tensor(0.0)
+        state = TrainState(G, D, G, None, None, {name: torch.zeros(()) for name in SCALARS})
         draws = draw(0, 0, '', n, z_dim=G.z_dim, num_ws=G.num_ws, style_mixing=0.0, class_counts=())
-        micro = MicroBatch(torch.zeros(n, manifest.channels, *G.resolution), torch.zeros(n, G.c_dim), draws,
-                           torch.zeros(n, G.c_dim))
+        labels = torch.zeros(n, G.c_dim)
+        micro = MicroBatch(torch.zeros(n, manifest.channels, *G.resolution, dtype=torch.uint8), labels, draws, labels)
         for phase in Recipe(eager, manifest, state).phases():
             for network in (G, D):
                 network.requires_grad_(network is phase.network)

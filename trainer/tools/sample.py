@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.export import build_generator, describe
-from trainer.images import generate, grid
+from trainer.images import generate, grid, take_standing_statistics
 from trainer.labels import class_index
-from trainer.randomness import Draws, seed_for
+from trainer.randomness import Draws, seed_for, truncated_normal
 
 MOST_SEEDS = 10_000   # they are all in memory before the first is written
 
@@ -32,13 +32,18 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def draw_for_seeds(seeds: list[int], z_dim: int, class_counts: list[int], label: int | None) -> Draws:
-    """One latent a seed, and one class a seed as frequent as in the data, unless `label` says which."""
+def draw_for_seeds(seeds: list[int], z_dim: int, class_counts: list[int], label: int | None,
+                   truncation: float | None = None) -> Draws:
+    """One latent a seed, and one class a seed as frequent as in the data, unless `label` says which.
+
+    truncation: the largest |z|; None: any.
+    """
     weights = torch.tensor(class_counts or [1], dtype=torch.float64)
 
     def one(seed: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed_for(seed, 0, 'sample'))
-        return torch.randn(z_dim, generator=generator), torch.multinomial(weights, 1, generator=generator)[0]
+        z = torch.randn(z_dim, generator=generator) if truncation is None else truncated_normal((z_dim,), truncation, generator)
+        return z, torch.multinomial(weights, 1, generator=generator)[0]
 
     z, labels = map(torch.stack, zip(*map(one, seeds), strict=True))
     if label is not None:
@@ -53,6 +58,8 @@ def sample(options: argparse.Namespace) -> list[Path]:
     label = None if options.label is None else class_index(options.label, about['class_names'])
     if not math.isfinite(options.psi):
         raise ValueError(f'--psi {options.psi} is not a number; 0 to 1 is usual')
+    if options.truncation is not None and not options.truncation > 0:
+        raise ValueError(f'--truncation {options.truncation} must be above 0; 0.5 to 2 is usual')
     if options.columns < 1:
         raise ValueError(f'--columns {options.columns} is below 1')
     out = Path(options.out)
@@ -60,8 +67,12 @@ def sample(options: argparse.Namespace) -> list[Path]:
         raise ValueError(f'--out {out} is a file; give a folder')
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     G = build_generator(folder, about, device)
+    if options.psi != 1 and not G.num_ws:
+        raise ValueError(f'--psi {options.psi}: this generator has no w to truncate in; use --truncation')
     counts = about['class_counts'] if G.c_dim else []
-    draws = draw_for_seeds(seeds, G.z_dim, counts, label)
+    if options.standing_batches:
+        take_standing_statistics(G, counts, options.standing_batches, device)
+    draws = draw_for_seeds(seeds, G.z_dim, counts, label, options.truncation)
     pictures = generate(G, draws, device, options.psi)
     out.mkdir(parents=True, exist_ok=True)
     if options.grid:
@@ -80,6 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--out', default='samples', help='folder for the pictures (default: %(default)s)')
     parser.add_argument('--seeds', default='0-31', help='numbers and ranges, e.g. 0-15,42 (default: %(default)s)')
     parser.add_argument('--psi', type=float, default=1.0, help='truncation psi: 1 all variety, 0 the average (default: %(default)s)')
+    parser.add_argument('--truncation', type=float, help='draw latents again until |z| is below this, as BigGAN does')
+    parser.add_argument('--standing-batches', type=int, default=0, metavar='N',
+                        help='take batch-norm statistics anew from N batches of fakes (default: as kept while training)')
     parser.add_argument('--class', dest='label', help='name or number of a class; default: as frequent as in the data')
     parser.add_argument('--grid', action='store_true', help='one PNG with all pictures instead of one each')
     parser.add_argument('--columns', type=int, default=8, help='of the grid (default: %(default)s)')

@@ -1,0 +1,193 @@
+"""The families that grow against recorded tensors of another implementation, and what holds at each level of detail."""
+
+import json
+from math import floor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from trainer.models import num_parameters, pggan, stylegan1
+from trainer.models.growing import conv_down2d, up_conv2d
+
+GOLDEN = Path(__file__).parents[1] / 'golden'
+FAMILIES = {'pggan': pggan, 'stylegan1': stylegan1}
+LODS = [0.0, 0.25, 1.0, 1.6, 2.0, 3.7, 4.0]
+by_family = pytest.mark.parametrize('family', FAMILIES)
+
+
+def relative_error(ours, theirs):
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def make(family, resolution=(16, 16), c_dim=0, z_dim=16, w_dim=16, mapping_layers=2, channels=16, **options):
+    """An untrained pair, the same weights at every precision."""
+    torch.manual_seed(0)
+    both = {'c_dim': c_dim, 'resolution': resolution, 'img_channels': 3, 'channel_base': max(resolution) * 8,
+            'channel_max': channels, **options}
+    styles = {'w_dim': w_dim, 'mapping_layers': mapping_layers} if family == 'stylegan1' else {}
+    return FAMILIES[family].Generator(z_dim=z_dim, **both, **styles), FAMILIES[family].Discriminator(**both)
+
+
+def set_lod(lod, *networks):
+    for network in networks:
+        for name, buffer in network.named_buffers():
+            if name.rpartition('.')[2] == 'lod':
+                buffer.fill_(lod)
+
+
+@pytest.fixture(scope='module', params=FAMILIES)
+def golden(request):
+    """(G, D, tensors), with the recorded weights."""
+    path = GOLDEN / f'{request.param}.safetensors'
+    with safe_open(path, 'pt') as file:
+        config = json.loads(file.metadata()['config'])
+    tensors = load_file(path)
+    G, D = make(request.param, (config['resolution'],) * 2, z_dim=config['z_dim'], w_dim=config['z_dim'],
+                mapping_layers=config['mapping_layers'], channels=config['fmaps_max'])
+    for network, prefix in (G, 'G.'), (D, 'D.'):
+        recorded = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        network.load_state_dict(FAMILIES[request.param].from_published(recorded))
+    return G, D, tensors
+
+
+@pytest.mark.parametrize('lod', LODS)
+def test_golden(golden, lod):
+    G, D, tensors = golden
+    set_lod(lod, G, D)
+    c, shrink = torch.zeros(4, 0), 2 ** floor(lod)
+    noise = {'noise': 'const'} if hasattr(G, 'synthesis') else {}
+    images = F.interpolate(G(tensors['z'], c, **noise), scale_factor=shrink)
+    logits = D(F.avg_pool2d(tensors[f'D_in_lod{lod}'], shrink), c)
+    assert relative_error(images, tensors[f'img_lod{lod}']) < 1e-4
+    assert relative_error(logits, tensors[f'D_out_lod{lod}']) < 1e-4
+
+
+def test_convolutions_that_resample_in_one():
+    x, weight = torch.randn(2, 3, 6, 4, dtype=torch.float64), torch.randn(5, 3, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(up_conv2d(x, weight), F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=1))
+    torch.testing.assert_close(conv_down2d(x, weight), F.avg_pool2d(F.conv2d(x, weight, padding=1), 2))
+
+
+@by_family
+def test_pictures_and_logits_are_continuous_in_lod(family):
+    """At a whole lod, the size that is about to begin, or has just ended, has no weight."""
+    G, D = make(family)
+    z, c, reals = torch.randn(4, 16), torch.zeros(4, 0), torch.randn(4, 3, 16, 16)
+    noise = {'noise': 'const'} if family == 'stylegan1' else {}
+
+    def at(lod):
+        set_lod(lod, G, D)
+        shrink = 2 ** floor(lod)
+        return F.interpolate(G(z, c, **noise), scale_factor=shrink), D(F.avg_pool2d(reals, shrink), c)
+
+    for lod in 1, 2:
+        for ours, just_below, between in zip(at(lod), at(lod - 1e-5), at(lod - 0.5)):
+            assert relative_error(just_below, ours) < 1e-3
+            assert relative_error(between, ours) > 1e-2
+    for ours, just_above in zip(at(1), at(1 + 1e-5)):
+        assert relative_error(just_above, ours) < 1e-3
+
+
+@by_family
+@pytest.mark.parametrize('lod, in_use, pictures', [(0, {0, 1, 2}, {2}), (0.5, {0, 1, 2}, {1, 2}), (1, {0, 1}, {1}),
+                                                   (2, {0}, {0})])
+def test_gradients_reach_what_is_in_use(family, lod, in_use, pictures):
+    G, D = make(family)
+    set_lod(lod, G, D)
+    D(G(torch.randn(2, 16), torch.zeros(2, 0)), torch.zeros(2, 0)).sum().backward()
+    synthesis = getattr(G, 'synthesis', G)
+
+    def reached(modules):
+        trained = [{parameter.grad is not None for parameter in module.parameters()} for module in modules]
+        assert all(len(one) == 1 for one in trained)
+        return {index for index, one in enumerate(trained) if one == {True}}
+    assert reached(synthesis.layers) == {index for i in in_use for index in (2 * i, 2 * i + 1)}
+    assert reached(D.blocks) == in_use
+    assert reached(synthesis.torgb) == reached(D.fromrgb) == pictures
+
+
+@by_family
+@pytest.mark.parametrize('resolution', [(4, 4), (8, 8), (48, 32), (5, 7), (1024, 1024)])
+def test_sizes(family, resolution):
+    G, D = make(family, resolution, c_dim=3, channels=8)
+    c = torch.eye(3)[:2]
+    for lod in {0, min(1.5, D.doublings)}:
+        set_lod(lod, G, D)
+        images = G(torch.randn(2, 16), c)
+        assert images.shape == (2, 3, *(side >> floor(lod) for side in resolution)) and images.dtype == torch.float32
+        assert D(images, c).shape == (2, 1)
+
+
+@by_family
+def test_labels_matter(family):
+    G, D = make(family, c_dim=3)
+    z, c = torch.randn(1, 16).expand(3, -1), torch.eye(3)
+    images = G(z, c)
+    assert (images[0] - images[1]).abs().max() > 1e-3
+    logits = D(images[:1].expand(3, -1, -1, -1), c)
+    assert (logits[0] - logits[1]).abs() > 1e-4
+
+
+@by_family
+def test_r1_in_the_middle_of_a_fade(family):
+    """Without biases, D is homogeneous in each layer's weights, and R1 of degree 2: Euler gives its gradients' sums."""
+    _, D = make(family)
+    set_lod(0.3, D)
+    images = torch.randn(4, 3, 16, 16, requires_grad=True)
+    gradient, = torch.autograd.grad(D(images, torch.zeros(4, 0)).sum(), images, create_graph=True)
+    penalty = gradient.square().sum()
+    penalty.backward()
+    # of the two branches that fade into each other, layers scale the logits only together
+    together = [['fromrgb.2', 'fromrgb.1'], ['blocks.2.0', 'fromrgb.1'], ['blocks.2.1', 'fromrgb.1'], ['blocks.1.0'],
+                ['blocks.1.1'], ['blocks.0.conv'], ['blocks.0.fc'], ['blocks.0.out']]
+    for names in together:
+        weights = [D.get_submodule(name).weight for name in names]
+        slope = sum((weight * weight.grad).sum() for weight in weights)
+        torch.testing.assert_close(slope, 2 * penalty, rtol=1e-3, atol=0)
+
+
+@by_family
+@pytest.mark.parametrize('low_precision, tolerance', [('bf16', 0.05), ('fp16', 0.005)])
+def test_low_precision_is_close_and_ends_in_float32(family, low_precision, tolerance):
+    (G, D), (G_low, D_low) = make(family), make(family, low_precision=low_precision, low_precision_blocks=1)
+    set_lod(0.3, G, D, G_low, D_low)
+    z, c = torch.randn(4, 16), torch.zeros(4, 0)
+    if family == 'stylegan1':
+        G, G_low = (lambda z, c, network=network: network(z, c, noise='const') for network in (G, G_low))
+    images, low = G(z, c), G_low(z, c)
+    logits, low_logits = D(images, c), D_low(images, c)
+    assert low.dtype == low_logits.dtype == torch.float32
+    assert 0 < ((low - images).std() / images.std()).item() < tolerance
+    assert 0 < (low_logits - logits).abs().max().item() < tolerance
+
+
+@by_family
+def test_one_output_a_generator(family):
+    D = FAMILIES[family].Discriminator(0, (8, 8), 3, channel_max=16, num_outputs=3)
+    assert D(torch.randn(2, 3, 8, 8), torch.zeros(2, 0)).shape == (2, 3)
+    with pytest.raises(ValueError, match='num_outputs 3 with c_dim 2: projection gives one output; take c_dim 0'):
+        FAMILIES[family].Discriminator(2, (8, 8), 3, num_outputs=3)
+
+
+@by_family
+def test_lod_out_of_range(family):
+    G, D = make(family)
+    set_lod(2.5, G, D)
+    with pytest.raises(ValueError, match=r'lod 2.5 does not exist: this network has 0 \(full size\) to 2'):
+        G(torch.randn(2, 16), torch.zeros(2, 0))
+
+
+@pytest.mark.parametrize('family, published, in_G, in_D', [('pggan', 23.1, 23_079_115, 23_087_249),
+                                                           ('stylegan1', 26.2, 26_219_627, 23_087_249)])
+def test_published_sizes(family, published, in_G, in_D):
+    """G and D of PGGAN: Karras et al. 2018, table 2, both 23.1M. G of StyleGAN: Karras et al. 2019, section 2, 26.2M."""
+    both = {'c_dim': 0, 'resolution': (1024, 1024), 'img_channels': 3}
+    with torch.device('meta'):
+        G = FAMILIES[family].Generator(z_dim=512, **both, **({'w_dim': 512} if family == 'stylegan1' else {}))
+        D = FAMILIES[family].Discriminator(**both)
+    assert (num_parameters(G), num_parameters(D)) == (in_G, in_D)
+    assert (round(in_G / 1e6, 1), round(in_D / 1e6, 1)) == (published, 23.1)

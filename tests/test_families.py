@@ -1,0 +1,79 @@
+"""Every family and recipe: resumed bit for bit, and the same gradients on two ranks as in one process."""
+
+import json
+import math
+
+import pytest
+import torch
+from families_for_tests import FAMILIES, RECIPES, config_of
+from runs_for_tests import differing, largest_difference, on_ranks, train_here
+from test_parallel import gradients_of_each_phase
+
+from trainer import dist
+from trainer.export import load_generator
+
+ALL = [*FAMILIES, *RECIPES]
+
+
+@pytest.fixture(autouse=True)
+def one_process():
+    dist.init('cpu')
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_n_plus_n_equals_2n_bitwise(wide_shards, tmp_path, name):
+    straight = train_here(config_of(name, wide_shards, tmp_path / 'straight', total_kimg=0.096))
+    train_here(config_of(name, wide_shards, tmp_path / 'halves', total_kimg=0.048))
+    resumed = train_here(config_of(name, wide_shards, tmp_path / 'halves', total_kimg=0.096))
+    assert straight['nimg'] == 96
+    assert not differing(straight, resumed)
+    assert all(tensor.isfinite().all() for tensor in straight.values())
+    G = load_generator(tmp_path / 'halves')
+    images = G(torch.randn(2, G.z_dim), torch.zeros(2, G.c_dim))
+    assert len(images) == 2 and images.isfinite().all()
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_gradients_equal_those_of_one_process(wide_shards, tmp_path, name):
+    alone = gradients_of_each_phase(config_of(name, wide_shards, tmp_path))
+    for found in on_ranks(2, gradients_of_each_phase, config_of(name, wide_shards, tmp_path, 2)):
+        for phase, (expected, means) in alone.items():
+            gradient, their_means = found[phase]
+            assert expected.norm() > 0
+            assert (gradient - expected).norm() / expected.norm() < 1e-5, phase
+            for key, value in means.items():
+                assert torch.allclose(value, their_means[key], rtol=1e-4, atol=1e-6), key
+
+
+def test_a_fade_goes_on_elsewhere(wide_shards, tmp_path):
+    """Stopped in the middle of a fade on two ranks, resumed on one."""
+    at_stop = on_ranks(2, train_here, config_of('pggan', wide_shards, tmp_path / 'run', total_kimg=0.048))[0]
+    assert at_stop['G.lod'] == at_stop['D.lod'] and 0 < at_stop['G.lod'] % 1
+    together = on_ranks(2, train_here, config_of('pggan', wide_shards, tmp_path / 'whole', total_kimg=0.096))[0]
+    alone = train_here(config_of('pggan', wide_shards, tmp_path / 'run', total_kimg=0.096))
+    assert largest_difference(together, alone) < 1e-3
+
+
+def reports(folder):
+    return [json.loads(line) for line in (folder / 'stats.jsonl').read_text().splitlines()]
+
+
+def test_what_adapts_has_moved(wide_shards, tmp_path):
+    """Augmentation's p, BEGAN's k, LeCam's means: in the state, and in the reports."""
+    for name, scalar, key in (('ada', 'augment_p', 'augment/p'), ('began', 'began_k', 'began/k'), ('lecam', 'lecam_fake', None)):
+        end = train_here(config_of(name, wide_shards, tmp_path / name, total_kimg=0.096))
+        assert end[f'scalars.{scalar}'] != 0
+        if key:
+            assert math.isfinite(reports(tmp_path / name)[-1][key])
+
+
+def test_clipped_weights_stay_clipped(wide_shards, tmp_path):
+    end = train_here(config_of('clipped', wide_shards, tmp_path))
+    assert all(tensor.abs().max() <= 0.01 for name, tensor in end.items() if name.startswith('D.'))
+    assert any(tensor.abs().max() > 0.01 for name, tensor in end.items() if name.startswith('G.'))
+
+
+def test_two_steps_of_d_for_one_of_g(wide_shards, tmp_path):
+    end = train_here(config_of('biggan', wide_shards, tmp_path))
+    steps = {name.split('.')[0]: int(tensor) for name, tensor in end.items() if name.endswith('.step')}
+    assert steps == {'opt_D': 4, 'opt_G': 2}

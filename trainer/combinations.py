@@ -1,0 +1,90 @@
+"""Which parts of a configuration make sense together. Each rule says why, and what to set instead."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.config import Config
+
+GRADIENT_PENALTIES = ('r1', 'r2', 'wgan_gp', 'dragan')
+
+
+def check_combinations(config: 'Config') -> None:
+    """ValueError for the first combination that makes no sense."""
+    for forbidden, message in _rules(config):
+        if forbidden:
+            raise ValueError(message)
+
+
+def _rules(config: 'Config') -> list[tuple[object, str]]:
+    """(whether it is so, what is wrong and how to mend it)"""
+    network, loss, data, penalties = config.network, config.loss, config.data, config.regularizers
+    name, on_gradient = network.name, [key for key in GRADIENT_PENALTIES if getattr(penalties, key)]
+    return [
+        ((loss.name == 'began') != network.energy,
+         f'loss.name={loss.name} with network.name={name}: BEGAN balances reconstruction errors, which only its '
+         'autoencoder returns; use loss.name=began together with network.name=began'),
+        (network.energy and (loss.auxiliary or penalties.lecam or penalties.drift),
+         f'network.name={name} returns reconstruction errors, no logits: set loss.auxiliary, regularizers.lecam and '
+         'regularizers.drift to 0'),
+        ((loss.name == 'mad_gan') != (network.generators > 1),
+         f'loss.name={loss.name} with network.generators={network.generators}: mad_gan tells several generators apart; '
+         'use loss.name=mad_gan together with network.generators=2 or more'),
+        (network.generators > 1 and network.styles,
+         f'network.generators={network.generators} with network.name={name}: several generators would need a mapping each; '
+         'take a network without styles, e.g. dcgan'),
+        (network.generators > 1 and data.conditional,
+         'network.generators above 1 with data.conditional=true: mad_gan\'s discriminator names the generator in place '
+         'of the class; set data.conditional=false'),
+        (network.generators > 1 and any(micro % network.generators for *_, micro in config.batches()),
+         f'micro_batch={config.micro_batch} is not a multiple of network.generators={network.generators}'),
+        (loss.auxiliary and not data.conditional,
+         f'loss.auxiliary={loss.auxiliary} with data.conditional=false: there are no classes to tell; '
+         'set data.conditional=true'),
+        (loss.auxiliary and loss.name == 'wgan' and penalties.weight_clip,
+         'loss.auxiliary with regularizers.weight_clip: clipped weights cannot classify; use regularizers.wgan_gp=10'),
+        (loss.name == 'wgan' and not (penalties.weight_clip or on_gradient or penalties.normalise != 'none'
+                                      or network.normalised),
+         'loss.name=wgan needs a Lipschitz critic: set regularizers.weight_clip=0.01, regularizers.wgan_gp=10 or '
+         'regularizers.normalise=spectral'),
+        (penalties.weight_clip and loss.name != 'wgan',
+         f'regularizers.weight_clip with loss.name={loss.name}: clipping keeps a Wasserstein critic Lipschitz and '
+         'only harms others; use loss.name=wgan or regularizers.weight_clip=0'),
+        (penalties.weight_clip and penalties.wgan_gp,
+         'regularizers.weight_clip and regularizers.wgan_gp are two ways to the same end; set one to 0'),
+        (penalties.wgan_gp and penalties.dragan,
+         'regularizers.wgan_gp and regularizers.dragan both draw the gradient\'s norm to 1; set one to 0'),
+        (penalties.wgan_gp and penalties.r1,
+         'regularizers.wgan_gp draws the gradient\'s norm to 1 and regularizers.r1 to 0; set one to 0'),
+        (on_gradient and network.batch_norm_in_d,
+         f'regularizers.{on_gradient and on_gradient[0]} with network.name={name}: batch norm in D makes the gradient at a '
+         'picture depend on the others; set it to 0 or take another network'),
+        (penalties.normalise != 'none' and network.normalised,
+         f'regularizers.normalise={penalties.normalise} with network.name={name}, which is spectrally normalised itself; '
+         'use regularizers.normalise=none'),
+        (penalties.normalise != 'none' and penalties.weight_clip,
+         'regularizers.normalise and regularizers.weight_clip both bound D\'s weights; use one'),
+        (penalties.normalise_g and penalties.normalise == 'none',
+         'regularizers.normalise_g=true without a kind; set regularizers.normalise=spectral'),
+        (penalties.path_length and not network.styles,
+         f'regularizers.path_length with network.name={name}: it is measured in w, which this network lacks; set it to 0'),
+        (penalties.path_length and config.growth,
+         'regularizers.path_length with growth: the mean path length jumps with the resolution; set one of them aside'),
+        (penalties.path_length and penalties.g_interval % loss.d_steps,
+         f'regularizers.g_interval={penalties.g_interval} is not a multiple of loss.d_steps={loss.d_steps}'),
+        (config.growth and not network.grows,
+         f'growth with network.name={name}, which does not grow; leave growth out, or take stylegan1 or pggan'),
+        (config.growth and config.compile,
+         'compile=true with growth: each step of a fade would be compiled anew; use compile=false'),
+        (data.pairs != bool(network.identity_dim),
+         f'data.pairs={str(data.pairs).lower()} with network.identity_dim={network.identity_dim}: pairs of one identity need '
+         'latents of their own, and the other way round; set both'),
+        (network.identity_dim >= network.z_dim,
+         f'network.identity_dim={network.identity_dim} leaves no latents of network.z_dim={network.z_dim} to observations'),
+        (data.pairs and data.conditional,
+         'data.pairs with data.conditional=true: the class is the identity here, which z carries; set data.conditional=false'),
+        (data.pairs and any(batch % (2 * data.lanes) or micro % 2 for _, batch, _, micro in config.batches()),
+         f'data.pairs with batch={config.batch}, micro_batch={config.micro_batch}, data.lanes={data.lanes}: batch must be a '
+         'multiple of 2 x lanes and micro_batch even'),
+        (config.augment.name == 'ada' and config.augment.p is None and network.energy,
+         'augment.name=ada adapts to the sign of logits, which an energy lacks; set augment.p'),
+    ]

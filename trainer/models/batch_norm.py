@@ -1,0 +1,115 @@
+"""Batch norm (Ioffe & Szegedy 2015) over all ranks, plain or with the sample's own gains and biases.
+
+Legend: N batch, C channels, H W pixels.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM = 0.1   # of the running statistics: the new batch's share
+
+SumOverRanks = Callable[[Tensor], Tensor]
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+class Standardise(nn.Module):
+    """Maps [NCHW] of mean 0 and variance 1 for each channel: by the batch's statistics, in eval mode by the running ones.
+
+    `sum_over_ranks` adds tensors over `ranks`, differentiably; see `synchronise`.
+    """
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.sum_over_ranks: SumOverRanks = identity
+        self.ranks = 1
+        self.standing_batches: int | None = None   # seen by standing statistics, while these are taken
+        self.register_buffer('stored_mean', torch.zeros(channels))
+        self.register_buffer('stored_var', torch.ones(channels))
+
+    def standardise(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        """gain, bias: [C] or [N, C]. Statistics in float32 at least; the result is of the type of x."""
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.training:
+            # in two passes: the difference of raw moments loses its digits on maps far from 0
+            count = x.numel() // x.shape[1] * self.ranks
+            mean = self.sum_over_ranks(precise.sum(dim=(0, 2, 3))) / count
+            centred = precise - as_planes(mean)
+            var = self.sum_over_ranks(centred.square().sum(dim=(0, 2, 3))) / count
+            self._remember(mean, var)
+        else:
+            centred, var = precise - as_planes(self.stored_mean), self.stored_var
+        scale = gain * (var + self.eps).rsqrt()
+        return torch.addcmul(as_planes(bias), centred, as_planes(scale)).to(x.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor) -> None:
+        share = MOMENTUM
+        if self.standing_batches is not None:
+            self.standing_batches += 1
+            share = 1 / self.standing_batches
+        self.stored_mean.lerp_(mean.to(self.stored_mean.dtype), share)
+        self.stored_var.lerp_(var.to(self.stored_var.dtype), share)
+
+
+class BatchNorm(Standardise):
+    """[NCHW] -> [NCHW] with a learned gain and bias for each channel."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(channels, eps)
+        self.gain, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.standardise(x, self.gain, self.bias)
+
+
+class ConditionalBatchNorm(Standardise):
+    """[NCHW] -> [NCHW], gains 1 + linear and biases linear in each sample's condition [N, condition_dim], 0 at the start."""
+
+    def __init__(self, channels: int, condition_dim: int, eps: float = 1e-5) -> None:
+        super().__init__(channels, eps)
+        self.gain = nn.Linear(condition_dim, channels, bias=False)
+        self.bias = nn.Linear(condition_dim, channels, bias=False)
+        nn.init.zeros_(self.gain.weight)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.standardise(x, 1 + self.gain(condition), self.bias(condition))
+
+
+def as_planes(values: Tensor) -> Tensor:
+    """[C] or [N, C] -> [1, C, 1, 1] or [N, C, 1, 1]"""
+    return values.reshape(-1, values.shape[-1], 1, 1)
+
+
+def synchronise(network: nn.Module, sum_over_ranks: SumOverRanks, ranks: int) -> None:
+    """Take batch statistics over all `ranks`, each with as many samples; `sum_over_ranks` must be differentiable."""
+    for module in network.modules():
+        if isinstance(module, Standardise):
+            module.sum_over_ranks, module.ranks = sum_over_ranks, ranks
+
+
+@contextmanager
+def standing_statistics(network: nn.Module) -> Iterator[None]:
+    """The running statistics become the means over the batches of fakes made inside. Brock et al. 2019, appendix D.
+
+    Gradients are off inside; afterwards the network is in the mode it was in.
+    """
+    norms = [module for module in network.modules() if isinstance(module, Standardise)]
+    was_training = network.training
+    network.train()
+    for norm in norms:
+        norm.standing_batches = 0
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(was_training)
+        for norm in norms:
+            norm.standing_batches = None

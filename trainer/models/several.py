@@ -1,0 +1,39 @@
+"""Several generators in one, for MAD-GAN: they share all but their last layers.
+
+Ghosh et al. 2018, "Multi-Agent Diverse Generative Adversarial Networks", section 4: initial layers are tied.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class SeveralGenerators(nn.Module):
+    """Row i of a batch is made by generator i % k. Takes and returns what one generator does."""
+
+    def __init__(self, generators: list[nn.Module]) -> None:
+        """All of one family and size. Each names the modules it keeps to itself in `tail`; the others become the first's."""
+        super().__init__()
+        first = generators[0]
+        for other in generators[1:]:
+            _share(first, other, first.tail)
+        self.generators = nn.ModuleList(generators)
+        self.z_dim, self.c_dim, self.resolution, self.num_ws = first.z_dim, first.c_dim, first.resolution, first.num_ws
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        """z [N, z_dim] and c [N, c_dim] -> pictures [NCHW]."""
+        count = len(self.generators)
+        images = torch.cat([G(z[index::count], c[index::count]) for index, G in enumerate(self.generators)])
+        made = torch.arange(len(z), device=z.device)
+        return images[torch.cat([made[index::count] for index in range(count)]).argsort()]
+
+
+def _share(first: nn.Module, other: nn.Module, tail: tuple[str, ...]) -> None:
+    """Make the modules of `other` those of `first`, unless their name is in `tail` or above a name in it."""
+    for name, child in list(other.named_children()):
+        below = tuple(part.removeprefix(name + '.') for part in tail if part.startswith(name + '.'))
+        if below:
+            _share(first.get_submodule(name), child, below)
+        elif name not in tail:
+            setattr(other, name, first.get_submodule(name))
+    for name, _ in list(other.named_parameters(recurse=False)):
+        setattr(other, name, getattr(first, name))

@@ -1,0 +1,131 @@
+"""Normalised weights: spectral norm (Miyato et al. 2018) and stable rank (Sanyal et al. 2020), for layers of any network.
+
+A weight [out, ...] counts as the matrix W [out, in]. Its largest singular value is estimated by power iteration from the
+buffer u0, which only `power_iterate` moves: forward passes change nothing, so frozen networks stay as they are.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+KINDS = ('spectral', 'stable_rank')
+
+
+class SpectralNorm(nn.Module):
+    """W -> W / sigma(W), sigma = u^T W v. Miyato et al. 2018, algorithm 1.
+
+    gain: what the layer multiplies its weight by (equalised learning rates): the product gets the norm 1.
+    """
+
+    def __init__(self, weight: Tensor, eps: float = 1e-12, gain: float = 1.0) -> None:
+        super().__init__()
+        self.eps, self.gain = eps, gain
+        self.register_buffer('u0', F.normalize(weight.new_empty(1, len(weight)).normal_(), eps=eps))
+        self.register_buffer('sv0', weight.new_ones(1))  # the last sigma, to look at
+        # a random u is nearly orthogonal to the image of a tall W, which one iteration brings it into
+        self.power_iterate(weight)
+
+    @torch.no_grad()
+    def power_iterate(self, weight: Tensor) -> None:
+        matrix = weight.flatten(1)
+        v = F.normalize(self.u0 @ matrix, eps=self.eps)            # [1, in]
+        self.u0.copy_(F.normalize(v @ matrix.t(), eps=self.eps))   # [1, out]
+        self.sv0.copy_(self.gain * (self.u0 @ matrix).norm())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.leading(weight)[0]
+
+    def leading(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """W / sigma in the shape of `weight`, and v [1, in]. Gradients take u and v as constants."""
+        matrix = weight.flatten(1)
+        with torch.no_grad():
+            u = self.u0.clone()   # what backward needs must outlive the next iteration
+            v = F.normalize(u @ matrix, eps=self.eps)
+        sigma = (u @ matrix * v).sum()
+        return weight / (sigma.clamp(min=self.eps) * self.gain), v
+
+
+class StableRankNorm(SpectralNorm):
+    """Spectral norm 1, and stable rank |W|_F^2 / sigma^2 at most `rank`, above 1. Sanyal et al. 2020, algorithm 1.
+
+    Keeps u v^T and shrinks what remains of W / sigma.
+    """
+
+    def __init__(self, weight: Tensor, rank: float, eps: float = 1e-12, gain: float = 1.0) -> None:
+        super().__init__(weight, eps, gain)
+        self.rank = rank
+
+    def forward(self, weight: Tensor) -> Tensor:
+        normalised, v = self.leading(weight)
+        first = (self.u0.clone().t() @ v).view_as(weight) / self.gain
+        rest = normalised - first
+        limit = (self.rank - 1) / self.gain ** 2
+        return first + rest * (limit / rest.square().sum().clamp(min=limit)).sqrt()
+
+
+def spectral_norm(module: nn.Module, eps: float = 1e-12) -> nn.Module:
+    """The same module; its `weight` has spectral norm 1 from now on."""
+    norm = SpectralNorm(module.weight, eps, getattr(module, 'weight_gain', 1.0))
+    parametrize.register_parametrization(module, 'weight', norm)
+    return module
+
+
+def stable_rank_norm(module: nn.Module, share: float, eps: float = 1e-12) -> nn.Module:
+    """As `spectral_norm`, with a stable rank of at most `share` of the full rank.
+
+    Where that is 1 or less, spectral norm alone: matrices of stable rank 1 have nothing left to learn.
+    """
+    rank = share * min(module.weight.flatten(1).shape)
+    if rank <= 1:
+        return spectral_norm(module, eps)
+    norm = StableRankNorm(module.weight, rank, eps, getattr(module, 'weight_gain', 1.0))
+    parametrize.register_parametrization(module, 'weight', norm)
+    return module
+
+
+def normalise_weights(network: nn.Module, kind: str, stable_rank: float = 0.7) -> nn.Module:
+    """The same network, its linear, convolution and embedding weights normalised, but for those that already are.
+
+    kind: 'spectral', or 'stable_rank' with at most that share of the full rank. ValueError for others.
+    """
+    if kind not in KINDS:
+        raise ValueError(f'kind of normalisation {kind!r} is unknown: take one of {", ".join(KINDS)}')
+    for module in list(network.modules()):
+        weight = dict(module.named_parameters(recurse=False)).get('weight')
+        if weight is not None and weight.dim() > 1:
+            spectral_norm(module) if kind == 'spectral' else stable_rank_norm(module, stable_rank)
+    return network
+
+
+def power_iterate(network: nn.Module) -> None:
+    """One iteration for each normalised weight: once before each optimizer step of `network`."""
+    for module in network.modules():
+        if parametrize.is_parametrized(module, 'weight'):
+            for norm in module.parametrizations.weight:
+                norm.power_iterate(module.parametrizations.weight.original)
+
+
+@torch.no_grad()
+def top_singular_values(network: nn.Module, count: int = 3) -> dict[str, list[float]]:
+    """{layer: its weight's `count` largest singular values, before normalisation}, to see collapse coming.
+
+    Brock et al. 2019, section 4.1.
+    """
+    values = {}
+    for name, weight in weight_matrices(network):
+        # from the smaller Gram matrix: much faster than from a wide W, and as good for the largest ones
+        matrix = weight if weight.shape[0] <= weight.shape[1] else weight.t()
+        squares = torch.linalg.eigvalsh((matrix @ matrix.t()).double())[-count:].flip(0)
+        values[name] = squares.clamp(min=0).sqrt().tolist()
+    return values
+
+
+def weight_matrices(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(layer, its weight [out, in] before normalisation) of each linear, convolution and embedding layer."""
+    for name, parameter in network.named_parameters():
+        layer = name.removesuffix('.parametrizations.weight.original').removesuffix('.weight')
+        if layer != name and parameter.dim() > 1:
+            yield layer, parameter.flatten(1)
