@@ -239,13 +239,21 @@ if __name__ == '__main__':
 '''
 
 
+# a traceback that lives until exit, and the loader with it
+FAILS_AND_IS_KEPT = '''os.truncate(sys.argv[1] + '/shard-00000.tar', 0)
+    try:
+        list(batches)
+    except Exception as error:
+        kept = error'''
+
+
 @pytest.mark.parametrize('end, status', [
-    ('raise KeyError("stopped")', 1), ('os.kill(os.getpid(), signal.SIGKILL)', -signal.SIGKILL)])
+    ('raise KeyError("stopped")', 1), (FAILS_AND_IS_KEPT, 0), ('os.kill(os.getpid(), signal.SIGKILL)', -signal.SIGKILL)])
 def test_workers_do_not_outlive_their_parent(folder, tmp_path, end, status):
     script = tmp_path / 'script.py'
     script.write_text(SCRIPT.format(end=end))
     root = str(Path(__file__).parents[2])
     # Waits for the end of stderr, which the workers hold as well.
-    done = subprocess.run([sys.executable, script, folder], stderr=subprocess.PIPE, timeout=60,
+    done = subprocess.run([sys.executable, script, copy_dataset(folder, tmp_path / 'own')], stderr=subprocess.PIPE, timeout=60,
                           env=os.environ | {'PYTHONPATH': root})
     assert done.returncode == status

@@ -91,9 +91,10 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
         # fork is unsafe beside OpenMP and CUDA threads; forkserver's server dies of a SIGTERM to the process group.
         multiprocessing_context='spawn' if workers else None,
         generator=torch.Generator())  # without its own, DataLoader draws from the global one
-    batches = _batches(iter(loader))
-    atexit.register(_close, weakref.ref(batches))
-    return batches
+    loading = iter(loader)
+    if workers:
+        atexit.register(_end_workers, weakref.ref(loading))
+    return _batches(loading)
 
 
 def check_resolution(dataset: Dataset, resolution: tuple[int, int]) -> None:
@@ -124,11 +125,11 @@ def _batches(batches: Iterator[Batch]) -> Iterator[Batch]:
         raise RuntimeError(f'DataLoader worker died while it handed over a batch ({error!r})') from error
 
 
-def _close(reference: weakref.ref) -> None:
-    """At exit, before multiprocessing waits for workers that ignore its SIGTERM."""
-    batches = reference()
-    if batches is not None:
-        batches.close()
+def _end_workers(reference: weakref.ref) -> None:
+    """At exit, before multiprocessing waits for workers that ignore its SIGTERM: a traceback may still hold the loader."""
+    loading = reference()
+    if loading is not None:
+        loading._shutdown_workers()
 
 
 def _start_worker(_: int) -> None:
