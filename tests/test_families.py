@@ -11,6 +11,7 @@ from test_parallel import gradients_of_each_phase
 
 from trainer import dist
 from trainer.export import load_generator
+from trainer.tools.sample import main as sample
 
 ALL = [*FAMILIES, *RECIPES]
 
@@ -77,3 +78,21 @@ def test_two_steps_of_d_for_one_of_g(wide_shards, tmp_path):
     end = train_here(config_of('biggan', wide_shards, tmp_path))
     steps = {name.split('.')[0]: int(tensor) for name, tensor in end.items() if name.endswith('.step')}
     assert steps == {'opt_D': 4, 'opt_G': 2}
+
+
+def test_sampling_without_styles(wide_shards, tmp_path, capsys):
+    """BigGAN's ways: truncated latents, standing statistics, and the collapse monitor in the reports."""
+    config = config_of('biggan', wide_shards, tmp_path / 'run', log={'interval_kimg': 0.024, 'singular_values': True})
+    train_here(config)
+    last = reports(tmp_path / 'run')[-1]
+    first, second, third = (last[f'singular_values/G.blocks.0.0.conv1/{rank}'] for rank in range(3))
+    assert first >= second >= third > 0
+    pictures = []
+    for options in ([], ['--truncation', '0.1'], ['--standing-batches', '2']):
+        out = tmp_path / str(len(pictures))
+        assert sample([str(tmp_path / 'run'), '--seeds', '0-3', '--grid', '--out', str(out), *options]) == 0
+        pictures.append(next(out.iterdir()).read_bytes())
+    assert len(set(pictures)) == 3
+    for option, value, fix in ('--psi', '0.5', 'use --truncation'), ('--truncation', '0', 'above 0'):
+        assert sample([str(tmp_path / 'run'), option, value]) == 2
+        assert fix in capsys.readouterr().err

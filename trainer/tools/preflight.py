@@ -29,7 +29,8 @@ def describe_run(config: Config, manifest: Manifest) -> str:
         f'{G.c_dim or "no"} classes',
         f'# parameters    G {num_parameters(G):,}   D {num_parameters(D):,}',
         f'# memory        {(kept + gradients + activations) / 1e9:.2f} GB a rank: state {kept / 1e9:.2f}, '
-        f'gradients {gradients / 1e9:.2f}, activations {activations / 1e9:.2f} ({phase}, micro_batch={config.micro_batch})',
+        f'gradients {gradients / 1e9:.2f}, activations {activations / 1e9:.2f} ({phase}, '
+        f'micro_batch={full_size_micro_batch(config, G.resolution)})',
         f'#               and {kept / 1e9:.2f} on the host while a checkpoint is written, besides what the libraries take',
         f'# disk          {(config.checkpoint.keep + 1) * kept / 1e9:.2f} GB for {config.checkpoint.keep} checkpoints '
         'and one being written', ''])
@@ -41,9 +42,13 @@ def state_bytes(G: nn.Module, D: nn.Module) -> int:
 
 
 def phase_activations(config: Config, manifest: Manifest, G: nn.Module, D: nn.Module) -> list[tuple[str, int]]:
-    """Bytes that each phase keeps for its backward pass, traced on tensors that have a shape and no content."""
-    n = config.micro_batch
-    eager = config.model_copy(update={'compile': False})  # compiled code cannot run on tensors without content
+    """Bytes that each phase keeps for its backward pass, traced on tensors that have a shape and no content.
+
+    Of networks that grow: at their full size.
+    """
+    n = full_size_micro_batch(config, G.resolution)
+    # compiled code cannot run on tensors without content
+    eager = config.model_copy(update={'compile': False, 'growth': None})
     sizes = []
     with FakeTensorMode() as mode:
         for network in (G, D):
@@ -60,6 +65,11 @@ def phase_activations(config: Config, manifest: Manifest, G: nn.Module, D: nn.Mo
                 network.requires_grad_(network is phase.network)
             sizes.append((phase.name, saved_bytes(lambda: phase.loss(micro))))
     return sizes
+
+
+def full_size_micro_batch(config: Config, resolution: tuple[int, int]) -> int:
+    at_sides = config.growth.micro_batch if config.growth else {}
+    return at_sides.get(min(resolution), config.micro_batch)
 
 
 def saved_bytes(forward: Callable[[], object]) -> int:
