@@ -34,7 +34,8 @@ FAMILIES = {
 RECIPES = {
     'sd-gan': {'network': {'name': 'dcgan', **SMALL, 'identity_dim': 4}, 'data': {'pairs': True, 'lanes': 6}, 'regularizers': {}},
     'mad-gan': {'network': {'name': 'dcgan', **SMALL, 'generators': 3}, 'loss': {'name': 'mad_gan'}, 'regularizers': {}},
-    'ada': {**FAMILIES['stylegan2'], 'optim': {'d_lr': 0.01}, 'augment': {'name': 'ada', 'speed_kimg': 0.05, 'interval': 1, 'target': 0.0}},
+    'ada': {**FAMILIES['stylegan2'], 'optim': {'d_lr': 0.01},
+            'augment': {'name': 'ada', 'speed_kimg': 0.05, 'interval': 1, 'target': 0.0}},
     'diffaugment': {**FAMILIES['r3gan'], 'augment': {'name': 'diffaugment'}},
     'auxiliary': {**FAMILIES['r3gan'], 'loss': {'name': 'hinge', 'auxiliary': 0.5}},
     'lecam': {**FAMILIES['r3gan'], 'loss': {'name': 'hinge'}, 'regularizers': {'lecam': 0.1}},

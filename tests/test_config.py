@@ -86,6 +86,29 @@ def test_what_makes_a_run_what_it_is(tmp_path):
     assert sorted(key for key in changes if is_fixed(key)) == ['data.flip', 'network.z_dim']
 
 
+@pytest.mark.parametrize('there, now, changes, fixed', [
+    ([], ['optim.g_lr={start: 1, end: 0, kimg: 5}'],
+     {'optim.g_lr': (0.002, None), 'optim.g_lr.start': (None, 1), 'optim.g_lr.end': (None, 0), 'optim.g_lr.kimg': (None, 5)},
+     []),
+    (['network.name=pggan', 'growth.start_resolution=16'], ['network.name=pggan'],
+     {'growth.start_resolution': (16, None), 'growth.fade_kimg': (600, None), 'growth.stage_kimg': (600, None)},
+     ['growth.fade_kimg', 'growth.stage_kimg', 'growth.start_resolution']),
+])
+def test_keys_that_only_one_of_two_configurations_has(tmp_path, there, now, changes, fixed):
+    path = write(tmp_path, 'c.yaml', MINIMAL)
+    for one, other, expected in ((there, now, changes), (now, there, {key: pair[::-1] for key, pair in changes.items()})):
+        found = changed_keys(load_config(path, one), load_config(path, other))
+        assert found == expected
+        assert sorted(key for key in found if is_fixed(key)) == fixed
+
+
+def test_another_family_is_another_run(tmp_path):
+    path = write(tmp_path, 'c.yaml', MINIMAL)
+    changes = changed_keys(load_config(path), load_config(path, ['network.name=dcgan']))
+    assert changes['network.name'] == ('stylegan2', 'dcgan') and changes['network.channels'] == (None, 64)
+    assert all(is_fixed(key) for key in changes)
+
+
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.yaml')), ids=lambda path: path.stem)
 def test_packaged_configs_load_by_name_and_open_with_their_command(path):
     assert find_config(path.stem) == path

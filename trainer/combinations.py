@@ -19,6 +19,7 @@ def _rules(config: 'Config') -> list[tuple[object, str]]:
     """(whether it is so, what is wrong and how to mend it)"""
     network, loss, data, penalties = config.network, config.loss, config.data, config.regularizers
     name, on_gradient = network.name, [key for key in GRADIENT_PENALTIES if getattr(penalties, key)]
+    uneven = [f'{key}={micro}' for *_, key, micro in config.batches() if micro % network.generators]
     return [
         ((loss.name == 'began') != network.energy,
          f'loss.name={loss.name} with network.name={name}: BEGAN balances reconstruction errors, which only its '
@@ -35,8 +36,17 @@ def _rules(config: 'Config') -> list[tuple[object, str]]:
         (network.generators > 1 and data.conditional,
          'network.generators above 1 with data.conditional=true: mad_gan\'s discriminator names the generator in place '
          'of the class; set data.conditional=false'),
-        (network.generators > 1 and any(micro % network.generators for *_, micro in config.batches()),
-         f'micro_batch={config.micro_batch} is not a multiple of network.generators={network.generators}'),
+        (uneven,
+         f'{uneven and uneven[0]} is not a multiple of network.generators={network.generators}, which make equal shares of '
+         'it; change one of them'),
+        (network.generators > 1 and data.pairs,
+         'network.generators above 1 with data.pairs=true: the two pictures of a pair would come from two generators; '
+         'set network.generators=1 or data.pairs=false'),
+        (loss.name == 'mad_gan' and (on_gradient or penalties.lecam or penalties.drift),
+         'loss.name=mad_gan has a softmax over outputs, no logit: set regularizers.r1, r2, wgan_gp, dragan, lecam and drift to 0'),
+        (data.pairs and penalties.wgan_gp,
+         'regularizers.wgan_gp with data.pairs: points between would mix each picture of a pair by a share of its own; '
+         'use regularizers.r1 or dragan'),
         (loss.auxiliary and not data.conditional,
          f'loss.auxiliary={loss.auxiliary} with data.conditional=false: there are no classes to tell; '
          'set data.conditional=true'),
@@ -76,15 +86,15 @@ def _rules(config: 'Config') -> list[tuple[object, str]]:
         (config.growth and config.compile,
          'compile=true with growth: each step of a fade would be compiled anew; use compile=false'),
         (data.pairs != bool(network.identity_dim),
-         f'data.pairs={str(data.pairs).lower()} with network.identity_dim={network.identity_dim}: pairs of one identity need '
-         'latents of their own, and the other way round; set both'),
+         f'data.pairs={str(data.pairs).lower()} with network.identity_dim={network.identity_dim}: pairs of one identity '
+         'need latents of their own, and the other way round; set both'),
         (network.identity_dim >= network.z_dim,
          f'network.identity_dim={network.identity_dim} leaves no latents of network.z_dim={network.z_dim} to observations'),
         (data.pairs and data.conditional,
-         'data.pairs with data.conditional=true: the class is the identity here, which z carries; set data.conditional=false'),
+         'data.pairs with data.conditional=true: the class is the identity, which z carries; set data.conditional=false'),
         (data.pairs and any(batch % (2 * data.lanes) or micro % 2 for _, batch, _, micro in config.batches()),
          f'data.pairs with batch={config.batch}, micro_batch={config.micro_batch}, data.lanes={data.lanes}: batch must be a '
          'multiple of 2 x lanes and micro_batch even'),
-        (config.augment.name == 'ada' and config.augment.p is None and network.energy,
-         'augment.name=ada adapts to the sign of logits, which an energy lacks; set augment.p'),
+        (config.augment.name == 'ada' and config.augment.p is None and loss.name in ('began', 'mad_gan'),
+         f'augment.name=ada adapts to the sign of a logit; loss.name={loss.name} has none: set augment.p'),
     ]

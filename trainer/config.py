@@ -140,9 +140,9 @@ def flatten(tree: dict, prefix: str = '') -> dict[str, Any]:
 
 
 def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ -> (old, new)."""
+    """Dotted keys whose values differ -> (old, new); None where only one of them has the key."""
     before, after = flatten(old.model_dump(mode='json')), flatten(new.model_dump(mode='json'))
-    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    return {key: (before.get(key), after.get(key)) for key in (before | after) if before.get(key) != after.get(key)}
 
 
 def is_fixed(key: str) -> bool:

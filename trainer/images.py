@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from trainer.labels import to_one_hot
 from trainer.models.batch_norm import standing_statistics
+from trainer.models.several import SeveralGenerators
 from trainer.randomness import Draws, draw
 
 
@@ -29,16 +30,26 @@ def grid(pictures: np.ndarray, columns: int) -> Image.Image:
 def fixed_draws(seed: int, count: int, G: nn.Module, class_counts: tuple[int, ...]) -> Draws:
     """The latents of a run's grids: the same from its first image to its last."""
     return draw(seed, 0, 'grid', count, z_dim=G.z_dim, num_ws=G.num_ws, style_mixing=0.0,
-                class_counts=class_counts if G.c_dim else ())
+                class_counts=label_counts(G, class_counts))
+
+
+def label_counts(G: nn.Module, class_counts: tuple[int, ...]) -> tuple[int, ...]:
+    """How frequent each label of a draw for G is: its classes, or its generators if it is several; () if neither."""
+    if isinstance(G, SeveralGenerators):
+        return (1,) * len(G.generators)
+    return class_counts if G.c_dim else ()
 
 
 @torch.no_grad()
 def generate(G: nn.Module, draws: Draws, device: torch.device, truncation_psi: float = 1.0, batch: int = 16) -> np.ndarray:
     """Pictures [NHWC] uint8 at G's full size, `batch` at a time; of networks with styles, with the constant noise."""
+    several = isinstance(G, SeveralGenerators)
     options = {'truncation_psi': truncation_psi, 'noise': 'const'} if G.num_ws else {}
     parts = []
     for start in range(0, len(draws.z), batch):
         part = draws[start:start + batch].to(device)
+        if several:
+            options['made_by'] = part.labels.tolist()
         images = G(part.z, to_one_hot(part.labels, G.c_dim), **options)
         parts.append(to_pictures(functional.interpolate(images, G.resolution)))  # nearest, while G grows
     return np.concatenate(parts)
@@ -51,5 +62,5 @@ def take_standing_statistics(G: nn.Module, class_counts: tuple[int, ...], batche
     with standing_statistics(G):
         for number in range(batches):
             draws = draw(number, 0, 'standing', batch, z_dim=G.z_dim, num_ws=0, style_mixing=0.0,
-                         class_counts=class_counts if G.c_dim else ()).to(device)
+                         class_counts=label_counts(G, class_counts)).to(device)
             G(draws.z, to_one_hot(draws.labels, G.c_dim))

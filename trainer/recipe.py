@@ -130,7 +130,10 @@ class Recipe(Game):
                 labels = micro.fake_labels if points is fakes else micro.labels
                 points = points.detach().requires_grad_()
                 logits = self.judge(self.state.D, points, labels)[:, :1]
-            cost = penalty.cost(gradient_norm_squared(logits, points)).mean()
+            norms = gradient_norm_squared(logits, points)          # [N]
+            if self.config.data.pairs:
+                norms = norms.unflatten(0, (-1, 2)).sum(dim=1)     # of an input, which is a pair
+            cost = penalty.cost(norms).mean()
             weight = at(getattr(self.config.regularizers, name), self.state.nimg)
             total, means[f'penalty/{name}'] = total + penalty.factor * weight * cost, cost
         return total, means

@@ -141,7 +141,8 @@ def open_stream(config: Config, dataset: Dataset, nimg: int) -> Iterator[Batch]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="imago train", description=__doc__, epilog="imago train also takes --gpus N: N processes here, by torchrun.")
+    parser = argparse.ArgumentParser(prog='imago train', description=__doc__,
+                                     epilog='imago train also takes --gpus N: N processes here, by torchrun.')
     parser.add_argument('config', help='a YAML file, or the name of one in configs/')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, e.g. data.path=my-shards batch=32')
     parser.add_argument('--dry-run', action='store_true', help='print the configuration, parameter counts, memory and disk')

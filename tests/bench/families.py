@@ -4,6 +4,7 @@ python tests/bench/families.py OUT [--only NAME ...] [--kimg K]     about 3 minu
 """
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -74,7 +75,7 @@ def summary(folder: Path) -> tuple[str, str, float]:
         values = [report[key] for report in reports if key in report]
         assert all(map(math.isfinite, values))
         told.append(f'{values[0]:.2f}, {max(values, key=abs):.2f}, {values[-1]:.2f}')
-        changes = [abs(after - before) for before, after in zip(values, values[1:])]
+        changes = [abs(after - before) for before, after in itertools.pairwise(values)]
         spread = max(values) - min(values)
         steepest = steepest or max(changes, default=0.0) / max(spread, 1e-9)
     return *told, steepest

@@ -77,8 +77,10 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     """This rank's part of each global batch, from global image `nimg` (a multiple of `lanes`) on.
 
     `batch`: images in a global batch, or a function of the images shown before it. `resolution` is (height, width)
-    in pixels. With `pairs`, each second picture is another one of the class before it. `workers` processes decode, `prefetch` batches ahead each, and start at once; with 0 this process decodes. The iterator's `close()` ends them. ValueError at the call for what cannot be
-    streamed; while iterating, ShardError for a shard that cannot be read and RuntimeError for a worker that died.
+    in pixels. With `pairs`, each second picture is another one of the class before it. `workers` processes decode,
+    `prefetch` batches ahead each, and start at once; with 0 this process decodes. The iterator's `close()` ends them.
+    ValueError at the call for what cannot be streamed; while iterating, ShardError for a shard that cannot be read and
+    RuntimeError for a worker that died.
     """
     check_resolution(dataset, resolution)
     batch_at = batch if callable(batch) else lambda shown: batch
@@ -94,7 +96,7 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     loading = iter(loader)
     if workers:
         atexit.register(_end_workers, weakref.ref(loading))
-    return _batches(loading)
+    return _batches(loading, workers)
 
 
 def check_resolution(dataset: Dataset, resolution: tuple[int, int]) -> None:
@@ -115,14 +117,19 @@ def _steps(nimg: int, batch_at: Callable[[int], int]) -> Iterator[tuple[int, int
         nimg += batch
 
 
-def _batches(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _batches(batches: Iterator[Batch], workers: int) -> Iterator[Batch]:
     try:
-        yield from batches  # a generator has close(), which drops the DataLoader's iterator, which ends the workers
+        yield from batches
     except ShardError as error:
         # DataLoader puts a worker's whole traceback into the message; its last line is ours
         raise ShardError(str(error).strip().splitlines()[-1].rpartition('ShardError: ')[2]) from None
     except (ConnectionError, EOFError) as error:
         raise RuntimeError(f'DataLoader worker died while it handed over a batch ({error!r})') from error
+    finally:
+        if workers:
+            # At once: if the iterator goes as part of a cycle, say with an error's traceback, the queues that its __del__
+            # tells the workers by are closed before it.
+            batches._shutdown_workers()
 
 
 def _end_workers(reference: weakref.ref) -> None:

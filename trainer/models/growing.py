@@ -18,6 +18,7 @@ from trainer.models.layers import (
     as_maps,
     block_channels,
     block_dtype,
+    check_outputs,
     default_clamp,
     normalize_second_moment,
 )
@@ -90,8 +91,7 @@ class GrowingDiscriminator(Growing):
                  channel_max: int = 512, mbstd_group: int = 4, low_precision: str = 'none', low_precision_blocks: int = 0,
                  num_outputs: int = 1) -> None:
         super().__init__(resolution, channel_base, channel_max, low_precision, low_precision_blocks)
-        if c_dim and num_outputs > 1:
-            raise ValueError(f'num_outputs {num_outputs} with c_dim {c_dim}: projection gives one output; take c_dim 0')
+        check_outputs(num_outputs, c_dim)
         self.c_dim, self.resolution = c_dim, tuple(resolution)
         clamp, channels = default_clamp(low_precision, None), self.channels
         self.fromrgb = nn.ModuleList(Conv2d(img_channels, features, 1, clamp=clamp) for features in channels)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class SeveralGenerators(nn.Module):
-    """Row i of a batch is made by generator i % k. Takes and returns what one generator does."""
+    """Takes and returns what one generator does; row i of a batch is made by generator i % k, unless it is said."""
 
     def __init__(self, generators: list[nn.Module]) -> None:
         """All of one family and size. Each names the modules it keeps to itself in `tail`; the others become the first's."""
@@ -19,12 +19,14 @@ class SeveralGenerators(nn.Module):
         self.generators = nn.ModuleList(generators)
         self.z_dim, self.c_dim, self.resolution, self.num_ws = first.z_dim, first.c_dim, first.resolution, first.num_ws
 
-    def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """z [N, z_dim] and c [N, c_dim] -> pictures [NCHW]."""
-        count = len(self.generators)
-        images = torch.cat([G(z[index::count], c[index::count]) for index, G in enumerate(self.generators)])
-        made = torch.arange(len(z), device=z.device)
-        return images[torch.cat([made[index::count] for index in range(count)]).argsort()]
+    def forward(self, z: Tensor, c: Tensor, made_by: list[int] | None = None) -> Tensor:
+        """z [N, z_dim] and c [N, c_dim] -> pictures [NCHW]. made_by: the generator of each row."""
+        made_by = made_by or [row % len(self.generators) for row in range(len(z))]
+        order = sorted(range(len(z)), key=made_by.__getitem__)
+        counts = [made_by.count(index) for index in range(len(self.generators))]
+        parts = zip(self.generators, z[order].split(counts), c[order].split(counts), strict=True)
+        images = torch.cat([G(own_z, own_c) for G, own_z, own_c in parts if len(own_z)])
+        return images[sorted(range(len(z)), key=order.__getitem__)]
 
 
 def _share(first: nn.Module, other: nn.Module, tail: tuple[str, ...]) -> None:

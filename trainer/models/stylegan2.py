@@ -247,8 +247,8 @@ class Discriminator(nn.Module):
             dtype = block_dtype(low_precision, low_precision_blocks, i, doublings)
             self.add_module(f'b{4 << i}', DiscriminatorBlock(channels[i], channels[i - 1],
                                                              img_channels * (i == doublings), dtype, clamp))
-        self.b4 = DiscriminatorEpilogue(channels[0], base, img_channels * (doublings == 0), channels[0] if c_dim else num_outputs,
-                                        mbstd_group, clamp)
+        self.b4 = DiscriminatorEpilogue(channels[0], base, img_channels * (doublings == 0),
+                                        channels[0] if c_dim else num_outputs, mbstd_group, clamp)
         if c_dim:
             self.mapping = Mapping(0, c_dim, channels[0], num_ws=1, layers=label_layers)
 

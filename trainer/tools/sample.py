@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.export import build_generator, describe
-from trainer.images import generate, grid, take_standing_statistics
+from trainer.images import generate, grid, label_counts, take_standing_statistics
 from trainer.labels import class_index
 from trainer.randomness import Draws, seed_for, truncated_normal
 
@@ -69,7 +69,7 @@ def sample(options: argparse.Namespace) -> list[Path]:
     G = build_generator(folder, about, device)
     if options.psi != 1 and not G.num_ws:
         raise ValueError(f'--psi {options.psi}: this generator has no w to truncate in; use --truncation')
-    counts = about['class_counts'] if G.c_dim else []
+    counts = label_counts(G, about['class_counts'])
     if options.standing_batches:
         take_standing_statistics(G, counts, options.standing_batches, device)
     draws = draw_for_seeds(seeds, G.z_dim, counts, label, options.truncation)
