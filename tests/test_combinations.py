@@ -47,8 +47,9 @@ EXAMPLES = [  # overrides, a piece of the message
     ([*PAIRS, 'network.identity_dim=100'], 'leaves no latents of network.z_dim=100 to observations'),
     ([*PAIRS, 'data.conditional=true'], 'the class is the identity, which z carries'),
     ([*PAIRS, 'batch=64'], 'batch must be a multiple of 2 x lanes and micro_batch even'),
-    (['network.name=began', 'loss.name=began', 'augment.name=ada'], 'sign of a logit; loss.name=began has none'),
-    ([*MAD_GAN, 'augment.name=ada'], 'sign of a logit; loss.name=mad_gan has none'),
+    (['network.name=began', 'loss.name=began', 'augment.name=ada'], 'means nothing with loss.name=began'),
+    ([*MAD_GAN, 'augment.name=ada'], 'means nothing with loss.name=mad_gan'),
+    (['regularizers.orthogonal=1e-4'], 'demodulation cancels the scale'),
 ]
 
 

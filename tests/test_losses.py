@@ -23,7 +23,8 @@ FORMULAS = {
     'wgan': (lambda real, fake: -(real - fake).mean(), lambda fake, real: (0 - fake).mean()),
     'least_squares': (lambda real, fake: 0.5 * (real ** 2 - 2 * real + 1 + fake ** 2).mean(),
                       lambda fake, real: 0.5 * (fake ** 2 - 2 * fake + 1).mean()),
-    'hinge': (lambda real, fake: -((real - 1).clamp(max=0) + (-fake - 1).clamp(max=0)).mean(), lambda fake, real: -fake.mean()),
+    'hinge': (lambda real, fake: -((real - 1).clamp(max=0) + (-fake - 1).clamp(max=0)).mean(),
+              lambda fake, real: -fake.mean()),
     'relativistic': (lambda real, fake: (1 + (-(real - fake)).exp()).log().mean(),
                      lambda fake, real: (1 + (-(fake - real)).exp()).log().mean()),
     'began': (lambda real, fake: (real - fake / 4).sum() / 64, lambda fake, real: fake.sum() / 64),
@@ -65,7 +66,8 @@ def test_extreme_logits_stay_finite(name, finite):
 
 def test_minimax_saturates_where_nonsaturating_does_not():
     fake = torch.full((1, 1), -20.0, requires_grad=True)
-    weak, strong = (torch.autograd.grad(LOSSES[name].g_loss(fake, None), fake)[0].item() for name in ('minimax', 'nonsaturating'))
+    weak, strong = (torch.autograd.grad(LOSSES[name].g_loss(fake, None), fake)[0].item()
+                    for name in ('minimax', 'nonsaturating'))
     assert -1e-8 < weak < 0 and strong == pytest.approx(-1)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trainer.config import Config
 
+SIGNED = ('minimax', 'nonsaturating', 'hinge')     # losses that draw D's logits to two sides of 0
 GRADIENT_PENALTIES = ('r1', 'r2', 'wgan_gp', 'dragan')
 
 
@@ -95,6 +96,9 @@ def _rules(config: 'Config') -> list[tuple[object, str]]:
         (data.pairs and any(batch % (2 * data.lanes) or micro % 2 for _, batch, _, micro in config.batches()),
          f'data.pairs with batch={config.batch}, micro_batch={config.micro_batch}, data.lanes={data.lanes}: batch must be a '
          'multiple of 2 x lanes and micro_batch even'),
-        (config.augment.name == 'ada' and config.augment.p is None and loss.name in ('began', 'mad_gan'),
-         f'augment.name=ada adapts to the sign of a logit; loss.name={loss.name} has none: set augment.p'),
+        (config.augment.name == 'ada' and config.augment.p is None and loss.name not in SIGNED,
+         f'augment.name=ada adapts to the sign of D(real), which means nothing with loss.name={loss.name}: set augment.p'),
+        (penalties.orthogonal and network.demodulated,
+         f'regularizers.orthogonal with network.name={name}: demodulation cancels the scale of its weights, which the penalty '
+         'would fight; set it to 0'),
     ]

@@ -16,6 +16,7 @@ class NetworkSection(Section):
     energy: ClassVar[bool] = False          # D returns reconstruction errors, not logits
     normalised: ClassVar[bool] = False      # has spectral norm of its own
     batch_norm_in_d: ClassVar[bool] = False
+    demodulated: ClassVar[bool] = False     # G's weights have no scale
 
     z_dim: PositiveInt = 512
     generators: PositiveInt = 1             # MAD-GAN: several that share all but their last layers
@@ -35,6 +36,7 @@ class Equalised(LowPrecision):
 
 class StyleGAN2(Equalised):
     styles: ClassVar[bool] = True
+    demodulated: ClassVar[bool] = True
     name: Literal['stylegan2'] = 'stylegan2'
     w_dim: PositiveInt = 512
     mapping_layers: PositiveInt = 8
