@@ -61,7 +61,7 @@ def reports(folder):
 
 def test_what_adapts_has_moved(wide_shards, tmp_path):
     """Augmentation's p, BEGAN's k, LeCam's means: in the state, and in the reports."""
-    for name, scalar, key in (('ada', 'augment_p', 'augment/p'), ('began', 'began_k', 'began/k'), ('lecam', 'lecam_fake', None)):
+    for name, scalar, key in (('ada', 'augment_p', 'augment/p'), ('began', 'began_k', 'began/k'), ('auxiliary', 'lecam_fake', None)):
         end = train_here(config_of(name, wide_shards, tmp_path / name, total_kimg=0.096))
         assert end[f'scalars.{scalar}'] != 0
         if key:
