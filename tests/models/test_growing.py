@@ -169,7 +169,7 @@ def test_low_precision_is_close_and_ends_in_float32(family, low_precision, toler
 def test_one_output_a_generator(family):
     D = FAMILIES[family].Discriminator(0, (8, 8), 3, channel_max=16, num_outputs=3)
     assert D(torch.randn(2, 3, 8, 8), torch.zeros(2, 0)).shape == (2, 3)
-    with pytest.raises(ValueError, match='num_outputs 3 with c_dim 2: projection gives one output; take c_dim 0'):
+    with pytest.raises(ValueError, match='num_outputs 3 with c_dim 2: .*give c_dim 0'):
         FAMILIES[family].Discriminator(2, (8, 8), 3, num_outputs=3)
 
 
