@@ -4,16 +4,20 @@ import argparse
 import os
 import sys
 from importlib import metadata
+from typing import NoReturn
 
 from launch import local
+from launch.cluster import Parser
 
 MODULES = {
     'pack': ('trainer.tools.pack', 'a folder, a zip or tars of pictures -> shards to train from'),
     'train': ('trainer', 'train, or go on training; --gpus N for several processes on this machine'),
     'sample': ('trainer.tools.sample', 'pictures from a run, a checkpoint or an export'),
     'export': ('trainer.tools.export', 'the trained generator as safetensors'),
+    'launch': ('', 'the same run elsewhere: slurm, kubernetes, node (one of several), or local with --nproc N'),
     'doctor': ('launch.doctor', 'what this machine has, and what it means for a run'),
 }
+LAUNCHERS = ('slurm', 'kubernetes', 'node', 'local')
 
 
 def main() -> int:
@@ -30,8 +34,23 @@ def main() -> int:
     os.environ.setdefault('PYTHONSAFEPATH', '1')
     if options.command == 'train':
         return local.train(options.arguments)
-    module = MODULES[options.command][0]
-    os.execv(sys.executable, [sys.executable, '-m', module, *options.arguments])
+    if options.command == 'launch':
+        return launch(options.arguments)
+    run_module(MODULES[options.command][0], options.arguments)
+
+
+def launch(arguments: list[str]) -> int:
+    parser = Parser(prog='imago launch', description='Start a run elsewhere. imago launch WHERE --help says more.')
+    parser.add_argument('where', choices=LAUNCHERS)
+    parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='...')
+    options = parser.parse_args(arguments)
+    if options.where == 'local':
+        return local.train(options.arguments, 'imago launch local', '--nproc')
+    run_module(f'launch.{options.where}', options.arguments)
+
+
+def run_module(name: str, arguments: list[str]) -> NoReturn:
+    os.execv(sys.executable, [sys.executable, '-m', name, *arguments])
 
 
 if __name__ == '__main__':

@@ -44,7 +44,7 @@ def steps_recorded(run_dir, rank=0):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.parametrize('number, ranks', [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize('number, ranks', [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2), (signal.SIGUSR1, 1)])
 def test_a_signal_checkpoints_and_the_same_command_goes_on(shards, tmp_path, number, ranks):
     run_dir = tmp_path / 'run'
     config = write_tiny(shards, run_dir, tmp_path / 'c.yaml', total_kimg=1000, checkpoint={'interval_kimg': 1000})
@@ -61,6 +61,21 @@ def test_a_signal_checkpoints_and_the_same_command_goes_on(shards, tmp_path, num
     assert again.returncode == 0 and f'resumed from {newest}' in again.stdout, again.stderr
 
 
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_the_run_starts_is_not_lost(shards, tmp_path, number):
+    config = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml', total_kimg=1000)
+    process = subprocess.Popen([sys.executable, '-m', 'trainer', str(config)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: blocked_signals(process.pid) >> (number - 1) & 1, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0 and 'stopped at 0.012 kimg' in output, output
+
+
+def blocked_signals(pid):
+    status = Path(f'/proc/{pid}/status').read_text()
+    return int(next(line for line in status.splitlines() if line.startswith('SigBlk:')).split()[1], 16)
+
+
 def test_a_killed_launcher_leaves_no_rank_behind(shards, tmp_path):
     run_dir = tmp_path / 'run'
     config = write_tiny(shards, run_dir, tmp_path / 'c.yaml', total_kimg=1000)
@@ -68,7 +83,7 @@ def test_a_killed_launcher_leaves_no_rank_behind(shards, tmp_path):
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: steps_recorded(run_dir, 1) >= 1, process)
     below = psutil.Process(process.pid).children(recursive=True)
-    assert len(below) >= 3   # torchrun and two ranks
+    assert len(below) >= 2   # the ranks of this torchrun
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(below, timeout=TIMEOUT)

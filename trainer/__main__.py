@@ -1,5 +1,8 @@
 import sys
 
-from trainer.train import main
+from trainer.signals import hold_signals
+
+hold_signals()   # before imports that take seconds
+from trainer.train import main  # noqa: E402
 
 sys.exit(main())

@@ -59,8 +59,9 @@ def train(run: Run) -> None:
     recipe = Recipe(config, run.dataset.manifest, state)
     phases = recipe.phases()
 
-    with (StopSignals() as stop, closing(Watch(config, run.dataset, state)) as watch,
-          closing(open_stream(config, run.dataset, state.nimg)) as data):
+    # the stream first: its processes start while the scheduler's signals are held, and never see them
+    with (closing(open_stream(config, run.dataset, state.nimg)) as data, StopSignals() as stop,
+          closing(Watch(config, run.dataset, state)) as watch):
         while state.nimg < config.total_nimg:
             batch, count = to_device(next(data), dist.device()), recipe.stage.batch
             recipe.begin_step()

@@ -143,6 +143,7 @@ def _start_worker(_: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the training process decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # DataLoader's own watch looks only between batches.
     threading.Thread(target=_die_with_parent, daemon=True).start()
     # A spawned interpreter that finalises while torch's queue thread copies a batch aborts.

@@ -1,0 +1,80 @@
+"""What the launchers share: how they are called, and how they refuse."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from trainer.config import Config, load_config
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells an error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{self.prog}: error: {message}\n')
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{value} is below 1')
+    return value
+
+
+def run_parser(prog: str, about: str) -> Parser:
+    """For a run of `--nodes` x `--gpus-per-node` ranks; overrides may stand between the options."""
+    parser = Parser(prog=prog, description=about)
+    parser.add_argument('config', help='a YAML file, or the name of one in configs/')
+    parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, as imago train takes them')
+    parser.add_argument('--nodes', type=positive, required=True)
+    parser.add_argument('--gpus-per-node', type=positive, required=True, help='ranks on each node; on CPUs with device=cpu')
+    return parser
+
+
+def job_parser(prog: str, about: str) -> Parser:
+    """For a job that is written down for a scheduler."""
+    parser = run_parser(prog, about)
+    parser.add_argument('--name', help="of the job; else the run folder's")
+    parser.add_argument('--cpus-per-gpu', type=positive, default=8)
+    parser.add_argument('-o', '--out', type=Path, metavar='FILE', help='a new file; else it is printed')
+    return parser
+
+
+def load_run(options: argparse.Namespace) -> Config:
+    """ValueError for a configuration that cannot run on that many ranks."""
+    config = load_config(options.config, options.overrides)
+    config.check_world(options.nodes * options.gpus_per_node)
+    return config
+
+
+def job_name(options: argparse.Namespace, config: Config) -> str:
+    """A DNS label with room for `-worker-99`, which every scheduler takes. ValueError for a --name that is none."""
+    if options.name is None:
+        name = re.sub('[^a-z0-9]+', '-', Path(config.run_dir).name.lower()).strip('-')
+        name = f'imago-{name}'[:50].strip('-')
+    else:
+        name = options.name
+    if not re.fullmatch('[a-z]([a-z0-9-]{0,48}[a-z0-9])?', name):
+        raise ValueError(f'--name {name!r}: take at most 50 small letters, digits and -, the first one a letter')
+    return name
+
+
+def write_new(path: Path, text: str) -> None:
+    """ValueError where a file is already, which somebody may have edited."""
+    try:
+        with open(path, 'x') as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f'{path} is there already; remove it, or choose another -o FILE') from None
+
+
+def tell_errors(prog: str, work: Callable[[], int]) -> int:
+    """The exit status of `work`; 2 and one line for what the user can mend."""
+    try:
+        return work()
+    except (ValueError, OSError) as error:
+        print(f'{prog}: error: {error}', file=sys.stderr)
+        return 2

@@ -1,0 +1,110 @@
+"""`imago launch kubernetes`: a PyTorchJob, of the Kubeflow training operator, with the configuration beside it."""
+
+import argparse
+import sys
+from pathlib import PurePosixPath
+
+import yaml
+
+from launch.cluster import job_name, job_parser, load_run, positive, tell_errors, write_new
+from trainer.config import Config, to_yaml
+
+PROG = 'imago launch kubernetes'
+PORT = 23456             # the one that the operator's services open
+CONFIG_FOLDER = '/etc/imago'
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = job_parser(PROG, 'Write a manifest for the PyTorch training operator: kubectl apply -f FILE starts it.')
+    parser.add_argument('--image', required=True, help='with imago in it')
+    parser.add_argument('--pvc', action='append', required=True, metavar='NAME:/PATH', type=claim,
+                        help='a volume claim that all nodes see, and where; repeatable; relative paths of the configuration '
+                        'start from the first')
+    parser.add_argument('--namespace')
+    parser.add_argument('--grace', type=positive, default=300, metavar='SECONDS',
+                        help='for the last checkpoint, %(default)s')
+    parser.add_argument('--shm', default='16Gi', metavar='SIZE', help='shared memory of a node, %(default)s')
+    options = parser.parse_intermixed_args(arguments)
+    return tell_errors(PROG, lambda: launch(options))
+
+
+def launch(options: argparse.Namespace) -> int:
+    text = manifest(options, load_run(options))
+    if options.out is None:
+        print(text, end='')
+    else:
+        write_new(options.out, text)
+        print(f'wrote {options.out}')
+    return 0
+
+
+def claim(text: str) -> tuple[str, str]:
+    name, colon, path = text.partition(':')
+    if not name or not PurePosixPath(path).is_absolute():
+        raise argparse.ArgumentTypeError(f'{text!r} is not of the form NAME:/PATH')
+    return name, path
+
+
+def manifest(options: argparse.Namespace, config: Config) -> str:
+    """ConfigMap and PyTorchJob, as YAML. ValueError for paths that no claim holds."""
+    for key, path in ('run_dir', config.run_dir), ('data.path', config.data.path):
+        check_on_a_claim(key, path, [where for _, where in options.pvc])
+    name = job_name(options, config)
+    metadata = {'name': name} | ({'namespace': options.namespace} if options.namespace else {})
+    template = {'spec': pod(options, config, name)}
+    # ExitCode: a node that was stopped (143) or killed (137) starts again, one that failed (1, 2) ends the job
+    replicas = {'Master': {'replicas': 1, 'restartPolicy': 'ExitCode', 'template': template}}
+    if options.nodes > 1:
+        replicas['Worker'] = {'replicas': options.nodes - 1, 'restartPolicy': 'ExitCode', 'template': template}
+    documents = [
+        {'apiVersion': 'v1', 'kind': 'ConfigMap', 'metadata': metadata, 'data': {'config.yaml': to_yaml(config)}},
+        {'apiVersion': 'kubeflow.org/v1', 'kind': 'PyTorchJob', 'metadata': metadata,
+         'spec': {'runPolicy': {'cleanPodPolicy': 'Running'}, 'pytorchReplicaSpecs': replicas}}]
+    header = '# Written by imago launch kubernetes. kubectl apply starts it, kubectl delete ends it for good.\n'
+    return header + yaml.dump_all(documents, Dumper=Readable, sort_keys=False, width=120)
+
+
+def pod(options: argparse.Namespace, config: Config, name: str) -> dict:
+    """The same for all nodes: they meet at the master's service, under torchrun with c10d rendezvous."""
+    gpus, claims = options.gpus_per_node, list(enumerate(options.pvc))
+    limits = {} if config.device == 'cpu' else {'limits': {'nvidia.com/gpu': gpus}}
+    volumes = [{'name': f'storage-{number}', 'persistentVolumeClaim': {'claimName': pvc}} for number, (pvc, _) in claims]
+    mounts = [{'name': f'storage-{number}', 'mountPath': where} for number, (_, where) in claims]
+    container = {
+        'name': 'pytorch',    # the operator looks for this name
+        'image': options.image,
+        'workingDir': options.pvc[0][1],
+        'command': ['python', '-m', 'launch.node', f'{CONFIG_FOLDER}/config.yaml', f'--nodes={options.nodes}',
+                    f'--gpus-per-node={gpus}', f'--rendezvous={name}-master-0:{PORT}', f'--id={name}'],
+        'env': [{'name': 'PYTHONSAFEPATH', 'value': '1'}],
+        'ports': [{'name': 'pytorchjob-port', 'containerPort': PORT}],
+        'resources': {'requests': {'cpu': options.cpus_per_gpu * gpus}, **limits},
+        'volumeMounts': [*mounts, {'name': 'config', 'mountPath': CONFIG_FOLDER}, {'name': 'shm', 'mountPath': '/dev/shm'}]}
+    return {
+        'terminationGracePeriodSeconds': options.grace,
+        'containers': [container],
+        'volumes': [*volumes, {'name': 'config', 'configMap': {'name': name}},
+                    {'name': 'shm', 'emptyDir': {'medium': 'Memory', 'sizeLimit': options.shm}}]}
+
+
+def check_on_a_claim(key: str, path: str, claims: list[str]) -> None:
+    """ValueError for an absolute local path that a pod would not see."""
+    if path.startswith('/') and not any(PurePosixPath(path).is_relative_to(claim) for claim in claims):
+        raise ValueError(f'{key}={path} lies on no --pvc; mount one at a folder above it, or set {key}')
+
+
+class Readable(yaml.SafeDumper):
+    """Texts of several lines as they are; the pod twice, in place of an anchor."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _represent_text(dumper: Readable, text: str) -> yaml.Node:
+    return dumper.represent_scalar('tag:yaml.org,2002:str', text, style='|' if '\n' in text else None)
+
+
+Readable.add_representer(str, _represent_text)
+
+if __name__ == '__main__':
+    sys.exit(main())

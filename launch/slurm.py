@@ -1,0 +1,138 @@
+"""`imago launch slurm`: an sbatch script that trains, stops before its time is up, and queues itself again."""
+
+import argparse
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from launch.cluster import job_name, job_parser, load_run, positive, tell_errors, write_new
+from trainer.config import Config
+
+PROG = 'imago launch slurm'
+TIME = re.compile(r'(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})')
+
+SCRIPT = '''\
+#!/bin/bash
+# Written by imago launch slurm. Submit it with sbatch; scancel ends it for good.
+{directives}
+
+cd {folder} || exit 2
+export PYTHONSAFEPATH=1
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 10000))
+
+# One task a node; each is torchrun, which meets the others at the first node.
+srun {srun} \\
+    {python} -m launch.node {run} \\
+    --rendezvous "$head:$port" --id "$SLURM_JOB_ID" &
+srun=$!
+
+# USR1 comes to this shell when the time is nearly up: the ranks checkpoint and stop. TERM is scancel's, or a preemption's,
+# after which Slurm itself queues the job again.
+cancelled=no
+trap 'kill -USR1 "$srun"' USR1
+trap 'cancelled=yes; kill -TERM "$srun"' TERM
+# a signal ends wait before srun has ended
+while kill -0 "$srun" 2>/dev/null; do wait "$srun"; done
+wait "$srun"
+status=$?
+
+# 143, or 138 from a node that had hardly begun: stopped, and to go on. 0: finished. Others: failed.
+if [ "$cancelled" = no ] && {{ [ "$status" -eq 143 ] || [ "$status" -eq 138 ]; }}; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
+'''
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = job_parser(PROG, 'Write an sbatch script that trains over several nodes, and requeues itself until it is done.')
+    parser.add_argument('--time', help="of one start, as Slurm writes it: 24:00:00, 2-12; else the partition's")
+    parser.add_argument('--partition')
+    parser.add_argument('--account')
+    parser.add_argument('--notice', type=positive, default=180, metavar='SECONDS',
+                        help='for the last checkpoint, %(default)s')
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument('--venv', type=Path, help='with imago in it, seen by all nodes; else the one that runs this')
+    where.add_argument('--container', metavar='IMAGE', help='with imago in it, for Slurm with pyxis')
+    parser.add_argument('--mount', action='append', default=[], metavar='PATH',
+                        help='also seen in the container; repeatable')
+    parser.add_argument('--submit', action='store_true', help='and give it to sbatch')
+    options = parser.parse_intermixed_args(arguments)
+    return tell_errors(PROG, lambda: launch(options))
+
+
+def launch(options: argparse.Namespace) -> int:
+    config = load_run(options)
+    script = batch_script(options, config)
+    if options.submit and shutil.which('sbatch') is None:
+        raise ValueError('--submit: there is no sbatch on this machine; write the script with -o FILE, for one that has it')
+    path = options.out or (Path(f'{job_name(options, config)}.sbatch') if options.submit else None)
+    if path is None:
+        print(script, end='')
+    else:
+        write_new(path, script)
+        print(f'wrote {path}')
+    return subprocess.run(['sbatch', str(path)]).returncode if options.submit else 0
+
+
+def batch_script(options: argparse.Namespace, config: Config) -> str:
+    """ValueError for what Slurm, or a reader, would misunderstand."""
+    if options.mount and not options.container:
+        raise ValueError('--mount is for --container IMAGE; without one the nodes see what they see')
+    check_time(options)
+    name, gpus, cpus = job_name(options, config), options.gpus_per_node, options.cpus_per_gpu * options.gpus_per_node
+    directives = {
+        'job-name': name, 'nodes': options.nodes, 'ntasks-per-node': 1, 'cpus-per-task': cpus,
+        'gpus-per-node': None if config.device == 'cpu' else gpus,
+        'time': options.time, 'partition': options.partition, 'account': options.account,
+        'signal': f'B:USR1@{options.notice}', 'requeue': '', 'output': f'{name}-%j.log', 'open-mode': 'append'}
+    folder = Path.cwd()
+    # srun does not take over the CPUs, and a node that has stopped must not end one that is still saving
+    srun = [f'--cpus-per-task={cpus}', '--kill-on-bad-exit=0']
+    if options.container:
+        mounts = [str(folder), *(str(Path(mount).absolute()) for mount in options.mount)]
+        srun += [f'--container-image={options.container}', f'--container-workdir={folder}',
+                 f'--container-mounts={",".join(f"{mount}:{mount}" for mount in mounts)}']
+    run = [options.config, *options.overrides, f'--nodes={options.nodes}', f'--gpus-per-node={gpus}']
+    return SCRIPT.format(directives='\n'.join(directive(*item) for item in directives.items() if item[1] is not None),
+                         folder=shlex.quote(str(folder)), srun=shlex.join(srun), python=shlex.quote(find_python(options)),
+                         run=shlex.join(run))
+
+
+def directive(key: str, value: object) -> str:
+    """ValueError for a value that would end the line or begin another option."""
+    if value != '' and not re.fullmatch(r'[\w.,:@%+/-]+', str(value)):
+        raise ValueError(f'--{key} {value!r}: take letters, digits and . , : @ % + / - _ only')
+    return f'#SBATCH --{key}' + (f'={value}' if value != '' else '')
+
+
+def check_time(options: argparse.Namespace) -> None:
+    """ValueError unless --time is Slurm's minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S, and longer than the notice."""
+    if options.time is None:
+        return
+    match = TIME.fullmatch(options.time)
+    if match is None:
+        raise ValueError(f'--time {options.time!r}: write it as 24:00:00 or 2-12:00:00')
+    fields = [int(field) for field in match['fields'].split(':')]
+    units = (3600, 60, 1) if match['days'] or len(fields) == 3 else (60, 1)
+    seconds = 86400 * int(match['days'] or 0) + sum(field * unit for field, unit in zip(fields, units))
+    if seconds <= options.notice:
+        raise ValueError(f'--time {options.time} is {seconds} s, no longer than --notice {options.notice}; '
+                         'take a longer --time or a shorter --notice')
+
+
+def find_python(options: argparse.Namespace) -> str:
+    if options.container:
+        return 'python'
+    python = options.venv.absolute() / 'bin' / 'python' if options.venv else Path(sys.executable)
+    if not python.exists():
+        raise ValueError(f'--venv {options.venv} has no bin/python; give the folder of a virtual environment')
+    return str(python)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""torchrun, but signals to stop go to its ranks, which checkpoint in their own time."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+
+import psutil
+
+STOPPED = 128 + signal.SIGTERM   # exit status of what is to be started again; schedulers tell it from a failure
+
+
+def run_torchrun(ranks: int, arguments: list[str]) -> int:
+    """Be torchrun with `ranks` processes here. Returns 0, or the exit status of the rank that failed.
+
+    torchrun gives ranks 30 seconds after SIGTERM, reports a failure, and dies of SIGUSR1; left alone it waits for their
+    checkpoint and ends well. Raises what its rendezvous raises.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, _pass_on)
+    # torchrun would give each process one thread
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(len(os.sched_getaffinity(0)) // ranks, 1)))
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+    # a rank that failed has said why: no report of torchrun's own
+    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
+    try:
+        main([f'--nproc-per-node={ranks}', '--signals-to-handle=SIGHUP,SIGQUIT', *arguments])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            print(f'imago train: error: rank {rank} was killed by signal {-failure.exitcode}', file=sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else 1
+    return 0
+
+
+def _pass_on(number: int, _: FrameType | None) -> None:
+    workers = psutil.Process().children()
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.send_signal(number)
+    if not workers:   # it came before they did: nothing is lost
+        sys.exit(STOPPED)

@@ -1,0 +1,141 @@
+"""The script that imago launch slurm writes, run here by commands that stand in for Slurm's."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+import slurm_for_tests
+from runs_for_tests import read_checkpoint, tiny_tree, write_tiny
+
+from launch.slurm import main
+from trainer.checkpoint import list_checkpoints
+
+TIMEOUT = 120
+
+
+@pytest.fixture
+def job(tmp_path):
+    """The environment of a Slurm job of two nodes."""
+    return slurm_for_tests.install(tmp_path / 'bin')
+
+
+def slurm_log(job):
+    with open(job[slurm_for_tests.LOG]) as file:
+        return file.read().splitlines()
+
+
+def start(script, job):
+    return subprocess.Popen(['bash', str(script)], env=job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, 'hangs'
+        time.sleep(0.005)
+
+
+def steps_seen(run_dir, rank):
+    """nimg of each step, in the order of the rank's record."""
+    path = run_dir / f'keys-rank{rank}.jsonl'
+    return [json.loads(line)['nimg'] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_script(tmp_path, *arguments):
+    script = tmp_path / 'job.sbatch'
+    assert main([*map(str, arguments), '--nodes', '2', '--gpus-per-node', '1', '-o', str(script)]) == 0
+    return script
+
+
+def test_a_job_stops_before_its_time_is_up_requeues_itself_and_finishes(shards, tmp_path, monkeypatch, job):
+    run_dir, total = tmp_path / 'a run', 180
+    tree = tiny_tree(shards, run_dir)
+    config = write_tiny(shards, run_dir, tmp_path / 'c.yaml', checkpoint={'interval_kimg': 1000},
+                        data=tree['data'] | {'workers': 1}, log=tree['log'] | {'interval_kimg': 1000, 'grid_kimg': 1000})
+    monkeypatch.setenv('PATH', job['PATH'])
+    monkeypatch.setenv(slurm_for_tests.LOG, job[slurm_for_tests.LOG])
+    script = write_script(tmp_path, config, f'total_kimg={total / 1000}', '--submit', '--time', '10', '--partition', 'gpu')
+    assert slurm_log(job) == [f'submitted {script}']
+
+    first = start(script, job)
+    wait_until(lambda: min(len(steps_seen(run_dir, rank)) for rank in (0, 1)) >= 2, first)
+    first.send_signal(signal.SIGUSR1)   # as --signal=B:USR1 does: to the batch shell alone
+    output, _ = first.communicate(timeout=TIMEOUT)
+    assert first.returncode == 143 and 'stopped at' in output and 'Traceback' not in output, output
+    assert slurm_log(job)[1:] == ['forwarded SIGUSR1', 'statuses 143 143', f'requeue {job["SLURM_JOB_ID"]}']
+    stopped, = list_checkpoints(run_dir / 'checkpoints')
+    assert int(stopped.name) < total
+
+    second = start(script, job | {'SLURM_RESTART_COUNT': '1'})
+    output, _ = second.communicate(timeout=TIMEOUT)
+    assert second.returncode == 0 and f'resumed from {stopped}' in output and 'finished at 0.18 kimg' in output, output
+    assert slurm_log(job)[4:] == ['statuses 0 0']
+    assert read_checkpoint(list_checkpoints(run_dir / 'checkpoints')[-1])['nimg'] == total
+    for rank in (0, 1):
+        assert steps_seen(run_dir, rank) == list(range(0, total, 12))
+
+
+@pytest.mark.parametrize('status, requeued', [(0, False), (1, False), (2, False), (138, True), (143, True)])
+def test_only_a_job_that_was_stopped_is_requeued(shards, tmp_path, job, status, requeued):
+    script = write_script(tmp_path, write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml'))
+    (tmp_path / 'bin' / 'srun').write_text(f'#!/bin/sh\nexit {status}\n')
+    assert start(script, job).wait(TIMEOUT) == status
+    assert (tmp_path / 'bin' / 'log').exists() == requeued
+
+
+def test_a_cancelled_job_stays_cancelled(shards, tmp_path, job):
+    script = write_script(tmp_path, write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml'))
+    started = tmp_path / 'started'
+    (tmp_path / 'bin' / 'srun').write_text(
+        f'#!/bin/bash\ntrap "exit 143" TERM\ntouch {started}\nwhile true; do read -rt 1 <> <(:); done\n')
+    process = start(script, job)
+    wait_until(started.exists, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(TIMEOUT) == 143
+    assert not (tmp_path / 'bin' / 'log').exists()
+
+
+def test_the_script_is_bash_and_quotes_what_it_is_given(shards, tmp_path, capsys):
+    config = write_tiny(shards, tmp_path / 'run', tmp_path / 'it\'s $(touch harm).yaml')
+    assert main([str(config), "data.path=a b; touch 'harm'", '--nodes', '2', '--gpus-per-node', '2',
+                 '--container', 'lab#i m:1', '--mount', '/a b']) == 0
+    script = capsys.readouterr().out
+    for line in ('#SBATCH --job-name=imago-run', '#SBATCH --nodes=2', '#SBATCH --ntasks-per-node=1',
+                 '#SBATCH --signal=B:USR1@180', '#SBATCH --requeue'):
+        assert line in script.splitlines()
+    assert '--gpus-per-node=2\n' not in script.split('cd ')[0]    # device=cpu asks for none
+    assert subprocess.run(['bash', '-n'], input=script, text=True, capture_output=True).stderr == ''
+    command = script[script.index('srun '):script.index(' &\n')].replace('srun', 'printf %s\\\\n', 1)
+    words = subprocess.run(['bash', '-c', command], text=True, capture_output=True, cwd=tmp_path).stdout.splitlines()
+    assert {str(config), "data.path=a b; touch 'harm'", '--container-image=lab#i m:1'} <= set(words)
+    assert not (tmp_path / 'harm').exists()
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--nodes', '0'], 'argument --nodes: 0 is below 1'),
+    (['--nodes', 'many'], "argument --nodes: invalid positive value: 'many'"),
+    (['--nodes', '5'], 'data.lanes=12 is not a multiple of the 5 ranks'),
+    (['bacth=24'], 'unknown key bacth; did you mean batch?'),
+    (['--time', 'noon'], "--time 'noon': write it as 24:00:00"),
+    (['--time', '2:30'], '--time 2:30 is 150 s, no longer than --notice 180'),
+    (['--partition', 'a\n#SBATCH --exclusive'], '--partition'),
+    (['--name', 'Big_Run'], "--name 'Big_Run': take at most 50 small letters"),
+    (['--venv', 'nowhere'], '--venv nowhere has no bin/python'),
+    (['--mount', '/data'], '--mount is for --container'),
+    (['--venv', '.', '--container', 'image'], 'not allowed with argument'),
+    (['-o', 'CONFIG'], 'is there already'),
+    (['--submit'], '--submit: there is no sbatch on this machine'),
+])
+def test_bad_input_is_one_line_and_status_2(shards, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    path = str(write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml'))
+    arguments = [argument.replace('CONFIG', path) for argument in arguments]
+    try:
+        status = main([path, '--nodes', '2', '--gpus-per-node', '1', *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    told = capsys.readouterr().err
+    assert status == 2 and message in told and told.startswith('imago launch slurm: error: ') and told.count('\n') == 1
