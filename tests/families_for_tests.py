@@ -8,7 +8,7 @@ from trainer.config import Config
 
 EQUALISED = {'z_dim': 16, 'channel_base': 256, 'channel_max': 16, 'mbstd_group': 3}
 STYLES = EQUALISED | {'w_dim': 16, 'mapping_layers': 2}
-GROWTH = {'start_resolution': 8, 'stage_kimg': 0.024, 'fade_kimg': 0.048}      # stops at 48 images are in the fade
+GROWTH = {'start_resolution': 4, 'stage_kimg': 0.024, 'fade_kimg': 0.048}      # stops at 48 images are in the fade
 BIGGAN = {'z_dim': 20, 'channels': 4, 'shared_dim': 8, 'attention': 8}
 CLASSES = {'conditional': True}
 SMALL = {'z_dim': 8, 'channels': 4}
@@ -26,7 +26,8 @@ FAMILIES = {
                     'data': CLASSES, 'regularizers': {'orthogonal': 1e-4}},
     'dcgan': {'network': {'name': 'dcgan', **SMALL}, 'loss': {'name': 'minimax'}, 'regularizers': {}},
     'sngan': {'network': {'name': 'sngan', **SMALL}, 'loss': {'name': 'hinge'}, 'regularizers': {}, 'data': CLASSES},
-    'r3gan': {'network': {'name': 'r3gan', 'z_dim': 8, 'channel_base': 128, 'channel_max': 16, 'group_size': 4, 'label_dim': 4},
+    'r3gan': {'network': {'name': 'r3gan', 'z_dim': 8, 'channel_base': 128, 'channel_max': 16, 'group_size': 4, 'label_dim': 4,
+                          'blocks': 1},
               'loss': {'name': 'relativistic'}, 'regularizers': {'r1': 1.0, 'r2': 1.0}, 'data': CLASSES},
     'began': {'network': {'name': 'began', **SMALL, 'code_dim': 8}, 'loss': {'name': 'began', 'began_rate': 0.1},
               'regularizers': {}},
@@ -51,6 +52,7 @@ BATCH_NORM = ('biggan', 'biggan-deep', 'dcgan', 'sngan', 'sd-gan', 'mad-gan')
 def config_of(name: str, data: Path, run_dir: Path, world: int = 1, /, **changes: object) -> Config:
     """Sizes that give the same sums on 1 and 2 ranks. Batch statistics are those of a micro-batch on all ranks."""
     tree = (FAMILIES | RECIPES)[name] | changes
-    tree['data'] = {'path': str(data), 'lanes': 12, 'workers': 0} | tree.get('data', {})
+    size = 32 if name.startswith('biggan') else 16   # its tables begin at 32 px
+    tree['data'] = {'path': str(data), 'lanes': 12, 'workers': 0, 'resolution': size} | tree.get('data', {})
     tree['micro_batch'] = 12 // world if name in BATCH_NORM else 3
     return tiny_config(data, run_dir, **tree)

@@ -30,12 +30,12 @@ def recipe_of(config):
 
 def test_the_discriminator_sees_a_pair_as_one_picture_of_twice_the_channels(wide_shards, tmp_path):
     recipe = recipe_of(config_of('sd-gan', wide_shards, tmp_path))
-    state, images = recipe.state, torch.randn(6, 3, 32, 32)
+    state, images = recipe.state, torch.randn(6, 3, 16, 16)
     assert [module for module in state.D.modules() if isinstance(module, torch.nn.Conv2d)][0].in_channels == 6
-    assert state.G(torch.randn(4, 8), torch.zeros(4, 0)).shape == (4, 3, 32, 32)
+    assert state.G(torch.randn(4, 8), torch.zeros(4, 0)).shape == (4, 3, 16, 16)
     seen = []
     outputs = recipe.judge(lambda x, c: seen.append(x) or x.mean(dim=(1, 2, 3))[:, None], images, torch.zeros(6, 0))
-    assert outputs.shape == (3, 1) and seen[0].shape == (3, 6, 32, 32)
+    assert outputs.shape == (3, 1) and seen[0].shape == (3, 6, 16, 16)
     for i in range(3):
         assert torch.equal(seen[0][i], torch.cat([images[2 * i], images[2 * i + 1]]))
 
@@ -49,6 +49,6 @@ def test_a_penalty_counts_the_gradient_of_a_pair(wide_shards, tmp_path, penalty,
                                    regularizers={penalty: 1.0}))
     recipe.state.D = torch.nn.Module()
     recipe.state.D.forward = lambda images, labels: 3 * images[:, :, 0, :2].sum(dim=(1, 2))[:, None]
-    micro = MicroBatch(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, 0), None, torch.zeros(4, 0))
+    micro = MicroBatch(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.zeros(4, 0), None, torch.zeros(4, 0))
     cost, _ = recipe.gradient_penalties(micro, recipe.reals(micro), None)
     assert cost.item() == pytest.approx(expected, rel=1e-5)
