@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 import yaml
+from torch.distributed.tensor import DTensor
 
 from trainer.config import Config, parse_config
 
@@ -39,7 +40,12 @@ def train_here(config: Config) -> dict[str, torch.Tensor]:
     from trainer.train import prepare, train
     run = prepare(config)
     train(run)
-    return {name: tensor.clone() for name, tensor in flat(run.state.tree()).items()}
+    return {name: whole(tensor).clone() for name, tensor in flat(run.state.tree()).items()}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that is spread over the ranks. All ranks call it together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def flat(tree: dict, prefix: str = '') -> dict[str, torch.Tensor]:

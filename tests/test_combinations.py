@@ -48,6 +48,7 @@ EXAMPLES = [  # overrides, a piece of the message
     ([*PAIRS, 'data.conditional=true'], 'the class is the identity, which z carries'),
     ([*PAIRS, 'batch=64'], 'batch must be a multiple of 2 x lanes and micro_batch even'),
     (['network.name=began', 'loss.name=began', 'augment.name=ada'], 'means nothing with loss.name=began'),
+    (['parallel.replicas=2'], 'with parallel.strategy=data: there everything is replicated'),
     ([*MAD_GAN, 'augment.name=ada'], 'means nothing with loss.name=mad_gan'),
     (['regularizers.orthogonal=1e-4'], 'demodulation cancels the scale'),
 ]

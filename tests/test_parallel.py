@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs_for_tests import on_ranks, tiny_config
+from runs_for_tests import on_ranks, tiny_config, whole
 
 from trainer.data.shards import open_dataset
 from trainer.game import to_device
@@ -13,19 +13,20 @@ from trainer.state import make_state
 from trainer.train import open_stream
 
 
-def gradients_of_each_phase(config):
-    """{phase: (flat gradient, the averages it reports)}, without taking optimizer steps."""
+def gradients_of_each_phase(config, nimg=0):
+    """{phase: (flat gradient, the averages it reports)} after `nimg` images, without taking optimizer steps."""
     dataset = open_dataset(config.data.path)
-    state = make_state(config, dataset.manifest, torch.device('cpu'))
-    strategy = make_strategy(state.G, state.D)
+    strategy = make_strategy(config.parallel)
+    state = make_state(config, dataset.manifest, torch.device('cpu'), strategy)
     recipe = Recipe(config, dataset.manifest, state)
+    state.nimg = nimg
     recipe.begin_step()
-    batch = to_device(next(open_stream(config, dataset, 0)), torch.device('cpu'))
+    batch = to_device(next(open_stream(config, dataset, nimg)), torch.device('cpu'))
     found = {}
     for phase in recipe.phases():
         phase.optimizer.step = lambda: None
-        result = run_phase(phase, recipe.micro_batches(batch, phase), config.seed, 0, strategy)
-        found[phase.name] = torch.cat([p.grad.flatten() for p in phase.network.parameters()]).clone(), result.means
+        result = run_phase(phase, recipe.micro_batches(batch, phase), config.seed, nimg, strategy)
+        found[phase.name] = torch.cat([whole(p.grad).flatten() for p in phase.network.parameters()]), result.means
     return found
 
 

@@ -1,34 +1,43 @@
 import math
 
 import torch
-from runs_for_tests import on_ranks
+from runs_for_tests import on_ranks, whole
 from torch import nn
 
 from trainer import dist
+from trainer.config import ParallelConfig
 from trainer.parallel import make_strategy
 from trainer.phase import NonFiniteGradient, Phase, run_phase
 
 
-def poisoned_step(bad_rank):
+def strategy_of(network, name='data'):
+    strategy = make_strategy(ParallelConfig(strategy=name))
+    strategy.spread(network)
+    return strategy
+
+
+def poisoned_step(bad_rank, name='data'):
     """A step whose gradient is NaN on one rank; returns what was raised and whether the weights stayed."""
     torch.manual_seed(0)
     network = nn.Linear(3, 1)
     before = network.weight.clone()
+    strategy = strategy_of(network, name)
     factor = math.nan if dist.rank() == bad_rank else 1.0
     optimizer = torch.optim.Adam(network.parameters())
     phase = Phase('D_main', network, optimizer, 1, lambda micro: (network(micro).mean() * factor, {}))
     try:
-        run_phase(phase, [torch.ones(2, 3)], 0, 24_000, make_strategy(network))
+        run_phase(phase, [torch.ones(2, 3)], 0, 24_000, strategy)
     except NonFiniteGradient as error:
-        return str(error), torch.equal(network.weight, before)
+        return str(error), torch.equal(whole(network.weight), before)
     return None, False
 
 
 def test_a_non_finite_gradient_is_named_by_phase_images_and_rank():
     message, untouched = poisoned_step(0)
     assert 'phase D_main at 24000 images' in message and 'on rank 0' in message and untouched
-    for message, untouched in on_ranks(2, poisoned_step, 1):
-        assert 'on rank 1;' in message and untouched
+    for name in ('data', 'fsdp'):
+        for message, untouched in on_ranks(2, poisoned_step, 1, name):
+            assert 'on rank 1;' in message and untouched
 
 
 def test_accumulated_micro_batches_equal_one_batch():
@@ -39,7 +48,7 @@ def test_accumulated_micro_batches_equal_one_batch():
         network = nn.Linear(3, 1).double()
         phase = Phase('D_main', network, torch.optim.SGD(network.parameters(), 0.0), 1,
                       lambda x: (network(x).square().mean(), {'mean': network(x).mean()}))
-        result = run_phase(phase, list(images.split(size)), 0, 0, make_strategy(network))
+        result = run_phase(phase, list(images.split(size)), 0, 0, strategy_of(network))
         gradients.append((network.weight.grad.clone(), result.means['mean']))
     (one, mean), (several, their_mean) = gradients
     assert torch.allclose(one, several, rtol=1e-12) and torch.allclose(mean, their_mean, rtol=1e-12)
@@ -47,7 +56,7 @@ def test_accumulated_micro_batches_equal_one_batch():
 
 def test_missing_gradients_are_zero_not_stale():
     network = nn.ModuleDict({'used': nn.Linear(2, 1), 'unused': nn.Linear(2, 1)})
-    strategy = make_strategy(network)
+    strategy = strategy_of(network)
     network['unused'].weight.grad.fill_(5)
     phase = Phase('G_reg', network, torch.optim.SGD(network.parameters(), 0.0), 1, lambda x: (network['used'](x).mean(), {}))
     run_phase(phase, [torch.ones(1, 2)], 0, 0, strategy)

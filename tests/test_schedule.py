@@ -11,6 +11,7 @@ from trainer.config import EMAConfig, OptimConfig
 from trainer.data.shards import open_dataset
 from trainer.ema import ema_decay
 from trainer.optim import make_adam, set_rates
+from trainer.parallel import Strategy
 from trainer.recipe import Recipe
 from trainer.schedule import at, check_growth, stage_at
 from trainer.sections import Ramp
@@ -118,7 +119,7 @@ def test_lazy_corrections_of_a_recipe(shards, tmp_path):
     config = tiny_config(shards, tmp_path, optim={'g_lr': 0.3, 'd_lr': 0.17, 'betas': [0.0, 0.9]}, loss={'d_steps': 2},
                          regularizers={'r1': 1.0, 'd_interval': 16, 'path_length': 2.0, 'g_interval': 4})
     manifest = open_dataset(shards).manifest
-    state = make_state(config, manifest, torch.device('cpu'))
+    state = make_state(config, manifest, torch.device('cpu'), Strategy())
     Recipe(config, manifest, state).begin_step()
     assert state.opt_D.param_groups[0]['lr'] == pytest.approx(0.16)                    # 16 / 17
     assert state.opt_G.param_groups[0]['lr'] == pytest.approx(0.2)                     # 2 / 3
@@ -142,9 +143,9 @@ def restarts(recipe, until, batch=12):
 def test_optimizers_restart_once_a_stage_also_when_resumed(wide_shards, tmp_path, stop):
     config = growing(wide_shards, tmp_path)
     manifest = open_dataset(wide_shards).manifest
-    first = Recipe(config, manifest, make_state(config, manifest, torch.device('cpu')))
+    first = Recipe(config, manifest, make_state(config, manifest, torch.device('cpu'), Strategy()))
     found = restarts(first, stop)
-    second = Recipe(config, manifest, make_state(config, manifest, torch.device('cpu')))
+    second = Recipe(config, manifest, make_state(config, manifest, torch.device('cpu'), Strategy()))
     second.state.scalars.update(first.state.scalars)
     second.state.take_counters(first.state.tree())
     assert found + restarts(second, 200) == [0, 36, 108]

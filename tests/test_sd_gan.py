@@ -6,6 +6,7 @@ from families_for_tests import config_of
 from runs_for_tests import tiny_config
 
 from trainer.data.shards import open_dataset
+from trainer.parallel import Strategy
 from trainer.phase import MicroBatch
 from trainer.randomness import draw
 from trainer.recipe import Recipe
@@ -25,7 +26,7 @@ def test_a_pair_shares_the_identity_and_nothing_else():
 
 def recipe_of(config):
     manifest = open_dataset(config.data.path).manifest
-    return Recipe(config, manifest, make_state(config, manifest, torch.device('cpu')))
+    return Recipe(config, manifest, make_state(config, manifest, torch.device('cpu'), Strategy()))
 
 
 def test_the_discriminator_sees_a_pair_as_one_picture_of_twice_the_channels(wide_shards, tmp_path):

@@ -18,10 +18,21 @@ def check_combinations(config: 'Config') -> None:
 
 def _rules(config: 'Config') -> list[tuple[object, str]]:
     """(whether it is so, what is wrong and how to mend it)"""
+    return [*_of_losses(config), *_of_penalties(config), *_of_the_rest(config)]
+
+
+def _on_gradient(config: 'Config') -> list[str]:
+    return [key for key in GRADIENT_PENALTIES if getattr(config.regularizers, key)]
+
+
+def _of_losses(config: 'Config') -> list[tuple[object, str]]:
     network, loss, data, penalties = config.network, config.loss, config.data, config.regularizers
-    name, on_gradient = network.name, [key for key in GRADIENT_PENALTIES if getattr(penalties, key)]
+    name, on_gradient = network.name, _on_gradient(config)
     uneven = [f'{key}={micro}' for *_, key, micro in config.batches() if micro % network.generators]
     return [
+        (config.parallel.replicas > 1 and config.parallel.strategy != 'fsdp',
+         f'parallel.replicas={config.parallel.replicas} with parallel.strategy={config.parallel.strategy}: there everything is '
+         'replicated; use parallel.strategy=fsdp or parallel.replicas=1'),
         ((loss.name == 'began') != network.energy,
          f'loss.name={loss.name} with network.name={name}: BEGAN balances reconstruction errors, which only its '
          'autoencoder returns; use loss.name=began together with network.name=began'),
@@ -57,6 +68,13 @@ def _rules(config: 'Config') -> list[tuple[object, str]]:
                                       or network.normalised),
          'loss.name=wgan needs a Lipschitz critic: set regularizers.weight_clip=0.01, regularizers.wgan_gp=10 or '
          'regularizers.normalise=spectral'),
+    ]
+
+
+def _of_penalties(config: 'Config') -> list[tuple[object, str]]:
+    network, loss, penalties = config.network, config.loss, config.regularizers
+    name, on_gradient = network.name, _on_gradient(config)
+    return [
         (penalties.weight_clip and loss.name != 'wgan',
          f'regularizers.weight_clip with loss.name={loss.name}: clipping keeps a Wasserstein critic Lipschitz and '
          'only harms others; use loss.name=wgan or regularizers.weight_clip=0'),
@@ -82,6 +100,13 @@ def _rules(config: 'Config') -> list[tuple[object, str]]:
          'regularizers.path_length with growth: the mean path length jumps with the resolution; set one of them aside'),
         (penalties.path_length and penalties.g_interval % loss.d_steps,
          f'regularizers.g_interval={penalties.g_interval} is not a multiple of loss.d_steps={loss.d_steps}'),
+    ]
+
+
+def _of_the_rest(config: 'Config') -> list[tuple[object, str]]:
+    network, loss, data, penalties = config.network, config.loss, config.data, config.regularizers
+    name = network.name
+    return [
         (config.growth and not network.grows,
          f'growth with network.name={name}, which does not grow; leave growth out, or take stylegan1 or pggan'),
         (config.growth and config.compile,

@@ -19,6 +19,7 @@ from trainer.sections import (
     LogConfig,
     LossConfig,
     OptimConfig,
+    ParallelConfig,
     RegularizerConfig,
 )
 
@@ -46,6 +47,7 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     ema: EMAConfig = EMAConfig()
+    parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
@@ -59,7 +61,10 @@ class Config(Section):
         return self
 
     def check_world(self, world: int) -> None:
-        """ValueError unless batch, lanes, micro-batch and `world` ranks divide as the data order needs."""
+        """ValueError unless batch, lanes, micro-batch and `world` ranks divide as data order and parts need."""
+        if world % self.parallel.replicas:
+            raise ValueError(f'parallel.replicas={self.parallel.replicas} does not divide the {world} ranks; '
+                             'use the number of nodes, or 1')
         if self.data.lanes % world:
             raise ValueError(f'data.lanes={self.data.lanes} is not a multiple of the {world} ranks; '
                              f'choose lanes that every number of ranks you will use divides, e.g. {self.data.lanes * world}')

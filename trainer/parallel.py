@@ -1,12 +1,18 @@
 """How parameters and gradients are spread over ranks. The only file with a gradient collective."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from trainer import dist
+from trainer.config import ParallelConfig
 from trainer.models.batch_norm import synchronise
 
 
@@ -36,14 +42,25 @@ class FlatGradients:
 class Strategy:
     """One process: whatever it computed is already whole."""
 
-    def __init__(self, *networks: nn.Module):
-        self._gradients = {network: FlatGradients(network) for network in networks}
+    def __init__(self) -> None:
+        self._gradients: dict[nn.Module, FlatGradients] = {}
+
+    def spread(self, network: nn.Module, trained: bool = True) -> None:
+        """Take charge of a network, the same on all ranks, before it gets an optimizer. trained: it will have gradients."""
+        if trained:
+            self._gradients[network] = FlatGradients(network)
+
+    @contextmanager
+    def whole(self, *networks: nn.Module) -> Iterator[None]:
+        """Parameters of `networks` (none given: of all trained ones) are whole inside, to run and to read, not to change."""
+        yield
 
     def zero_gradients(self, network: nn.Module) -> None:
+        """Before the first backward of a phase."""
         self._gradients[network].zero()
 
     def sync_gradients(self, network: nn.Module) -> tuple[float, list[int]]:
-        """Average the gradients over the ranks, in place.
+        """Average the gradients over the ranks, for the optimizer; inside of `whole`.
 
         Returns the L2 norm of the average; where that is not finite, also the ranks whose own gradients were not.
         """
@@ -61,9 +78,9 @@ class DataParallel(Strategy):
     A DDP wrapper would be silently wrong here: it misses gradients of a penalty-only backward.
     """
 
-    def __init__(self, *networks: nn.Module):
-        super().__init__(*networks)
-        for network in networks:
+    def spread(self, network: nn.Module, trained: bool = True) -> None:
+        super().spread(network, trained)
+        if trained:
             synchronise(network, _DifferentiableSum.apply, dist.world_size())
 
     def sync_gradients(self, network: nn.Module) -> tuple[float, list[int]]:
@@ -71,17 +88,88 @@ class DataParallel(Strategy):
         own_norm = gradients.norm()
         for buffer in gradients.buffers:
             _average(buffer)
-        norm = gradients.norm().item()
-        if math.isfinite(norm):
-            return norm, []
-        finite = dist.gather(bool(torch.isfinite(own_norm)))
-        return norm, [rank for rank, fine in enumerate(finite) if not fine]
+        return _blame(gradients.norm(), own_norm)
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         flat = torch.cat([value.flatten() for value in values.values()])
         _average(flat)
         parts = flat.split([value.numel() for value in values.values()])
         return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts, strict=True)}
+
+
+class FullySharded(DataParallel):
+    """Each rank keeps a part of every parameter, gradient, moment and average; networks are whole while a phase runs.
+
+    FSDP2 (Zhao et al. 2023, arXiv 2304.11277) holds and gathers the parameters. Its reduction of gradients is off: it hangs
+    on the network's own call, and silently leaves out mapping or synthesis called alone, and penalties on weights.
+    """
+
+    def __init__(self, replicas: int) -> None:
+        """replicas: groups of consecutive ranks (nodes) that keep one whole set of parts each."""
+        super().__init__()
+        shape = replicas, dist.world_size() // replicas
+        self._mesh = init_device_mesh(dist.device().type, shape, mesh_dim_names=('replicas', 'parts'))
+        self._parts: dict[nn.Module, GradientParts] = {}
+
+    def spread(self, network: nn.Module, trained: bool = True) -> None:
+        # between forward and the second backward nothing may be freed: `whole` gathers and frees
+        fully_shard(network, mesh=self._mesh, reshard_after_forward=False)
+        network.set_requires_gradient_sync(False)
+        network.set_reshard_after_backward(False)
+        if trained:
+            self._parts[network] = GradientParts(network, self._mesh)
+            synchronise(network, _DifferentiableSum.apply, dist.world_size())
+
+    @contextmanager
+    def whole(self, *networks: nn.Module) -> Iterator[None]:
+        networks = networks or tuple(self._parts)
+        for network in networks:
+            network.unshard()
+        try:
+            yield
+        finally:
+            for network in networks:
+                network.reshard()
+
+    def zero_gradients(self, network: nn.Module) -> None:
+        network.zero_grad(set_to_none=True)
+
+    def sync_gradients(self, network: nn.Module) -> tuple[float, list[int]]:
+        norm = _blame(*self._parts[network].take_average(network))
+        network.zero_grad(set_to_none=True)     # the whole ones
+        return norm
+
+
+class GradientParts:
+    """This rank's part of a network's average gradient: the `grad` of each sharded parameter is a view into one buffer."""
+
+    def __init__(self, network: nn.Module, mesh: DeviceMesh) -> None:
+        self._mesh, self._count = mesh, mesh['parts'].size()
+        parameters = list(network.parameters())
+        # parts of dimension 0, as DTensor cuts it; the last ones may be smaller or empty, the space is the same
+        lengths = [-(-len(p) // self._count) * (p.numel() // len(p)) for p in parameters]
+        self._buffer = torch.zeros(sum(lengths), dtype=parameters[0].dtype, device=parameters[0].device)
+        self._starts = [sum(lengths[:index]) for index in range(len(lengths))]
+        for parameter, start in zip(parameters, self._starts, strict=True):
+            own = parameter.to_local()
+            view = self._buffer[start:start + own.numel()].view_as(own)
+            parameter.grad = DTensor.from_local(view, mesh, parameter.placements, run_check=False, shape=parameter.shape,
+                                                stride=parameter.stride())
+
+    def take_average(self, network: nn.Module) -> tuple[Tensor, Tensor]:
+        """From the gradients of the whole parameters, 0 where there is none. Returns two norms: its own, this rank's."""
+        whole = self._buffer.new_zeros(self._count, len(self._buffer))
+        for parameter, start in zip(network.parameters(), self._starts, strict=True):
+            if parameter.grad is not None:
+                for row, part in zip(whole, parameter.grad.chunk(self._count)):
+                    row[start:start + part.numel()] = part.flatten()
+        own_norm = whole.norm()
+        torch.distributed.reduce_scatter(self._buffer, list(whole), group=self._mesh.get_group('parts'))
+        torch.distributed.all_reduce(self._buffer, group=self._mesh.get_group('replicas'))
+        self._buffer /= dist.world_size()
+        square = self._buffer.double().norm().square()
+        torch.distributed.all_reduce(square, group=self._mesh.get_group('parts'))
+        return square.sqrt(), own_norm
 
 
 class _DifferentiableSum(torch.autograd.Function):
@@ -98,10 +186,26 @@ class _DifferentiableSum(torch.autograd.Function):
         return _DifferentiableSum.apply(gradient)
 
 
-def make_strategy(*networks: nn.Module) -> Strategy:
-    return (DataParallel if dist.world_size() > 1 else Strategy)(*networks)
+def make_strategy(config: ParallelConfig) -> Strategy:
+    """Of all ranks together; one process needs none. `config.replicas` must divide the ranks."""
+    if dist.world_size() == 1:
+        return Strategy()
+    return FullySharded(config.replicas) if config.strategy == 'fsdp' else DataParallel()
+
+
+def parts_of(config: ParallelConfig, world: int) -> int:
+    """How many ranks a network is cut over."""
+    return world // config.replicas if config.strategy == 'fsdp' else 1
 
 
 def _average(tensor: Tensor) -> None:
     torch.distributed.all_reduce(tensor)
     tensor /= dist.world_size()
+
+
+def _blame(norm: Tensor, own_norm: Tensor) -> tuple[float, list[int]]:
+    """The norm of the average, and if it is not finite the ranks whose own was not."""
+    if math.isfinite(norm.item()):
+        return norm.item(), []
+    finite = dist.gather(bool(torch.isfinite(own_norm)))
+    return norm.item(), [rank for rank, fine in enumerate(finite) if not fine]

@@ -56,20 +56,11 @@ def run_phase(phase: Phase, micro_batches: list[MicroBatch], seed: int, nimg: in
     NonFiniteGradient names phase, images shown and rank, before anything was changed.
     """
     started = time.perf_counter()
-    phase.prepare()
-    strategy.zero_gradients(phase.network)
-    phase.network.requires_grad_(True)
-    count = len(micro_batches)
-    means: dict[str, Tensor] = {}
-    for index, micro_batch in enumerate(micro_batches):
-        seed_micro_batch(seed, nimg, phase.name, dist.rank() * count + index)
-        loss, values = phase.loss(micro_batch)
-        (loss / count).backward()
-        for name, value in values.items():
-            means[name] = means.get(name, 0) + value.detach() / count
-    phase.network.requires_grad_(False)
-
-    norm, bad_ranks = strategy.sync_gradients(phase.network)
+    with strategy.whole():
+        phase.prepare()
+        strategy.zero_gradients(phase.network)
+        means = accumulate(phase, micro_batches, seed, nimg)
+        norm, bad_ranks = strategy.sync_gradients(phase.network)
     if not math.isfinite(norm):
         where = f'rank {", ".join(map(str, bad_ranks))}' if bad_ranks else 'the sum over ranks'
         raise NonFiniteGradient(f'phase {phase.name} at {nimg} images: the gradient is not finite on {where}; '
@@ -78,3 +69,17 @@ def run_phase(phase: Phase, micro_batches: list[MicroBatch], seed: int, nimg: in
     means = strategy.mean(means)
     phase.finish(means)
     return PhaseResult(means, norm, time.perf_counter() - started)
+
+
+def accumulate(phase: Phase, micro_batches: list[MicroBatch], seed: int, nimg: int) -> dict[str, Tensor]:
+    """Forward and backward over this rank's micro-batches. Returns the means of the values."""
+    count, means = len(micro_batches), {}
+    phase.network.requires_grad_(True)
+    for index, micro_batch in enumerate(micro_batches):
+        seed_micro_batch(seed, nimg, phase.name, dist.rank() * count + index)
+        loss, values = phase.loss(micro_batch)
+        (loss / count).backward()
+        for name, value in values.items():
+            means[name] = means.get(name, 0) + value.detach() / count
+    phase.network.requires_grad_(False)
+    return means

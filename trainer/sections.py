@@ -106,6 +106,13 @@ class GrowthConfig(Section):
     d_lr: dict[PositiveInt, PositiveFloat] = {}
 
 
+class ParallelConfig(Section):
+    """How networks, gradients and optimizers are spread over the ranks."""
+
+    strategy: Literal['data', 'fsdp'] = 'data'    # whole on every rank, or cut into parts
+    replicas: PositiveInt = 1                     # of fsdp: sets of parts, say one a node; divides the ranks
+
+
 class CheckpointConfig(Section):
     interval_kimg: PositiveFloat = 200.0
     keep: PositiveInt = 3

@@ -15,6 +15,7 @@ from trainer.data.manifest import Manifest
 from trainer.models import MODELS, build_generator
 from trainer.models.spectral import normalise_weights
 from trainer.optim import make_adam
+from trainer.parallel import Strategy
 from trainer.randomness import seed_for
 
 
@@ -56,12 +57,16 @@ class TrainState:
         self.nimg, self.step = int(tree['nimg']), int(tree['step'])
 
 
-def make_state(config: Config, manifest: Manifest, device: torch.device) -> TrainState:
-    """A new run's state, the same on every rank."""
+def make_state(config: Config, manifest: Manifest, device: torch.device, strategy: Strategy) -> TrainState:
+    """A new run's state, spread over the ranks by `strategy`."""
     torch.manual_seed(seed_for(config.seed, 0, 'weights'))
     G, D = (network.to(device).requires_grad_(False) for network in make_networks(config, manifest))
+    G_ema = copy.deepcopy(G).eval()
+    for network in (G, D):
+        strategy.spread(network)
+    strategy.spread(G_ema, trained=False)
     return TrainState(
-        G=G, D=D, G_ema=copy.deepcopy(G).eval(),
+        G=G, D=D, G_ema=G_ema,
         opt_G=make_adam(G, config.optim), opt_D=make_adam(D, config.optim),
         scalars={name: torch.zeros((), device=device) for name in SCALARS})
 

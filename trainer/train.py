@@ -16,7 +16,7 @@ from trainer.data.shards import Dataset, ShardError, open_dataset
 from trainer.data.stream import Batch, check_resolution, stream
 from trainer.ema import ema_decay, update_ema
 from trainer.game import to_device
-from trainer.parallel import make_strategy
+from trainer.parallel import Strategy, make_strategy
 from trainer.phase import NonFiniteGradient, run_phase
 from trainer.recipe import Recipe
 from trainer.resolution import base_and_doublings
@@ -34,6 +34,7 @@ class Run:
 
     config: Config
     dataset: Dataset
+    strategy: Strategy
     state: TrainState
     checkpoints: Checkpoints
     folder: RunFolder | None     # rank 0 holds it
@@ -44,24 +45,24 @@ def prepare(config: Config) -> Run:
     dist.together(lambda: config.check_world(dist.world_size()))
     dataset = dist.together(lambda: open_checked(config))
     folder = dist.together(lambda: RunFolder(config), main_only=True)
-    state = make_state(config, dataset.manifest, dist.device())
+    strategy = make_strategy(config.parallel)
+    state = make_state(config, dataset.manifest, dist.device(), strategy)
     dist.together(lambda: check_disk(Path(config.run_dir), state), main_only=True)
     checkpoints = resume(config, dataset.manifest, state)
     if folder is not None:
         folder.record(config)
-    return Run(config, dataset, state, checkpoints, folder)
+    return Run(config, dataset, strategy, state, checkpoints, folder)
 
 
 def train(run: Run) -> None:
     """Train until `total_kimg` or a stop signal. All ranks call it together."""
-    config, state, checkpoints = run.config, run.state, run.checkpoints
-    strategy = make_strategy(state.G, state.D)
+    config, strategy, state, checkpoints = run.config, run.strategy, run.state, run.checkpoints
     recipe = Recipe(config, run.dataset.manifest, state)
     phases = recipe.phases()
 
     # the stream first: its processes start while the scheduler's signals are held, and never see them
     with (closing(open_stream(config, run.dataset, state.nimg)) as data, StopSignals() as stop,
-          closing(Watch(config, run.dataset, state)) as watch):
+          closing(Watch(config, run.dataset, state, strategy)) as watch):
         while state.nimg < config.total_nimg:
             batch, count = to_device(next(data), dist.device()), recipe.stage.batch
             recipe.begin_step()
@@ -152,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         if options.dry_run:
             config.check_world(dist.world_size())
-            dist.print0(to_yaml(config) + describe_run(config, open_checked(config).manifest))
+            dist.print0(to_yaml(config) + describe_run(config, open_checked(config).manifest, dist.world_size()))
             return 0
         dist.init(config.device)
         run = prepare(config)

@@ -12,6 +12,7 @@ from trainer.data.shards import Dataset, SampleReader
 from trainer.data.stream import Batch
 from trainer.images import fixed_draws, generate, grid
 from trainer.models.spectral import top_singular_values
+from trainer.parallel import Strategy
 from trainer.phase import PhaseResult
 from trainer.state import TrainState, picture_size
 from trainer.stats import Stats
@@ -20,8 +21,8 @@ from trainer.stats import Stats
 class Watch:
     """All ranks make one and tell it of each phase and step; rank 0 writes, each rank keeps its own keys."""
 
-    def __init__(self, config: Config, dataset: Dataset, state: TrainState):
-        self.config, self.state, self.folder = config, state, Path(config.run_dir)
+    def __init__(self, config: Config, dataset: Dataset, state: TrainState, strategy: Strategy):
+        self.config, self.state, self.strategy, self.folder = config, state, strategy, Path(config.run_dir)
         self.stats = Stats(self.folder, config.total_nimg, state.nimg, dist.is_main())
         self._keys = open(self.folder / f'keys-rank{dist.rank()}.jsonl', 'a', buffering=1) if config.log.keys else None
         rows, self.columns = config.log.grid
@@ -41,12 +42,11 @@ class Watch:
             self._keys.write(json.dumps({'nimg': batch.nimg, 'keys': batch.keys}) + '\n')
         self.stats.show(nimg)
         if due(log.interval_kimg, nimg, count) or nimg >= total:
-            if log.singular_values and dist.is_main():
+            if log.singular_values:
                 self._record_singular_values()
             self.stats.report(nimg)
-        if dist.is_main() and (due(log.grid_kimg, nimg, count) or nimg >= total):
-            fakes = generate(self.state.G_ema, self._draws, dist.device(), batch=self.config.micro_batch)
-            self._save_grid(f'fakes-{nimg / 1000:09.3f}', fakes)
+        if due(log.grid_kimg, nimg, count) or nimg >= total:
+            self._save_fakes()
 
     def close(self) -> None:
         self.stats.close()
@@ -55,9 +55,17 @@ class Watch:
 
     def _record_singular_values(self) -> None:
         """Those of G's and D's layers. Their sudden rise tells a collapse: Brock et al. 2019, section 4.1."""
-        for name, network in ('G', self.state.G), ('D', self.state.D):
-            for layer, values in top_singular_values(network).items():
-                self.stats.record({f'singular_values/{name}.{layer}/{rank}': value for rank, value in enumerate(values)})
+        with self.strategy.whole():
+            for name, network in (('G', self.state.G), ('D', self.state.D)) if dist.is_main() else ():
+                for layer, values in top_singular_values(network).items():
+                    self.stats.record({f'singular_values/{name}.{layer}/{rank}': value for rank, value in enumerate(values)})
+
+    def _save_fakes(self) -> None:
+        G = self.state.G_ema
+        with self.strategy.whole(G):
+            if dist.is_main():
+                fakes = generate(G, self._draws, dist.device(), batch=self.config.micro_batch)
+                self._save_grid(f'fakes-{self.state.nimg / 1000:09.3f}', fakes)
 
     def _save_grid(self, name: str, pictures: np.ndarray) -> None:
         sheet = grid(pictures, self.columns)

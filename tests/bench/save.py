@@ -19,6 +19,7 @@ from trainer import dist
 from trainer.checkpoint import Checkpoints
 from trainer.config import load_config
 from trainer.data.manifest import Manifest, Shard
+from trainer.parallel import Strategy
 from trainer.state import make_state
 from trainer.tools.preflight import tensor_bytes
 
@@ -29,7 +30,7 @@ def main(source: str = 'stylegan2-256', *overrides: str) -> None:
     config = load_config(source, list(overrides))
     dist.init('cpu')
     manifest = Manifest(config.data.resolution, 3, 'webp', (), (), (Shard('none.tar', 0, 1, 1, '0' * 64),))
-    state = make_state(config, manifest, dist.device())
+    state = make_state(config, manifest, dist.device(), Strategy())
     stalls, totals, blocking = [], [], []
     with tempfile.TemporaryDirectory(dir='.') as scratch:
         checkpoints = Checkpoints(Path(scratch) / 'checkpoints', 1, {})

@@ -72,8 +72,9 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         manifest = Manifest(config.data.resolution, 3, 'webp', (), (), (Shard('none.tar', 0, 1, 1, '0' * 64),))
-        self.config, self.state = config, make_state(config, manifest, dist.device())
-        self.recipe, self.strategy = Recipe(config, manifest, self.state), make_strategy(self.state.G, self.state.D)
+        self.config, self.strategy = config, make_strategy(config.parallel)
+        self.state = make_state(config, manifest, dist.device(), self.strategy)
+        self.recipe = Recipe(config, manifest, self.state)
         self.recipe.begin_step()
         self.phases = self.recipe.phases()
         images = torch.randint(256, (config.batch, 3, *config.data.resolution), dtype=torch.uint8, device=dist.device())

@@ -40,7 +40,7 @@ class SelfAttention(nn.Module):
         narrow, half = max(channels // 8, 1), max(channels // 2, 1)
         self.theta, self.phi, self.g = (conv(channels, out, 1, eps, bias=False) for out in (narrow, narrow, half))
         self.o = conv(half, channels, 1, eps, bias=False)
-        self.gamma = nn.Parameter(torch.zeros([]))
+        self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         queries = self.theta(x).flatten(2)                      # [N, C/8, HW]
@@ -224,5 +224,5 @@ def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         layer, _, last = name.rpartition('.')
         if last in ('weight', 'u0', 'sv0') and f'{layer}.u0' in state_dict:
             name = f'{layer}.parametrizations.weight.' + ('original' if last == 'weight' else f'0.{last}')
-        renamed[name] = tensor
+        renamed[name] = tensor.reshape(1) if last == 'gamma' else tensor
     return renamed

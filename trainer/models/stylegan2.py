@@ -96,7 +96,7 @@ class SynthesisLayer(nn.Module):
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.noise_strength = nn.Parameter(torch.zeros(1))
         self.register_buffer('noise_const', torch.randn(size))
         self.register_buffer('up_filter', setup_filter([1, 3, 3, 1]) if up else None, persistent=False)
 
@@ -271,4 +271,5 @@ def mix_styles(ws: Tensor, ws2: Tensor, cutoff: Tensor) -> Tensor:
 
 def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Published weights for `load_state_dict`: without the blur filters, which are constants here."""
-    return {name: tensor for name, tensor in state_dict.items() if not name.endswith('resample_filter')}
+    return {name: tensor.reshape(1) if name.endswith('noise_strength') else tensor
+            for name, tensor in state_dict.items() if not name.endswith('resample_filter')}

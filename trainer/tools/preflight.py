@@ -11,29 +11,39 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from trainer.config import Config
 from trainer.data.manifest import Manifest
 from trainer.models import num_parameters
+from trainer.parallel import parts_of
 from trainer.phase import MicroBatch
 from trainer.randomness import draw
 from trainer.recipe import Recipe
 from trainer.state import SCALARS, TrainState, make_networks
 
 
-def describe_run(config: Config, manifest: Manifest) -> str:
+def describe_run(config: Config, manifest: Manifest, world: int) -> str:
     """Parameter counts, and estimates of memory (a rank) and disk, as lines for people."""
     G, D = make_networks(config, manifest)
     kept = state_bytes(G, D)
-    gradients = 4 * (num_parameters(G) + num_parameters(D))
+    own, whole = rank_bytes(config, G, D, world)
+    on_host = kept // parts_of(config.parallel, world)
     phase, activations = max(phase_activations(config, manifest, G, D), key=lambda entry: entry[1])
     height, width = G.resolution
     return '\n'.join([
         f'\n# pictures      {height} x {width}, {manifest.num_samples} in {len(manifest.shards)} shards, '
         f'{G.c_dim or "no"} classes',
         f'# parameters    G {num_parameters(G):,}   D {num_parameters(D):,}',
-        f'# memory        {(kept + gradients + activations) / 1e9:.2f} GB a rank: state {kept / 1e9:.2f}, '
-        f'gradients {gradients / 1e9:.2f}, activations {activations / 1e9:.2f} ({phase}, '
+        f'# memory        {(own + whole + activations) / 1e9:.2f} GB a rank: state and gradients {own / 1e9:.2f}, '
+        f'whole networks {whole / 1e9:.2f}, activations {activations / 1e9:.2f} ({phase}, '
         f'micro_batch={full_size_micro_batch(config, G.resolution)})',
-        f'#               and {kept / 1e9:.2f} on the host while a checkpoint is written, besides what the libraries take',
+        f'#               and {on_host / 1e9:.2f} on the host while a checkpoint is written, besides what the libraries take',
         f'# disk          {(config.checkpoint.keep + 1) * kept / 1e9:.2f} GB for {config.checkpoint.keep} checkpoints '
         'and one being written', ''])
+
+
+def rank_bytes(config: Config, G: nn.Module, D: nn.Module, world: int) -> tuple[int, int]:
+    """What a rank keeps, state and gradients, and what is there only while a phase runs: what FSDP has gathered."""
+    parts, sizes = parts_of(config.parallel, world), [4 * num_parameters(network) for network in (G, D)]
+    # whole networks, and of the one that learns the gradients and their copy to send
+    gathered = sum(sizes) + 2 * max(sizes) if parts > 1 else 0
+    return (state_bytes(G, D) + sum(sizes)) // parts, gathered
 
 
 def state_bytes(G: nn.Module, D: nn.Module) -> int:
