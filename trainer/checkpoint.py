@@ -16,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from trainer import dist
+from trainer.checkpoint_reader import first_cause, is_plain_name, load_tensors
 from trainer.durable import sync_folder, write_text
 from trainer.state import TrainState
 
@@ -73,9 +74,9 @@ class Checkpoints:
         return None
 
     def load(self, path: Path, state: TrainState) -> None:
-        """Fill `state` in place from a checkpoint written on any number of ranks."""
+        """Fill `state` in place from a checkpoint written on any number of ranks. ValueError if it does not fit or is forged."""
         tree = state.tree()
-        dcp.load(tree, checkpoint_id=path, process_group=self._group, no_dist=self._group is None)
+        load_tensors(tree, path, process_group=self._group, no_dist=self._group is None)
         state.take_counters(tree)
         self.last_saved = state.nimg
 
@@ -114,7 +115,7 @@ class Checkpoints:
             written.result()
             failure, sums = None, _checksums(aside, dist.rank(), dist.world_size())
         except (Exception, CheckpointException) as error:  # whatever it is, all ranks must hear of it
-            failure, sums = _cause(error), {}
+            failure, sums = first_cause(error), {}
         outcomes = dist.gather((failure, sums), self._group)
         failures = [failure for failure, _ in outcomes if failure]
         if dist.is_main() and not failures:
@@ -170,6 +171,8 @@ def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
         if '.metadata' not in files:
             return 'its seal lists no .metadata'
         for name in sorted(files)[part::parts]:
+            if not is_plain_name(name):
+                return f'its seal lists {name!r}, which is no file in it'
             found = _checksum(path / name)
             if found != files[name]:
                 return f'{name} has (bytes, CRC-32) {found}, not {files[name]}'
@@ -195,12 +198,3 @@ def _seal_and_rename(aside: Path, final: Path, seal: dict) -> None:
     sync_folder(aside)
     aside.rename(final)
     sync_folder(final.parent)
-
-
-def _cause(error: Exception) -> str:
-    """The first line of the innermost reason; DCP wraps the errors of each rank in one of its own."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

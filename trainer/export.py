@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trainer.checkpoint import SEAL, find_damage, list_checkpoints, read_seal
 from trainer import models
+from trainer.checkpoint import SEAL, find_damage, list_checkpoints, read_seal
+from trainer.checkpoint_reader import load_tensors
 
 WEIGHTS, ABOUT = 'generator.safetensors', 'generator.json'
 
@@ -31,18 +31,21 @@ def describe(path: str | Path) -> tuple[Path, dict]:
     if not folder.is_dir():
         raise ValueError(f'no such folder: {folder}; give a run folder, a checkpoint or an export')
     if (folder / ABOUT).is_file():
-        about = json.loads((folder / ABOUT).read_text())
-        if not {'model', 'options', 'class_names', 'class_counts', 'nimg'} <= about.keys() or about['model'] not in models.MODELS:
-            raise ValueError(f'{folder / ABOUT} does not describe a generator; export it again')
-        return folder, about
+        return folder, _checked(json.loads((folder / ABOUT).read_text()), folder / ABOUT)
     candidates = [folder] if (folder / SEAL).is_file() else list_checkpoints(folder / 'checkpoints')[::-1]
     damage = 'it has none'
     for checkpoint in candidates:
         damage = find_damage(checkpoint)
         if damage is None:
             seal = read_seal(checkpoint)
-            return checkpoint, {**seal['generator'], 'nimg': seal['nimg']}
+            return checkpoint, _checked({**seal['generator'], 'nimg': seal['nimg']}, checkpoint / SEAL)
     raise ValueError(f'{folder} holds no usable checkpoint ({damage}); give a run folder, a checkpoint or an export')
+
+
+def _checked(about: dict, path: Path) -> dict:
+    if not {'model', 'options', 'class_names', 'class_counts', 'nimg'} <= about.keys() or about['model'] not in models.MODELS:
+        raise ValueError(f'{path} does not describe a generator; export it again')
+    return about
 
 
 def load_generator(path: str | Path, device: str | torch.device = 'cpu') -> nn.Module:
@@ -60,7 +63,7 @@ def build_generator(folder: Path, about: dict, device: str | torch.device = 'cpu
         if (folder / WEIGHTS).is_file():
             G.load_state_dict(load_file(folder / WEIGHTS))
         else:
-            dcp.load({'G_ema': G.state_dict()}, checkpoint_id=folder, no_dist=True)
-    except (RuntimeError, SafetensorError, dcp.api.CheckpointException) as error:
+            load_tensors({'G_ema': G.state_dict()}, folder, no_dist=True)
+    except (RuntimeError, SafetensorError) as error:
         raise ValueError(f'the weights in {folder} are of another model than it says: {str(error).splitlines()[0]}') from error
     return G.to(device)
