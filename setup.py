@@ -57,6 +57,7 @@ setup(
         'pyyaml>=6.0',
         'safetensors>=0.5',
         'tqdm>=4.66',
+        'matplotlib>=3.9',
         'ninja>=1.11',
     ],
     extras_require={'test': ['pytest>=8.0']},

@@ -14,6 +14,8 @@ MODULES = {
     'train': ('trainer', 'train, or go on training; --gpus N for several processes on this machine'),
     'sample': ('trainer.tools.sample', 'pictures from a run, a checkpoint or an export'),
     'export': ('trainer.tools.export', 'the trained generator as safetensors'),
+    'plot': ('trainer.tools.plot', 'learning curves of one or several runs as one PNG'),
+    'compare': ('trainer.tools.compare', 'one table of several runs and their scores'),
     'launch': ('', 'the same run elsewhere: slurm, kubernetes, node (one of several), or local with --nproc N'),
     'doctor': ('launch.doctor', 'what this machine has, and what it means for a run'),
 }

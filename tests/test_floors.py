@@ -12,7 +12,7 @@ FLOORS = [
     {'trainer.models', 'trainer.losses', 'trainer.regularizers', 'trainer.ema', 'trainer.optim', 'trainer.data',
      'trainer.labels', 'trainer.randomness', 'trainer.augment'},
     {'trainer.parallel', 'trainer.state', 'trainer.checkpoint', 'trainer.checkpoint_reader', 'trainer.export',
-     'trainer.run_folder', 'trainer.signals', 'trainer.images', 'trainer.stats'},
+     'trainer.run_folder', 'trainer.signals', 'trainer.images', 'trainer.stats', 'trainer.history'},
     {'trainer.phase'},
     {'trainer.recipe', 'trainer.game'},
     {'trainer.train', 'trainer.watch', 'trainer.tools', 'trainer.__main__'},

@@ -16,6 +16,7 @@ from trainer.data.shards import Dataset, ShardError, open_dataset
 from trainer.data.stream import Batch, check_resolution, stream
 from trainer.ema import ema_decay, update_ema
 from trainer.game import to_device
+from trainer.models import num_parameters
 from trainer.parallel import Strategy, make_strategy
 from trainer.phase import NonFiniteGradient, run_phase
 from trainer.recipe import Recipe
@@ -116,7 +117,8 @@ def check_pairs(manifest: Manifest) -> None:
 
 def resume(config: Config, manifest: Manifest, state: TrainState) -> Checkpoints:
     """Load the newest whole checkpoint into `state`, if there is one. ValueError if it is of another run."""
-    about = {'config': config.model_dump(mode='json'), 'dataset': manifest.digest(),
+    about = {'config': config.model_dump(mode='json'), 'dataset': manifest.digest(), 'pictures': manifest.num_samples,
+             'parameters': {'G': num_parameters(state.G), 'D': num_parameters(state.D)},
              'generator': {'model': config.network.name, 'options': network_options(config, manifest)[0],
                            'class_names': manifest.class_names if config.data.conditional else (),
                            'class_counts': manifest.class_counts if config.data.conditional else ()}}

@@ -1,0 +1,94 @@
+"""`imago compare`: runs beside one another: data, images seen, hours, parameters, and scores with their intervals."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from trainer.checkpoint import list_checkpoints, read_seal
+from trainer.history import best_evaluation, read_evaluations, read_reports
+
+MUST_AGREE = ('extractor', 'weights_sha256', 'resizer')
+SHOULD_AGREE = ('dataset', 'resolution', 'fakes', 'reals', 'seed', 'psi', 'truncation')
+
+
+def describe_run(folder: Path, best: str | None) -> dict:
+    """Facts and scores of one run: of its last evaluation, or of the one that is best by the score `best`.
+
+    ValueError if it has no checkpoint or no such evaluation.
+    """
+    reports, evaluations = read_reports(folder), read_evaluations(folder)
+    checkpoints = list_checkpoints(folder / 'checkpoints')
+    if not checkpoints:
+        raise ValueError(f'{folder} has no checkpoint, which would say what it was trained on')
+    seal = read_seal(checkpoints[-1])
+    evaluation = best_evaluation(evaluations, best) if best else evaluations[-1] if evaluations else None
+    if evaluation is None:
+        lacks = f'evaluation with {best}' if best else 'evaluation'
+        raise ValueError(f'{folder} has no {lacks}; make one with: imago evaluate {folder}')
+    return {
+        'run': str(folder), 'network': seal['config']['network']['name'],
+        'data': Path(seal['config']['data']['path']).name, 'pictures': seal['pictures'],
+        'kimg': reports[-1]['nimg'] / 1000, 'seconds': reports[-1]['seconds'], 'ranks': seal['world_size'],
+        'parameters': seal['parameters'], 'evaluated_at_kimg': evaluation['nimg'] / 1000,
+        **{key: evaluation[key] for key in ('values', 'intervals', 'protocol')}}
+
+
+def check_comparable(runs: list[dict]) -> list[str]:
+    """What differs in how scores were taken, as sentences. ValueError if they are of different extractors or resizers."""
+    first, differences = runs[0], []
+    for run in runs[1:]:
+        for key in (*MUST_AGREE, *SHOULD_AGREE):
+            one, other = first['protocol'][key], run['protocol'][key]
+            if one == other:
+                continue
+            told = f'{first["run"]} was scored with {key}={one}, {run["run"]} with {key}={other}'
+            if key in MUST_AGREE:
+                raise ValueError(f'{told}; such scores cannot stand in one table: evaluate one of them again')
+            differences.append(told)
+    return differences
+
+
+def table(runs: list[dict]) -> str:
+    """GitHub's Markdown, which is also readable as it is."""
+    scores = list(dict.fromkeys(name for run in runs for name in run['values']))
+    head = ['run', 'network', 'data', 'kimg', 'seconds x ranks', 'M parameters G / D', 'scored at kimg', *scores]
+    rows = [head, ['---'] * len(head)]
+    for run in runs:
+        G, D = (run['parameters'][name] / 1e6 for name in 'GD')
+        rows.append([run['run'], run['network'], f'{run["data"]}, {run["pictures"]}', f'{run["kimg"]:g}',
+                     f'{run["seconds"]:.0f} x {run["ranks"]}', f'{G:.2f} / {D:.2f}', f'{run["evaluated_at_kimg"]:g}',
+                     *(_score(run, name) for name in scores)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ((cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return '\n'.join(f'| {" | ".join(row)} |' for row in padded)
+
+
+def _score(run: dict, name: str) -> str:
+    if name not in run['values']:
+        return '-'
+    low, high = run['intervals'][name]
+    return f'{run["values"][name]:.4g} [{low:.4g}, {high:.4g}]'
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='imago compare', description=__doc__)
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='a run folder with evaluations')
+    parser.add_argument('--best', metavar='SCORE', help='of each run the evaluation that is best by this score, e.g. '
+                        'kid_effnet_lite0 (default: its last)')
+    parser.add_argument('--json', action='store_true', help='for machines')
+    options = parser.parse_args(arguments)
+    try:
+        runs = [describe_run(folder, options.best) for folder in dict.fromkeys(options.runs)]
+        differences = check_comparable(runs)
+    except (ValueError, OSError) as error:
+        print(f'imago compare: error: {error}', file=sys.stderr)
+        return 2
+    print(json.dumps(runs, indent=1) if options.json else table(runs))
+    for difference in differences:
+        print(f'not alike: {difference}', file=sys.stderr)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""`imago plot`: learning curves of one run, or of several side by side, as one PNG."""
+
+import argparse
+import fnmatch
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from trainer.history import read_evaluations, read_reports
+
+DEFAULT = ('metrics/*', 'loss/D', 'loss/G', 'logits/*_sign', 'penalty/*', 'path_length', 'augment/p', 'guard/*', 'speed/*')
+Curve = list[tuple[float, float, tuple[float, float] | None]]   # kimg or hours, value, interval
+
+
+def plot(folders: list[Path], out: Path, keys: list[str], by_hours: bool = False) -> int:
+    """Write one panel a key, one line a run; returns the number of panels. keys: names, or patterns such as `loss/*`.
+
+    ValueError if a folder holds no run, or nothing matches.
+    """
+    runs = {str(folder): curves_of(folder, by_hours) for folder in folders}
+    names = list(dict.fromkeys(name for pattern in keys
+                               for name in sorted(set().union(*runs.values())) if fnmatch.fnmatch(name, pattern)))
+    if not names:
+        known = ', '.join(sorted(set().union(*runs.values())))
+        raise ValueError(f'no curve is named {" or ".join(keys)}; there are {known}')
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure((5 * columns, 3 * rows + 0.4), layout='constrained')
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for name, axes in zip(names, panels):
+        draw_panel(axes, name, {run: curves[name] for run, curves in runs.items() if name in curves}, list(runs))
+        axes.set_xlabel('hours' if by_hours else 'kimg')
+    for axes in panels[len(names):]:
+        axes.remove()
+    handles = [Line2D([], [], color=f'C{number}', label=run) for number, run in enumerate(runs)]
+    figure.legend(handles=handles, loc='outside upper center', ncols=min(3, len(runs)), frameon=False)
+    figure.savefig(out, dpi=110)
+    return len(names)
+
+
+def draw_panel(axes: Axes, name: str, curves: dict[str, Curve], runs: list[str]) -> None:
+    axes.set_title(name, fontsize='medium')
+    axes.grid(alpha=0.3)
+    for run, curve in curves.items():
+        color = f'C{runs.index(run)}'
+        x, y, intervals = zip(*curve, strict=True)
+        axes.plot(x, y, color=color, linewidth=1.2, marker='.' if len(curve) < 40 else None, markersize=4)
+        if intervals[0] is not None:
+            axes.fill_between(x, *zip(*intervals, strict=True), color=color, alpha=0.2, linewidth=0)
+
+
+def curves_of(folder: Path, by_hours: bool) -> dict[str, Curve]:
+    """All that a run has reported, by name; scores as `metrics/NAME`, with their intervals."""
+    reports, curves = read_reports(folder), {}
+    shown, hours = zip(*((report['nimg'], report['seconds'] / 3600) for report in reports), strict=True)
+    for report in reports:
+        for name, value in report.items():
+            if name not in ('nimg', 'time', 'seconds') and not name.startswith('metrics/'):
+                curves.setdefault(name, []).append((report['nimg'], value, None))
+    for evaluation in read_evaluations(folder):
+        for name, value in evaluation['values'].items():
+            point = evaluation['nimg'], value, tuple(evaluation['intervals'][name])
+            curves.setdefault('metrics/' + name, []).append(point)
+    def at(nimg: int) -> float:
+        return float(np.interp(nimg, (0, *shown), (0, *hours))) if by_hours else nimg / 1000
+    return {name: [(at(nimg), *rest) for nimg, *rest in curve] for name, curve in curves.items()}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='imago plot', description=__doc__)
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='a run folder')
+    parser.add_argument('--out', type=Path, help='the PNG to write (default: curves.png in the first run)')
+    parser.add_argument('--hours', action='store_true', help='hours of training on the axis, not kimg')
+    parser.add_argument('--keys', nargs='+', default=list(DEFAULT), metavar='KEY',
+                        help='names or patterns of stats.jsonl and metrics/SCORE (default: %(default)s)')
+    options = parser.parse_args(arguments)
+    out = options.out or options.runs[0] / 'curves.png'
+    try:
+        panels = plot(list(dict.fromkeys(options.runs)), out, options.keys, options.hours)
+    except (ValueError, OSError) as error:
+        print(f'imago plot: error: {error}', file=sys.stderr)
+        return 2
+    print(f'wrote {out}: {panels} panels, {len(options.runs)} runs')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
