@@ -5,6 +5,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+ZERO = ['deepspeed>=0.19,<0.20']   # trainer/zero.py sets an attribute of its optimizer
 
 
 class BuildKernels(build_ext):
@@ -60,6 +61,6 @@ setup(
         'matplotlib>=3.9',
         'ninja>=1.11',
     ],
-    extras_require={'test': ['pytest>=8.0']},
+    extras_require={'zero': ZERO, 'test': ['pytest>=8.0', *ZERO]},
     entry_points={'console_scripts': ['imago=launch.cli:main']},
 )

@@ -48,7 +48,10 @@ EXAMPLES = [  # overrides, a piece of the message
     ([*PAIRS, 'data.conditional=true'], 'the class is the identity, which z carries'),
     ([*PAIRS, 'batch=64'], 'batch must be a multiple of 2 x lanes and micro_batch even'),
     (['network.name=began', 'loss.name=began', 'augment.name=ada'], 'means nothing with loss.name=began'),
-    (['parallel.replicas=2'], 'with parallel.strategy=data: there everything is replicated'),
+    (['parallel.replicas=2'], 'with parallel.strategy=data: there networks are whole on every rank'),
+    (['parallel.stage=2'], 'with parallel.strategy=data: it is of ZeRO; use parallel.stage=1'),
+    (['parallel.strategy=zero', 'parallel.stage=2'], 'could not be named; use parallel.stage=1, or parallel.strategy=fsdp'),
+    (['parallel.strategy=zero', 'parallel.stage=3'], 'that the second backward of R1 and path length still needs'),
     ([*MAD_GAN, 'augment.name=ada'], 'means nothing with loss.name=mad_gan'),
     (['regularizers.orthogonal=1e-4'], 'demodulation cancels the scale'),
 ]

@@ -5,7 +5,7 @@ from runs_for_tests import on_ranks, whole
 from torch import nn
 
 from trainer import dist
-from trainer.config import ParallelConfig
+from trainer.config import OptimConfig, ParallelConfig
 from trainer.parallel import make_strategy
 from trainer.phase import NonFiniteGradient, Phase, run_phase
 
@@ -23,7 +23,7 @@ def poisoned_step(bad_rank, name='data'):
     before = network.weight.clone()
     strategy = strategy_of(network, name)
     factor = math.nan if dist.rank() == bad_rank else 1.0
-    optimizer = torch.optim.Adam(network.parameters())
+    optimizer = strategy.optimizer(network, OptimConfig())
     phase = Phase('D_main', network, optimizer, 1, lambda micro: (network(micro).mean() * factor, {}))
     try:
         run_phase(phase, [torch.ones(2, 3)], 0, 24_000, strategy)
@@ -35,7 +35,7 @@ def poisoned_step(bad_rank, name='data'):
 def test_a_non_finite_gradient_is_named_by_phase_images_and_rank():
     message, untouched = poisoned_step(0)
     assert 'phase D_main at 24000 images' in message and 'on rank 0' in message and untouched
-    for name in ('data', 'fsdp'):
+    for name in ('data', 'fsdp', 'zero'):
         for message, untouched in on_ranks(2, poisoned_step, 1, name):
             assert 'on rank 1;' in message and untouched
 

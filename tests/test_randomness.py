@@ -2,7 +2,7 @@ import torch
 
 from trainer.config import EMAConfig, OptimConfig
 from trainer.ema import ema_decay, update_ema
-from trainer.optim import make_adam, set_rates
+from trainer.optim import Adam, set_rates
 from trainer.randomness import draw, seed_for
 
 SIZES = {'z_dim': 4, 'num_ws': 6, 'style_mixing': 0.5}
@@ -44,7 +44,7 @@ def test_ema_half_life_and_rampup():
 
 def test_adam_is_corrected_for_lazy_regularisation():
     config = OptimConfig(betas=(0.5, 0.99))
-    adam = make_adam(torch.nn.Linear(1, 1), config)
+    adam = Adam(torch.nn.Linear(1, 1), config)
     group = adam.param_groups[0]
     set_rates(adam, 0.002, config, 0, 16)
     assert group['lr'] == 0.002 * 16 / 17 and group['betas'] == (0.5 ** (16 / 17), 0.99 ** (16 / 17))

@@ -10,7 +10,7 @@ from runs_for_tests import tiny_config
 from trainer.config import EMAConfig, OptimConfig
 from trainer.data.shards import open_dataset
 from trainer.ema import ema_decay
-from trainer.optim import make_adam, set_rates
+from trainer.optim import Adam, set_rates
 from trainer.parallel import Strategy
 from trainer.recipe import Recipe
 from trainer.schedule import at, check_growth, stage_at
@@ -101,14 +101,14 @@ def test_ema_begins_late_and_its_half_life_ramps():
     (16, 0.00188235, 0.27125, 0.82011),        # c = 16 / 17
 ])
 def test_rates_are_corrected_for_lazy_steps(lazy, lr, beta1, beta2):
-    adam = make_adam(torch.nn.Linear(2, 2), OptimConfig())
+    adam = Adam(torch.nn.Linear(2, 2), OptimConfig())
     set_rates(adam, 0.002, OptimConfig(betas=(0.25, 0.81)), 0, lazy)
     group, = adam.param_groups
     assert (group['lr'], *group['betas']) == pytest.approx((lr, beta1, beta2), rel=1e-4)
 
 
 def test_the_second_beta_ramps():
-    adam = make_adam(torch.nn.Linear(2, 2), OptimConfig())
+    adam = Adam(torch.nn.Linear(2, 2), OptimConfig())
     config = OptimConfig(betas=(0.25, 0.5), beta2_ramp=Ramp(start=0.9, end=0.98, kimg=1))
     set_rates(adam, 0.002, config, 500, None)
     assert adam.param_groups[0]['betas'] == pytest.approx((0.25, 0.94))
@@ -147,7 +147,7 @@ def test_optimizers_restart_once_a_stage_also_when_resumed(wide_shards, tmp_path
     found = restarts(first, stop)
     second = Recipe(config, manifest, make_state(config, manifest, torch.device('cpu'), Strategy()))
     second.state.scalars.update(first.state.scalars)
-    second.state.take_counters(first.state.tree())
+    second.state.take(first.state.tree())
     assert found + restarts(second, 200) == [0, 36, 108]
     assert second.state.G.lod == second.state.D.lod == 0
 

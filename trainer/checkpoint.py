@@ -74,10 +74,10 @@ class Checkpoints:
         return None
 
     def load(self, path: Path, state: TrainState) -> None:
-        """Fill `state` in place from a checkpoint written on any number of ranks. ValueError if it does not fit or is forged."""
+        """Fill `state` in place from one written on any number of ranks. ValueError if it does not fit or is forged."""
         tree = state.tree()
         load_tensors(tree, path, process_group=self._group, no_dist=self._group is None)
-        state.take_counters(tree)
+        state.take(tree)
         self.last_saved = state.nimg
 
     def save(self, state: TrainState) -> None:

@@ -18,11 +18,28 @@ def check_combinations(config: 'Config') -> None:
 
 def _rules(config: 'Config') -> list[tuple[object, str]]:
     """(whether it is so, what is wrong and how to mend it)"""
-    return [*_of_losses(config), *_of_penalties(config), *_of_the_rest(config)]
+    return [*_of_parallel(config), *_of_losses(config), *_of_penalties(config), *_of_the_rest(config)]
 
 
 def _on_gradient(config: 'Config') -> list[str]:
     return [key for key in GRADIENT_PENALTIES if getattr(config.regularizers, key)]
+
+
+def _of_parallel(config: 'Config') -> list[tuple[object, str]]:
+    strategy, replicas, stage = config.parallel.strategy, config.parallel.replicas, config.parallel.stage
+    return [
+        (replicas > 1 and strategy != 'fsdp',
+         f'parallel.replicas={replicas} with parallel.strategy={strategy}: there networks are whole on every rank; '
+         'use parallel.strategy=fsdp or parallel.replicas=1'),
+        (stage > 1 and strategy != 'zero',
+         f'parallel.stage={stage} with parallel.strategy={strategy}: it is of ZeRO; use parallel.stage=1'),
+        (stage == 2,
+         'parallel.stage=2: ZeRO-2 sends gradients away while backward still runs, so that the rank of one that is not '
+         'finite could not be named; use parallel.stage=1, or parallel.strategy=fsdp, which cuts parameters too'),
+        (stage == 3,
+         'parallel.stage=3: ZeRO-3 frees parameters that the second backward of R1 and path length still needs; '
+         'use parallel.strategy=fsdp, which keeps a network whole while a phase runs'),
+    ]
 
 
 def _of_losses(config: 'Config') -> list[tuple[object, str]]:
@@ -30,9 +47,6 @@ def _of_losses(config: 'Config') -> list[tuple[object, str]]:
     name, on_gradient = network.name, _on_gradient(config)
     uneven = [f'{key}={micro}' for *_, key, micro in config.batches() if micro % network.generators]
     return [
-        (config.parallel.replicas > 1 and config.parallel.strategy != 'fsdp',
-         f'parallel.replicas={config.parallel.replicas} with parallel.strategy={config.parallel.strategy}: there everything is '
-         'replicated; use parallel.strategy=fsdp or parallel.replicas=1'),
         ((loss.name == 'began') != network.energy,
          f'loss.name={loss.name} with network.name={name}: BEGAN balances reconstruction errors, which only its '
          'autoencoder returns; use loss.name=began together with network.name=began'),

@@ -1,6 +1,7 @@
 """The configuration: a strict schema, read from YAML (with one `base:`) and dotted overrides, and checked as a whole."""
 
 import difflib
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -62,6 +63,9 @@ class Config(Section):
 
     def check_world(self, world: int) -> None:
         """ValueError unless batch, lanes, micro-batch and `world` ranks divide as data order and parts need."""
+        if self.parallel.strategy == 'zero' and importlib.util.find_spec('deepspeed') is None:
+            raise ValueError('parallel.strategy=zero needs the package deepspeed, which is not installed; '
+                             'pip install imago-gan[zero], or use parallel.strategy=fsdp')
         if world % self.parallel.replicas:
             raise ValueError(f'parallel.replicas={self.parallel.replicas} does not divide the {world} ranks; '
                              'use the number of nodes, or 1')

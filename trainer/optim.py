@@ -1,22 +1,34 @@
 """Adam, corrected for lazy regularisation."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.config import OptimConfig
 from trainer.schedule import at
 
 
-def make_adam(network: nn.Module, config: OptimConfig) -> torch.optim.Adam:
-    """Adam whose state exists from the start, so that a checkpoint always has a place for every tensor.
+class Adam(torch.optim.Adam):
+    """All of a network's. `set_rates` gives it its rates before each step."""
 
-    `set_rates` gives it its rates before each step.
-    """
-    adam = torch.optim.Adam(network.parameters(), eps=config.eps, foreach=True)
-    for parameter in network.parameters():
-        adam.state[parameter] = {'step': torch.zeros((), dtype=torch.float32),
-                                 'exp_avg': torch.zeros_like(parameter), 'exp_avg_sq': torch.zeros_like(parameter)}
-    return adam
+    def __init__(self, network: nn.Module, config: OptimConfig) -> None:
+        super().__init__(network.named_parameters(), eps=config.eps, foreach=True)
+        start(self)
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """Its state by the name of the parameter; the tensors share memory with it."""
+        group, = self.param_groups
+        return {name: self.state[parameter] for name, parameter in zip(group['param_names'], group['params'], strict=True)}
+
+    def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
+        """After those of `moments()` were loaded in place: there is nothing more to do."""
+
+
+def start(adam: torch.optim.Adam) -> None:
+    """Give it its state before the first step, so that a checkpoint always has a place for every tensor."""
+    for group in adam.param_groups:
+        for parameter in group['params']:
+            adam.state[parameter] = {'step': torch.zeros((), dtype=torch.float32),
+                                     'exp_avg': torch.zeros_like(parameter), 'exp_avg_sq': torch.zeros_like(parameter)}
 
 
 def set_rates(adam: torch.optim.Adam, lr: float, config: OptimConfig, nimg: int, lazy: float | None) -> None:

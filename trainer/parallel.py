@@ -12,8 +12,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from trainer import dist
-from trainer.config import ParallelConfig
+from trainer.config import OptimConfig, ParallelConfig
 from trainer.models.batch_norm import synchronise
+from trainer.optim import Adam
+from trainer.zero import ZeroAdam
+
+Optimizer = Adam | ZeroAdam
 
 
 class FlatGradients:
@@ -49,6 +53,10 @@ class Strategy:
         """Take charge of a network, the same on all ranks, before it gets an optimizer. trained: it will have gradients."""
         if trained:
             self._gradients[network] = FlatGradients(network)
+
+    def optimizer(self, network: nn.Module, config: OptimConfig) -> Optimizer:
+        """Of a network that was spread."""
+        return Adam(network, config)
 
     @contextmanager
     def whole(self, *networks: nn.Module) -> Iterator[None]:
@@ -95,6 +103,32 @@ class DataParallel(Strategy):
         _average(flat)
         parts = flat.split([value.numel() for value in values.values()])
         return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts, strict=True)}
+
+
+class ZeroSharded(DataParallel):
+    """Networks are whole on every rank. Moments, and between the average and the step gradients, are in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._adams: dict[nn.Module, ZeroAdam] = {}
+
+    def spread(self, network: nn.Module, trained: bool = True) -> None:
+        if trained:
+            synchronise(network, _DifferentiableSum.apply, dist.world_size())
+
+    def optimizer(self, network: nn.Module, config: OptimConfig) -> Optimizer:
+        adam = self._adams[network] = ZeroAdam(network, config)
+        return adam
+
+    def zero_gradients(self, network: nn.Module) -> None:
+        self._gradients[network] = FlatGradients(network)
+
+    def sync_gradients(self, network: nn.Module) -> tuple[float, list[int]]:
+        norm = super().sync_gradients(network)
+        average, = self._gradients.pop(network).buffers
+        self._adams[network].take_gradient(average)
+        network.zero_grad(set_to_none=True)     # the whole ones
+        return norm
 
 
 class FullySharded(DataParallel):
@@ -190,7 +224,9 @@ def make_strategy(config: ParallelConfig) -> Strategy:
     """Of all ranks together; one process needs none. `config.replicas` must divide the ranks."""
     if dist.world_size() == 1:
         return Strategy()
-    return FullySharded(config.replicas) if config.strategy == 'fsdp' else DataParallel()
+    if config.strategy == 'fsdp':
+        return FullySharded(config.replicas)
+    return ZeroSharded() if config.strategy == 'zero' else DataParallel()
 
 
 def parts_of(config: ParallelConfig, world: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trainer import dist
 from trainer.parallel import Strategy
 from trainer.randomness import Draws, seed_micro_batch
+from trainer.zero import ZeroAdam
 
 
 class NonFiniteGradient(RuntimeError):
@@ -36,7 +37,7 @@ class Phase:
 
     name: str
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | ZeroAdam
     interval: int      # steps
     loss: Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]]
     finish: Callable[[dict[str, Tensor]], None] = lambda means: None

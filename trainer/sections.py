@@ -109,8 +109,9 @@ class GrowthConfig(Section):
 class ParallelConfig(Section):
     """How networks, gradients and optimizers are spread over the ranks."""
 
-    strategy: Literal['data', 'fsdp'] = 'data'    # whole on every rank, or cut into parts
+    strategy: Literal['data', 'fsdp', 'zero'] = 'data'   # whole on every rank; cut into parts; only moments in parts
     replicas: PositiveInt = 1                     # of fsdp: sets of parts, say one a node; divides the ranks
+    stage: int = Field(1, ge=1, le=3)             # of zero; only 1 goes with penalties on gradients
 
 
 class CheckpointConfig(Section):

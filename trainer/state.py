@@ -14,8 +14,7 @@ from trainer.config import Config
 from trainer.data.manifest import Manifest
 from trainer.models import MODELS, build_generator
 from trainer.models.spectral import normalise_weights
-from trainer.optim import make_adam
-from trainer.parallel import Strategy
+from trainer.parallel import Optimizer, Strategy
 from trainer.randomness import seed_for
 
 
@@ -34,8 +33,8 @@ class TrainState:
     G: nn.Module
     D: nn.Module
     G_ema: nn.Module
-    opt_G: torch.optim.Optimizer
-    opt_D: torch.optim.Optimizer
+    opt_G: Optimizer
+    opt_D: Optimizer
     scalars: dict[str, Tensor] = field(default_factory=dict)    # see SCALARS
     nimg: int = 0         # images shown
     step: int = 0         # of D's main phase
@@ -45,15 +44,17 @@ class TrainState:
         self.step += 1
 
     def tree(self) -> dict:
-        """The state as nested dicts of tensors that share memory with it; counters are copies."""
+        """The state as nested dicts of tensors; after loading into them, `take` it. All ranks call it together."""
         return {
             'G': self.G.state_dict(), 'D': self.D.state_dict(), 'G_ema': self.G_ema.state_dict(),
-            'opt_G': _by_name(self.opt_G, self.G), 'opt_D': _by_name(self.opt_D, self.D),
+            'opt_G': self.opt_G.moments(), 'opt_D': self.opt_D.moments(),
             'scalars': self.scalars, 'nimg': torch.tensor(self.nimg), 'step': torch.tensor(self.step),
         }
 
-    def take_counters(self, tree: dict) -> None:
-        """After tensors of `tree()` were loaded in place."""
+    def take(self, tree: dict) -> None:
+        """What of `tree()` does not share memory with the state."""
+        self.opt_G.take_moments(tree['opt_G'])
+        self.opt_D.take_moments(tree['opt_D'])
         self.nimg, self.step = int(tree['nimg']), int(tree['step'])
 
 
@@ -67,7 +68,7 @@ def make_state(config: Config, manifest: Manifest, device: torch.device, strateg
     strategy.spread(G_ema, trained=False)
     return TrainState(
         G=G, D=D, G_ema=G_ema,
-        opt_G=make_adam(G, config.optim), opt_D=make_adam(D, config.optim),
+        opt_G=strategy.optimizer(G, config.optim), opt_D=strategy.optimizer(D, config.optim),
         scalars={name: torch.zeros((), device=device) for name in SCALARS})
 
 
@@ -105,7 +106,3 @@ def network_options(config: Config, manifest: Manifest) -> tuple[dict, dict]:
 def _accepted(network: type[nn.Module], options: dict) -> dict:
     """Those options that the constructor has an argument for."""
     return {name: options[name] for name in inspect.signature(network).parameters if name in options}
-
-
-def _by_name(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, dict[str, Tensor]]:
-    return {name: optimizer.state[parameter] for name, parameter in network.named_parameters()}

@@ -3,7 +3,8 @@
     python tests/bench/sharding.py [key=value ...]
 
 StyleGAN2 of 32 px with the published widths, batch 4, unless overridden.
-between: all tensors alive between two phases. in a phase: the same once the networks are whole, before activations.
+between: all tensors alive between two phases. in a phase: the same once the networks are whole, before activations; with
+the gradients that data and zero have then, and without those that fsdp gathers as backward runs.
 """
 
 import gc
@@ -26,7 +27,7 @@ DEFAULTS = ['device=cpu', 'data.resolution=32', 'data.conditional=false', 'data.
             'network.channel_max=512', 'regularizers.path_length=2', 'regularizers.d_interval=16',
             'regularizers.g_interval=4']
 FSDP = ['parallel.strategy=fsdp']
-WAYS = {'data': [], 'fsdp': FSDP, 'fsdp, 2 replicas': [*FSDP, 'parallel.replicas=2']}
+WAYS = {'data': [], 'zero': ['parallel.strategy=zero'], 'fsdp': FSDP, 'fsdp, 2 replicas': [*FSDP, 'parallel.replicas=2']}
 ROUNDS = 3
 
 
@@ -42,6 +43,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, float]]:
             'moments': megabytes(moments), 'average': megabytes(list(state.G_ema.parameters())),
             'between': megabytes(alive())}
     with trainer.strategy.whole():
+        trainer.strategy.zero_gradients(state.D)
         held['in a phase'] = megabytes(alive())
     return held, {name: statistics.median(turn[name] for turn in seconds) for name in seconds[0]}
 
@@ -54,7 +56,7 @@ def alive() -> list[torch.Tensor]:
 def megabytes(tensors: list[torch.Tensor]) -> float:
     """Of the storages on this rank, each counted once."""
     own = [tensor._local_tensor if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    own = [tensor for tensor in own if type(tensor) in (torch.Tensor, torch.nn.Parameter)]
+    own = [tensor for tensor in own if type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_meta]
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in own}
     return sum(storages.values()) / 1e6
 

@@ -11,7 +11,7 @@ from trainer.export import load_generator
 from trainer.images import generate, label_counts
 from trainer.models import build_generator
 from trainer.models.spectral import power_iterate
-from trainer.optim import make_adam, set_rates
+from trainer.optim import Adam, set_rates
 from trainer.tools import export
 from trainer.tools.sample import draw_for_seeds
 
@@ -62,7 +62,7 @@ def test_all_but_the_tail_is_shared(name):
 
 def test_shared_parameters_are_stepped_once():
     G, lr = several('dcgan'), 0.01
-    adam = make_adam(G, OptimConfig())
+    adam = Adam(G, OptimConfig())
     set_rates(adam, lr, OptimConfig(), 0, None)
     before = [parameter.clone() for parameter in G.parameters()]
     G(torch.randn(6, G.z_dim), torch.zeros(6, 0)).square().mean().backward()

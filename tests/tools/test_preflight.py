@@ -43,3 +43,11 @@ def test_a_rank_of_fsdp_keeps_its_part_and_for_a_phase_all(shards, tmp_path):
     own, gathered = rank_bytes(tiny_config(shards, tmp_path, parallel={'strategy': 'fsdp', 'replicas': 2}), *networks, 4)
     sizes = [4 * num_parameters(network) for network in networks]
     assert own == everything // 2 and gathered == sum(sizes) + 2 * max(sizes)
+
+
+def test_a_rank_of_zero_keeps_a_part_of_the_moments(shards, tmp_path):
+    networks = make_networks(tiny_config(shards, tmp_path), open_dataset(shards).manifest)
+    own, gradients = rank_bytes(tiny_config(shards, tmp_path, parallel={'strategy': 'zero'}), *networks, 4)
+    sizes = [4 * num_parameters(network) for network in networks]
+    everything, _ = rank_bytes(tiny_config(shards, tmp_path), *networks, 4)
+    assert everything - own == 3 * sum(sizes) - 3 * sum(sizes) // 4 and gradients == max(sizes)

@@ -39,8 +39,11 @@ def describe_run(config: Config, manifest: Manifest, world: int) -> str:
 
 
 def rank_bytes(config: Config, G: nn.Module, D: nn.Module, world: int) -> tuple[int, int]:
-    """What a rank keeps, state and gradients, and what is there only while a phase runs: what FSDP has gathered."""
+    """What a rank keeps, state and gradients, and what only a phase has: of FSDP what it gathers, of ZeRO gradients."""
     parts, sizes = parts_of(config.parallel, world), [4 * num_parameters(network) for network in (G, D)]
+    if config.parallel.strategy == 'zero' and world > 1:
+        # of two moments, and of the copy of the parameters that is stepped, a part
+        return state_bytes(G, D) - 2 * sum(sizes) + 3 * sum(sizes) // world, max(sizes)
     # whole networks, and of the one that learns the gradients and their copy to send
     gathered = sum(sizes) + 2 * max(sizes) if parts > 1 else 0
     return (state_bytes(G, D) + sum(sizes)) // parts, gathered
@@ -100,7 +103,7 @@ def saved_bytes(forward: Callable[[], object]) -> int:
 
 def check_disk(run_dir: Path, state: TrainState) -> None:
     """ValueError if the disk cannot take two checkpoints: the newest, and the next one being written."""
-    free, needed = shutil.disk_usage(run_dir).free, 2 * tensor_bytes(state.tree())
+    free, needed = shutil.disk_usage(run_dir).free, 2 * state_bytes(state.G, state.D)
     if free < needed:
         raise ValueError(f'run_dir={run_dir}: {free / 1e9:.2f} GB are free, two checkpoints take {needed / 1e9:.2f} GB; '
                          'make room or choose another run_dir')
