@@ -16,6 +16,7 @@ MODULES = {
     'export': ('trainer.tools.export', 'the trained generator as safetensors'),
     'plot': ('trainer.tools.plot', 'learning curves of one or several runs as one PNG'),
     'compare': ('trainer.tools.compare', 'one table of several runs and their scores'),
+    'cost': ('trainer.tools.cost', 'seconds, traffic and memory of a run on GPUs and nodes that need not be there'),
     'launch': ('', 'the same run elsewhere: slurm, kubernetes, node (one of several), or local with --nproc N'),
     'doctor': ('launch.doctor', 'what this machine has, and what it means for a run'),
 }

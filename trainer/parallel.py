@@ -180,8 +180,7 @@ class GradientParts:
     def __init__(self, network: nn.Module, mesh: DeviceMesh) -> None:
         self._mesh, self._count = mesh, mesh['parts'].size()
         parameters = list(network.parameters())
-        # parts of dimension 0, as DTensor cuts it; the last ones may be smaller or empty, the space is the same
-        lengths = [-(-len(p) // self._count) * (p.numel() // len(p)) for p in parameters]
+        lengths = part_lengths(parameters, self._count)
         self._buffer = torch.zeros(sum(lengths), dtype=parameters[0].dtype, device=parameters[0].device)
         self._starts = [sum(lengths[:index]) for index in range(len(lengths))]
         for parameter, start in zip(parameters, self._starts, strict=True):
@@ -232,6 +231,11 @@ def make_strategy(config: ParallelConfig) -> Strategy:
 def parts_of(config: ParallelConfig, world: int) -> int:
     """How many ranks a network is cut over."""
     return world // config.replicas if config.strategy == 'fsdp' else 1
+
+
+def part_lengths(parameters: list[nn.Parameter], count: int) -> list[int]:
+    """Space that one of `count` parts of each takes. DTensor cuts dimension 0; the last parts may be smaller or empty."""
+    return [-(-len(p) // count) * (p.numel() // len(p)) for p in parameters]
 
 
 def _average(tensor: Tensor) -> None:

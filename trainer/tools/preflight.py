@@ -1,7 +1,8 @@
 """What a run will need, before it starts: parameters, memory and disk."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from trainer.config import Config
 from trainer.data.manifest import Manifest
 from trainer.models import num_parameters
 from trainer.parallel import parts_of
-from trainer.phase import MicroBatch
+from trainer.phase import MicroBatch, Phase
 from trainer.randomness import draw
 from trainer.recipe import Recipe
 from trainer.state import SCALARS, TrainState, make_networks
@@ -55,17 +56,29 @@ def state_bytes(G: nn.Module, D: nn.Module) -> int:
 
 
 def phase_activations(config: Config, manifest: Manifest, G: nn.Module, D: nn.Module) -> list[tuple[str, int]]:
-    """Bytes that each phase keeps for its backward pass, traced on tensors that have a shape and no content.
-
-    Of networks that grow: at their full size.
-    """
+    """Bytes that each phase keeps for its backward pass. Of networks that grow: at their full size."""
     n = full_size_micro_batch(config, G.resolution)
+    sizes = []
+    with without_content(config, manifest, G, D, n) as (phases, micro):
+        for phase in phases:
+            for network in (G, D):
+                network.requires_grad_(network is phase.network)
+            sizes.append((phase.name, saved_bytes(lambda: phase.loss(micro))))
+    return sizes
+
+
+@contextmanager
+def without_content(config: Config, manifest: Manifest, G: nn.Module, D: nn.Module,
+                    n: int) -> Iterator[tuple[list[Phase], MicroBatch]]:
+    """The recipe's phases and a micro-batch of `n`, on tensors that have a shape and no content: nothing is computed.
+
+    G and D are changed for good. Networks that grow are at their full size.
+    """
     # compiled code cannot run on tensors without content
     eager = config.model_copy(update={'compile': False, 'growth': None})
-    sizes = []
-    with FakeTensorMode() as mode:
+    with FakeTensorMode():
         for network in (G, D):
-            network._apply(mode.from_tensor)
+            network._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
             for module in network.modules():
                 if 'lod' in module._buffers:    # read by Python: at full size, where networks grow
                     module.lod = torch.tensor(0.0)
@@ -73,11 +86,7 @@ def phase_activations(config: Config, manifest: Manifest, G: nn.Module, D: nn.Mo
         draws = draw(0, 0, '', n, z_dim=G.z_dim, num_ws=G.num_ws, style_mixing=0.0, class_counts=())
         labels = torch.zeros(n, G.c_dim)
         micro = MicroBatch(torch.zeros(n, manifest.channels, *G.resolution, dtype=torch.uint8), labels, draws, labels)
-        for phase in Recipe(eager, manifest, state).phases():
-            for network in (G, D):
-                network.requires_grad_(network is phase.network)
-            sizes.append((phase.name, saved_bytes(lambda: phase.loss(micro))))
-    return sizes
+        yield Recipe(eager, manifest, state).phases(), micro
 
 
 def full_size_micro_batch(config: Config, resolution: tuple[int, int]) -> int:
