@@ -14,6 +14,7 @@ MODULES = {
     'train': ('trainer', 'train, or go on training; --gpus N for several processes on this machine'),
     'sample': ('trainer.tools.sample', 'pictures from a run, a checkpoint or an export'),
     'export': ('trainer.tools.export', 'the trained generator as safetensors'),
+    'evaluate': ('trainer.tools.evaluate', 'scores of a generator or of pictures beside a dataset; --gpus N as for train'),
     'plot': ('trainer.tools.plot', 'learning curves of one or several runs as one PNG'),
     'compare': ('trainer.tools.compare', 'one table of several runs and their scores'),
     'cost': ('trainer.tools.cost', 'seconds, traffic and memory of a run on GPUs and nodes that need not be there'),
@@ -24,7 +25,7 @@ LAUNCHERS = ('slurm', 'kubernetes', 'node', 'local')
 
 
 def main() -> int:
-    commands = '\n'.join(f'  {name:8}{text}' for name, (_, text) in MODULES.items())
+    commands = '\n'.join(f'  {name:9}{text}' for name, (_, text) in MODULES.items())
     parser = argparse.ArgumentParser(
         prog='imago', description='Train GANs for high-resolution pictures.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -36,7 +37,9 @@ def main() -> int:
     # a folder named `kernels` where the command is typed must not hide ours
     os.environ.setdefault('PYTHONSAFEPATH', '1')
     if options.command == 'train':
-        return local.train(options.arguments)
+        return local.start('trainer', options.arguments, 'imago train')
+    if options.command == 'evaluate':
+        return local.start(MODULES['evaluate'][0], options.arguments, 'imago evaluate')
     if options.command == 'launch':
         return launch(options.arguments)
     run_module(MODULES[options.command][0], options.arguments)
@@ -48,7 +51,7 @@ def launch(arguments: list[str]) -> int:
     parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='...')
     options = parser.parse_args(arguments)
     if options.where == 'local':
-        return local.train(options.arguments, 'imago launch local', '--nproc')
+        return local.start('trainer', options.arguments, 'imago launch local', '--nproc')
     run_module(f'launch.{options.where}', options.arguments)
 
 

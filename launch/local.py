@@ -1,4 +1,4 @@
-"""Training processes on this machine: one, or several through torchrun."""
+"""Processes that work together on this machine: one, or several through torchrun."""
 
 import os
 import sys
@@ -7,11 +7,11 @@ from launch.cluster import Parser, positive
 from launch.torchrun import run_torchrun
 
 
-def train(arguments: list[str], prog: str = 'imago train', flag: str = '--gpus') -> int:
-    """Become `python -m trainer ARGUMENTS`, or with `flag` N > 1 run N of them under torchrun. Returns its exit status."""
+def start(module: str, arguments: list[str], prog: str, flag: str = '--gpus') -> int:
+    """Become `python -m MODULE ARGUMENTS`, or with `flag` N > 1 run N of them under torchrun. Returns its exit status."""
     parser = Parser(prog=prog, add_help=False, allow_abbrev=False)
     parser.add_argument(flag, dest='ranks', type=positive, default=1)
     options, rest = parser.parse_known_args(arguments)
     if options.ranks == 1:
-        os.execv(sys.executable, [sys.executable, '-m', 'trainer', *rest])
-    return run_torchrun(options.ranks, ['--standalone', '-m', 'trainer', *rest])
+        os.execv(sys.executable, [sys.executable, '-m', module, *rest])
+    return run_torchrun(options.ranks, ['--standalone', '-m', module, *rest])

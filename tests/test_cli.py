@@ -20,7 +20,7 @@ def imago(*arguments):
 
 def test_help_version_and_doctor():
     overview = imago('--help').stdout
-    for command in ('pack', 'train', 'sample', 'export', 'cost', 'launch', 'doctor'):
+    for command in ('pack', 'train', 'sample', 'export', 'evaluate', 'plot', 'compare', 'cost', 'launch', 'doctor'):
         assert command in overview
     assert imago('--version').stdout.startswith('imago 0.')
     assert imago('bake').returncode == 2

@@ -53,6 +53,7 @@ EXAMPLES = [  # overrides, a piece of the message
     (['parallel.strategy=zero', 'parallel.stage=2'], 'could not be named; use parallel.stage=1, or parallel.strategy=fsdp'),
     (['parallel.strategy=zero', 'parallel.stage=3'], 'that the second backward of R1 and path length still needs'),
     ([*MAD_GAN, 'augment.name=ada'], 'means nothing with loss.name=mad_gan'),
+    (['checkpoint.best=fid'], 'not among what is measured while training'),
     (['regularizers.orthogonal=1e-4'], 'demodulation cancels the scale'),
 ]
 

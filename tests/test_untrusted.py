@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import zipfile
@@ -21,7 +22,7 @@ from trainer.checkpoint import SEAL, list_checkpoints
 from trainer.config import load_config, parse_config
 from trainer.data.shards import ShardError
 from trainer.export import load_generator
-from trainer.tools import export, pack
+from trainer.tools import evaluate, export, pack
 from trainer.train import prepare, train
 
 
@@ -174,6 +175,14 @@ def test_a_forged_dataset_runs_nothing(shards, tmp_path, trace):
     with pytest.raises(ValueError):
         prepare(parse_config(tree | {'run_dir': str(tmp_path / 'other')}, 'tiny'))
     assert not trace.exists()
+
+
+def test_a_run_does_not_choose_a_command_for_its_reader(finished, tmp_path, trace, capsys):
+    shutil.copytree(finished.run_dir, tmp_path / 'run')
+    config = (tmp_path / 'run' / 'config.yaml').read_text()
+    (tmp_path / 'run' / 'config.yaml').write_text(re.sub('  path: .*', f'  path: "pipe:mkdir {trace}; cat {{}}"', config))
+    assert evaluate.main([str(tmp_path / 'run')]) == 2
+    assert 'if you trust that, give it as --data' in capsys.readouterr().err and not trace.exists()
 
 
 ESCAPES = ['../../escaped.png', '/tmp/escaped-absolute.png', '../class/escaped.png']

@@ -41,10 +41,11 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: str | None = None
         self.last_saved: int | None = None
+        self.best: int | None = None        # images shown at the checkpoint that is kept for its score
         if dist.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(_ASIDE + '*'):
-                shutil.rmtree(leftover)
+                leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
         dist.barrier()
 
     @property
@@ -80,9 +81,11 @@ class Checkpoints:
         state.take(tree)
         self.last_saved = state.nimg
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, best: bool = False) -> None:
         """Copy the state now, write it in the background. Waits for the save before, if that still runs."""
         self.wait()
+        if best:
+            self.best = state.nimg
         if self.last_saved == state.nimg:
             return
         name = f'{state.nimg:012d}'
@@ -122,7 +125,7 @@ class Checkpoints:
             seal['files'] = {name: entry for _, part in outcomes for name, entry in part.items()}
             try:
                 _seal_and_rename(aside, final, seal)
-                prune(self.folder, self.keep)
+                prune(self.folder, self.keep, self.best)
             except OSError as error:
                 failures.append(str(error))
         failures += [text for text in dist.gather(failures[0] if failures else None, self._group) if text]
@@ -147,9 +150,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob('[0-9]*') if path.name.isdigit())
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep`."""
+def prune(folder: Path, keep: int, best: int | None) -> None:
+    """Delete all but the newest `keep` and the best, which gets the link `best`."""
+    for path in list_checkpoints(folder):
+        if int(path.name) == best:
+            link = folder / (_ASIDE + 'best')
+            link.symlink_to(path.name)
+            link.rename(folder / 'best')
     for path in list_checkpoints(folder)[:-keep]:
+        if int(path.name) == best:
+            continue
         # under its old name a half-deleted folder would look complete
         aside = path.with_name(_ASIDE + 'old-' + path.name)
         path.rename(aside)

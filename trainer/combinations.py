@@ -137,6 +137,9 @@ def _of_the_rest(config: 'Config') -> list[tuple[object, str]]:
          'multiple of 2 x lanes and micro_batch even'),
         (config.augment.name == 'ada' and config.augment.p is None and loss.name not in SIGNED,
          f'augment.name=ada adapts to the sign of D(real), which means nothing with loss.name={loss.name}: set augment.p'),
+        (config.checkpoint.best and not (config.evaluate.interval_kimg and config.checkpoint.best in config.evaluate.metrics),
+         f'checkpoint.best={config.checkpoint.best} is not among what is measured while training; set evaluate.interval_kimg, '
+         'and evaluate.metrics to hold it'),
         (penalties.orthogonal and network.demodulated,
          f'regularizers.orthogonal with network.name={name}: demodulation cancels the scale of its weights, which the penalty '
          'would fight; set it to 0'),

@@ -16,6 +16,7 @@ from trainer.sections import (
     CheckpointConfig,
     DataConfig,
     EMAConfig,
+    EvaluateConfig,
     GrowthConfig,
     LogConfig,
     LossConfig,
@@ -51,6 +52,7 @@ class Config(Section):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     @property
     def total_nimg(self) -> int:

@@ -15,6 +15,7 @@ def read_reports(folder: Path) -> list[dict]:
     reports = _read(folder / REPORTS)
     if not reports:
         raise ValueError(f'{folder} holds no {REPORTS}; give the folder of a run that has trained')
+    reports = list({report['nimg']: report for report in reports}.values())     # of two at one place the later
     seconds, shown = 0.0, 0
     for report in reports:
         seconds += (report['nimg'] - shown) / report['speed/img_per_s']
@@ -23,8 +24,14 @@ def read_reports(folder: Path) -> list[dict]:
 
 
 def read_evaluations(folder: Path) -> list[dict]:
-    """Evaluations of a run folder in the order of `nimg`; none if there were none."""
-    return _read(folder / EVALUATIONS)
+    """Evaluations of a run folder in the order of `nimg`, those of one state under one protocol as one; perhaps none."""
+    evaluations = []
+    for line in _read(folder / EVALUATIONS):
+        if evaluations and all(line[key] == evaluations[-1][key] for key in ('nimg', 'protocol')):
+            line = line | {key: evaluations[-1][key] | line[key] for key in ('values', 'intervals')}
+            evaluations.pop()
+        evaluations.append(line)
+    return evaluations
 
 
 def is_better(name: str, value: float, other: float) -> bool:
@@ -49,7 +56,7 @@ def _read(path: Path) -> list[dict]:
         if not text.endswith('\n'):
             break
         line = json.loads(text)
-        while lines and lines[-1]['nimg'] >= line['nimg']:
+        while lines and lines[-1]['nimg'] > line['nimg']:
             lines.pop()
         lines.append(line)
     return lines

@@ -114,9 +114,31 @@ class ParallelConfig(Section):
     stage: int = Field(1, ge=1, le=3)             # of zero; only 1 goes with penalties on gradients
 
 
+Metric = Literal['fid', 'kid', 'is', 'precision', 'recall', 'density', 'coverage', 'ppl', 'intra_fid']
+
+
 class CheckpointConfig(Section):
     interval_kimg: PositiveFloat = 200.0
     keep: PositiveInt = 3
+    best: Metric | None = None                    # kept as well: the checkpoint with the best score of this metric
+
+
+class EvaluateConfig(Section):
+    """How good the pictures are: which metrics, from which features, of how many pictures."""
+
+    interval_kimg: PositiveFloat | None = None    # None: not while training
+    metrics: tuple[Metric, ...] = Field(('fid', 'kid'), min_length=1)
+    images: int = Field(50000, ge=10)             # fakes
+    reals: int = Field(50000, ge=10)              # at most; drawn from the dataset by `seed`
+    seed: int = Field(0, ge=0)
+    psi: float = 1.0
+    truncation: PositiveFloat | None = None       # latents are drawn again until |z| is below
+    resizer: Literal['clean', 'legacy'] = 'clean'
+    extractor: str = 'auto'                       # inception, effnet_lite0, or a TorchScript or ONNX file, which takes:
+    extractor_size: PositiveInt = 224             # px
+    extractor_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)   # of values from 0 to 1
+    extractor_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    extractor_sha256: str | None = None           # that the weights must have
 
 
 class LogConfig(Section):

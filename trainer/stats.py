@@ -68,6 +68,11 @@ class Stats:
         if self._main:
             self._tracker.log_images({name: picture[None]}, step=nimg, dataformats='NHWC')
 
+    def leave_out(self, seconds: float) -> None:
+        """Time that was not spent on training does not count in its speed."""
+        then, nimg = self._last
+        self._last = then + seconds, nimg
+
     def close(self) -> None:
         if self._main:
             if sys.stdout.isatty():

@@ -15,6 +15,7 @@ from trainer.data.order import Order
 from trainer.data.shards import Dataset, ShardError, open_dataset
 from trainer.data.stream import Batch, check_resolution, stream
 from trainer.ema import ema_decay, update_ema
+from trainer.evaluation import Evaluation, make_evaluation
 from trainer.game import to_device
 from trainer.models import num_parameters
 from trainer.parallel import Strategy, make_strategy
@@ -39,6 +40,7 @@ class Run:
     state: TrainState
     checkpoints: Checkpoints
     folder: RunFolder | None     # rank 0 holds it
+    evaluation: Evaluation | None
 
 
 def prepare(config: Config) -> Run:
@@ -49,10 +51,12 @@ def prepare(config: Config) -> Run:
     strategy = make_strategy(config.parallel)
     state = make_state(config, dataset.manifest, dist.device(), strategy)
     dist.together(lambda: check_disk(Path(config.run_dir), state), main_only=True)
+    evaluation = make_evaluation(config, dataset, state)
     checkpoints = resume(config, dataset.manifest, state)
+    checkpoints.best = evaluation and evaluation.best_nimg()
     if folder is not None:
         folder.record(config)
-    return Run(config, dataset, strategy, state, checkpoints, folder)
+    return Run(config, dataset, strategy, state, checkpoints, folder, evaluation)
 
 
 def train(run: Run) -> None:
@@ -63,7 +67,8 @@ def train(run: Run) -> None:
 
     # the stream first: its processes start while the scheduler's signals are held, and never see them
     with (closing(open_stream(config, run.dataset, state.nimg)) as data, StopSignals() as stop,
-          closing(Watch(config, run.dataset, state, strategy)) as watch):
+          closing(Watch(config, run.dataset, state, strategy, run.evaluation, lambda: stop.requested)) as watch):
+        best = False
         while state.nimg < config.total_nimg:
             batch, count = to_device(next(data), dist.device()), recipe.stage.batch
             recipe.begin_step()
@@ -73,12 +78,12 @@ def train(run: Run) -> None:
                     watch.phase_done(phase.name, result)
             update_ema(state.G_ema, state.G, ema_decay(state.nimg, count, config.ema))
             state.advance(count)
-            watch.step_done(batch, count)
+            best = watch.step_done(batch, count)
             if dist.any_rank(stop.requested or checkpoints.failed):
                 break
-            if due(config.checkpoint.interval_kimg, state.nimg, count):
-                checkpoints.save(state)
-        checkpoints.save(state)
+            if best or due(config.checkpoint.interval_kimg, state.nimg, count):
+                checkpoints.save(state, best)
+        checkpoints.save(state, best)
         checkpoints.wait()
     done = state.nimg >= config.total_nimg
     dist.print0(f'{"finished" if done else "stopped"} at {state.nimg / 1000:g} kimg; pictures and checkpoints in {config.run_dir}'

@@ -1,6 +1,8 @@
 """What a run shows of itself, when it is due: figures, grids of pictures, and the keys it has read."""
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from trainer.config import Config
 from trainer.data.order import Order
 from trainer.data.shards import Dataset, SampleReader
 from trainer.data.stream import Batch
+from trainer.evaluation import Evaluation
 from trainer.images import fixed_draws, generate, grid
 from trainer.models.spectral import top_singular_values
 from trainer.parallel import Strategy
@@ -21,7 +24,10 @@ from trainer.stats import Stats
 class Watch:
     """All ranks make one and tell it of each phase and step; rank 0 writes, each rank keeps its own keys."""
 
-    def __init__(self, config: Config, dataset: Dataset, state: TrainState, strategy: Strategy):
+    def __init__(self, config: Config, dataset: Dataset, state: TrainState, strategy: Strategy,
+                 evaluation: Evaluation | None = None, stopped: Callable[[], bool] = lambda: False):
+        """stopped: whether this rank was asked to stop, which a long evaluation should not delay."""
+        self._evaluation, self._stopped = evaluation, stopped
         self.config, self.state, self.strategy, self.folder = config, state, strategy, Path(config.run_dir)
         self.stats = Stats(self.folder, config.total_nimg, state.nimg, dist.is_main())
         self._keys = open(self.folder / f'keys-rank{dist.rank()}.jsonl', 'a', buffering=1) if config.log.keys else None
@@ -34,24 +40,36 @@ class Watch:
     def phase_done(self, name: str, result: PhaseResult) -> None:
         self.stats.add(name, result.means, result.gradient_norm, result.seconds)
 
-    def step_done(self, batch: Batch, count: int) -> None:
-        """After the state has advanced past `batch`, one rank's part of `count` images."""
+    def step_done(self, batch: Batch, count: int) -> bool:
+        """After the state has advanced past `batch`, one rank's part of `count` images. Whether it was found the best so far."""
         nimg, log, total = self.state.nimg, self.config.log, self.config.total_nimg
         self.stats.count_damaged(batch.damaged)
         if self._keys is not None:
             self._keys.write(json.dumps({'nimg': batch.nimg, 'keys': batch.keys}) + '\n')
         self.stats.show(nimg)
+        best = False
+        if self._evaluation is not None and (due(self.config.evaluate.interval_kimg, nimg, count) or nimg >= total):
+            best = self._evaluate()
         if due(log.interval_kimg, nimg, count) or nimg >= total:
             if log.singular_values:
                 self._record_singular_values()
             self.stats.report(nimg)
         if due(log.grid_kimg, nimg, count) or nimg >= total:
             self._save_fakes()
+        return best
 
     def close(self) -> None:
         self.stats.close()
         if self._keys is not None:
             self._keys.close()
+
+    def _evaluate(self) -> bool:
+        started = time.perf_counter()
+        scores = self._evaluation.run(self.strategy, self._stopped)
+        self.stats.leave_out(time.perf_counter() - started)
+        if scores is not None:
+            self.stats.record({f'metrics/{name}': value for name, value in scores.values.items()})
+        return scores is not None and self._evaluation.found_best
 
     def _record_singular_values(self) -> None:
         """Those of G's and D's layers. Their sudden rise tells a collapse: Brock et al. 2019, section 4.1."""

@@ -74,9 +74,8 @@ def _die_with_parent() -> None:
 def prepare(picture: Picture, recipe: Recipe) -> Encoded | Skipped:
     """Read, normalise, fit and encode; or say why not. ValueError where `recipe` demands a size that it has not."""
     try:
-        with _quiet(), picture.open(recipe.limits.max_bytes) as file:
-            upright = ImageOps.exif_transpose(_open(file, recipe.limits))
-            image = to_colour(upright, recipe.background, recipe.channels)
+        with _quiet():
+            image = open_upright(picture, recipe.limits, recipe.background, recipe.channels)
     except Exception as error:  # Pillow's readers raise nearly every kind on broken files
         return Skipped(picture.name, _reason(error))
     if recipe.fit is None and image.size[::-1] != recipe.size:
@@ -86,6 +85,12 @@ def prepare(picture: Picture, recipe: Recipe) -> Encoded | Skipped:
     except ValueError as error:
         return Skipped(picture.name, str(error))
     return Encoded(_encode(image, recipe), enlarged)
+
+
+def open_upright(picture: Picture, limits: Limits, background: str, channels: int) -> Image.Image:
+    """L or RGB, turned as its EXIF says. Raises whatever Pillow does on broken files."""
+    with picture.open(limits.max_bytes) as file:
+        return to_colour(ImageOps.exif_transpose(_open(file, limits)), background, channels)
 
 
 def upright_size(picture: Picture, limits: Limits) -> tuple[int, int] | None:

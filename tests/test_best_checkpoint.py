@@ -1,0 +1,46 @@
+"""The checkpoint with the best score outlives the last k, over resumes too."""
+
+from pathlib import Path
+
+import pytest
+from runs_for_tests import tiny_config, train_here
+
+from trainer import dist, evaluation
+from trainer.checkpoint import list_checkpoints
+from trainer.export import describe
+from trainer.metrics.protocol import Scores
+
+KID = {12: 0.3, 24: 0.1, 36: 0.2, 48: 0.4, 60: 0.05, 72: 0.2, 84: 0.07}     # by images shown
+
+PROTOCOL = {'extractor': 'effnet_lite0', 'resizer': 'clean', 'fakes': 10, 'reals': 10, 'seed': 0, 'psi': 1.0, 'truncation': None}
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Evaluations that find KID."""
+    def evaluate(fakes, *_):
+        value = KID[watched[-1].state.nimg]
+        return Scores({'kid_effnet_lite0': value}, {'kid_effnet_lite0': (value, value)}, PROTOCOL)
+
+    class Watched(evaluation.Evaluation):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            watched.append(self)
+
+    watched = []
+    monkeypatch.setattr(evaluation, 'Evaluation', Watched)
+    monkeypatch.setattr(evaluation, 'evaluate', evaluate)
+
+
+def kept(run: Path) -> list[int]:
+    return [int(path.name) for path in list_checkpoints(run / 'checkpoints')]
+
+
+def test_the_best_is_kept_beside_the_newest(shards, tmp_path, scored):
+    dist.init('cpu')
+    section = {'interval_kimg': 0.012, 'metrics': ['kid'], 'images': 10, 'extractor': 'effnet_lite0'}
+    for total, expected, best in ((0.048, [24, 48], 24), (0.072, [60, 72], 60), (0.084, [60, 84], 60)):
+        train_here(tiny_config(shards, tmp_path / 'run', total_kimg=total, evaluate=section,
+                               checkpoint={'interval_kimg': 0.012, 'keep': 1, 'best': 'kid'}))
+        assert kept(tmp_path / 'run') == expected
+        assert describe(tmp_path / 'run' / 'checkpoints' / 'best')[1]['nimg'] == best

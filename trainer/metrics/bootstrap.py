@@ -1,0 +1,33 @@
+"""How far a score would move with other pictures: bootstrap resamples, Efron & Tibshirani 1993."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FRECHET_TIMES, SCORE_TIMES, MEAN_TIMES = 20, 50, 200   # resamples: few where each is dear
+NORMAL_95 = 1.96
+ABOUT = ('95%: value +- 1.96 standard deviations over bootstrap resamples of fakes and reals: 20 for fid and intra_fid, '
+         '50 for is, 200 for others; kid within blocks of at most 4000; the balls of precision ... coverage stay')
+
+
+def resample(count: int, times: int, *key: int) -> Iterator[Tensor]:
+    """`times` resamples of `count` pictures: how often each is drawn, int64 [count]. `key` seeds."""
+    rng = np.random.RandomState(np.array(key))
+    for _ in range(times):
+        yield torch.from_numpy(np.bincount(rng.randint(count, size=count), minlength=count))
+
+
+def interval(value: float, replicates: np.ndarray) -> tuple[float, float]:
+    """95%, around the value: the replicates of a biased distance such as FID lie all on one side of it."""
+    half = NORMAL_95 * float(np.std(replicates, ddof=1))
+    return value - half, value + half
+
+
+def mean_interval(contributions: Tensor, seed: int) -> tuple[float, tuple[float, float]]:
+    """The mean of what each picture contributes [N], float64, and its interval."""
+    value = float(contributions.mean())
+    replicates = [float((counts * contributions).sum()) / len(contributions)
+                  for counts in resample(len(contributions), MEAN_TIMES, seed)]
+    return value, interval(value, np.array(replicates))

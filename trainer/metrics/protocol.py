@@ -1,0 +1,139 @@
+"""One evaluation: pictures, or a generator's fakes, against a dataset; scores with intervals, and how they came about."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from trainer import dist
+from trainer.metrics import bootstrap
+from trainer.metrics.extractors import Extractor
+from trainer.metrics.features import Rows, features_of_fakes, features_of_pictures
+from trainer.metrics.frechet import frechet_distance, intra_class_distance
+from trainer.metrics.inception_score import inception_score, score_replicates
+from trainer.metrics.kid import kernel_distance, kernel_replicates
+from trainer.metrics.manifold import compare_manifolds
+from trainer.metrics.path_length import path_lengths
+from trainer.metrics.pictures import Fakes, Pictures
+from trainer.metrics.reference import reference_features
+from trainer.sections import EvaluateConfig
+
+LEAST = 10   # pictures, for neighbours and splits
+ALONE = {'is', 'ppl'}   # metrics that look at no reals
+OF_NEIGHBOURS = ('precision', 'recall', 'density', 'coverage')
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """By name, which tells the extractor. `protocol`: all that must be equal where scores are compared."""
+
+    values: dict[str, float]
+    intervals: dict[str, Interval]
+    protocol: dict
+
+
+def score_name(metric: str, extractor: Extractor) -> str:
+    """Only Inception's distance is called FID; the legacy resizer is named."""
+    if extractor.name == 'inception':
+        name = 'ppl_inception' if metric == 'ppl' else metric
+    else:
+        name = f'{metric.replace("fid", "fd")}_{extractor.name}'
+    return name + ('' if extractor.resizer == 'clean' else f'_{extractor.resizer}')
+
+
+def check_evaluation(config: EvaluateConfig, source: Pictures | Fakes, reference: Pictures) -> None:
+    """ValueError for metrics that `source` and `reference` cannot give."""
+    made = isinstance(source, Fakes)
+    if min(source.count, reference.count) < LEAST:
+        raise ValueError(f'{source.count} pictures against {reference.count}: both must be at least {LEAST}')
+    if 'ppl' in config.metrics and not made:
+        raise ValueError('ppl is measured between latents, which pictures have not; leave it out')
+    if 'intra_fid' in config.metrics and not ((source.G.c_dim if made else source.labelled) and reference.labelled):
+        raise ValueError('intra_fid needs a conditional model and a dataset with classes; leave it out')
+    if made and config.psi != 1 and not source.G.num_ws:
+        raise ValueError(f'psi={config.psi:g}: this generator has no w to truncate in; use truncation')
+
+
+def evaluate(source: Pictures | Fakes, reference: Pictures, extractor: Extractor, config: EvaluateConfig,
+             stopped: Callable[[], bool] = lambda: False) -> Scores:
+    """Score `source`; all ranks call it together, and all have the result. The same bits on any number of ranks.
+
+    Rank 0 holds the features of all pictures, 8 KB each with Inception. ValueError as of `check_evaluation` and for an
+    extractor that gives no features; Stopped as soon as `stopped` is true on a rank.
+    """
+    wanted = set(config.metrics)
+    reals = reference_features(reference, extractor, stopped) if wanted - ALONE else {}
+    fakes: Rows | None = {}
+    if wanted - {'ppl'}:
+        features_of = features_of_fakes if isinstance(source, Fakes) else features_of_pictures
+        fakes = features_of(source, extractor, 'is' in wanted, 'fakes', stopped)
+    lengths = path_lengths(source, extractor, 'paths', stopped) if 'ppl' in wanted else None
+
+    def score() -> Scores:
+        found, more = _Computation(fakes, reals, lengths, config, extractor.device).scores()
+        names = {metric: score_name(metric, extractor) for metric in config.metrics}
+        return Scores({name: found[metric][0] for metric, name in names.items()},
+                      {name: found[metric][1] for metric, name in names.items()},
+                      _protocol(config, source, reference, extractor, fakes, reals) | more)
+    return dist.gather(dist.together(score, main_only=True))[0]
+
+
+def _protocol(config: EvaluateConfig, source: Pictures | Fakes, reference: Pictures, extractor: Extractor,
+              fakes: Rows, reals: Rows) -> dict:
+    made = isinstance(source, Fakes)
+    size = source.G.resolution if made else source.size
+    return {
+        'extractor': extractor.name, 'weights_sha256': extractor.sha256, 'resizer': extractor.resizer,
+        'resolution': size and list(size), 'fakes': len(fakes['labels']) if fakes else source.count,
+        'reals': len(reals['labels']) if reals else 0, 'dataset': reference.digest, 'seed': config.seed,
+        'psi': config.psi if made else None, 'truncation': config.truncation if made else None, 'interval': bootstrap.ABOUT}
+
+
+class _Computation:
+    """Scores of features that are there; on rank 0."""
+
+    def __init__(self, fakes: Rows, reals: Rows, lengths: np.ndarray | None, config: EvaluateConfig, device: torch.device):
+        self.config, self.lengths, self.device = config, lengths, device
+        self.fakes, self.reals = ({name: torch.from_numpy(array).to(device) for name, array in rows.items()}
+                                  for rows in (fakes, reals))
+
+    def scores(self) -> tuple[dict[str, tuple[float, Interval]], dict]:
+        """(value, interval) of each metric, and what else the protocol should say."""
+        found, more = {}, {}
+        wanted, seed = set(self.config.metrics), self.config.seed
+        needed = [self.fakes] * bool(wanted - {'ppl'}) + [self.reals] * bool(wanted - ALONE)
+        if any(len(rows.get('labels', ())) < LEAST for rows in needed):
+            raise ValueError(f'fewer than {LEAST} pictures could be read')
+        pair = self.fakes.get('features'), self.reals.get('features')
+        if 'fid' in wanted:
+            found['fid'] = self._frechet(lambda *counts: frechet_distance(*pair, *counts))
+        if 'intra_fid' in wanted:
+            groups = pair[0], self.fakes['labels'], pair[1], self.reals['labels']
+            found['intra_fid'] = self._frechet(lambda *counts: intra_class_distance(*groups, *counts)[0])
+            more['intra_fid_classes'] = intra_class_distance(*groups)[1]
+        if 'kid' in wanted:
+            value = kernel_distance(*pair, seed)
+            found['kid'] = value, bootstrap.interval(value, kernel_replicates(*pair, bootstrap.MEAN_TIMES, seed))
+        if 'is' in wanted:
+            classes = self.fakes['classes'].cpu()
+            value = inception_score(classes, seed)
+            resamples = list(bootstrap.resample(len(classes), bootstrap.SCORE_TIMES, seed))
+            found['is'] = value, bootstrap.interval(value, score_replicates(classes, resamples))
+        if wanted & set(OF_NEIGHBOURS):
+            manifold = compare_manifolds(*pair)
+            found |= {name: bootstrap.mean_interval(getattr(manifold, name), seed) for name in OF_NEIGHBOURS}
+        if 'ppl' in wanted:
+            found['ppl'] = bootstrap.mean_interval(torch.from_numpy(self.lengths), seed)
+        return found, more
+
+    def _frechet(self, distance: Callable[..., float]) -> tuple[float, Interval]:
+        times, seed = bootstrap.FRECHET_TIMES, self.config.seed
+        value = distance(None, None)
+        resamples = zip(bootstrap.resample(len(self.fakes['features']), times, seed, 0),
+                        bootstrap.resample(len(self.reals['features']), times, seed, 1), strict=True)
+        replicates = [distance(*(counts.to(self.device) for counts in both))
+                      for both in tqdm(resamples, 'intervals', times, leave=False, disable=None)]
+        return value, bootstrap.interval(value, np.array(replicates))

@@ -1,0 +1,31 @@
+"""What an evaluation leaves: a line in RUN/metrics.jsonl, and a table for people."""
+
+import json
+import time
+from pathlib import Path
+
+from trainer.history import EVALUATIONS
+from trainer.metrics.protocol import Scores
+
+
+def record_of(scores: Scores, nimg: int | None) -> dict:
+    """`nimg`: images the generator was trained on; None for pictures."""
+    return {'nimg': nimg, 'time': time.time(), 'values': scores.values, 'intervals': scores.intervals,
+            'protocol': scores.protocol}
+
+
+def append(folder: Path, record: dict) -> None:
+    with open(folder / EVALUATIONS, 'a') as file:
+        file.write(json.dumps(record) + '\n')
+
+
+def table(scores: Scores) -> str:
+    """One line a score, and a line of what it was measured with."""
+    about = scores.protocol
+    width = max(map(len, scores.values))
+    lines = [f'{name:{width}}  {value:10.4f}   [{scores.intervals[name][0]:.4f}, {scores.intervals[name][1]:.4f}]'
+             for name, value in scores.values.items()]
+    options = ''.join(f', {name} {about[name]:g}' for name in ('psi', 'truncation') if about[name] is not None)
+    sizes = f'{about["fakes"]} pictures' + (f' against {about["reals"]} real ones' if about['reals'] else '')
+    return '\n'.join([*lines, f'{sizes}; features of {about["extractor"]}, resizer {about["resizer"]}, seed {about["seed"]}'
+                      f'{options}; in brackets 95%, bootstrap'])

@@ -1,0 +1,76 @@
+"""Features of real pictures, kept on the disk: they are the same in every evaluation of a dataset."""
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from trainer import dist
+from trainer.metrics.extractors import Extractor
+from trainer.metrics.features import Rows, features_of_pictures
+from trainer.metrics.pictures import Pictures
+from trainer.metrics.weights import cache_folder
+
+
+def reference_features(pictures: Pictures, extractor: Extractor, stopped: Callable[[], bool]) -> Rows | None:
+    """`features` and `labels`, from the cache or else computed and kept; on rank 0, None elsewhere.
+
+    The cache is keyed by the pictures, their size, the weights and the resizer. What is damaged there is made again.
+    """
+    path = cache_folder() / f'{_key(pictures, extractor)}.safetensors'
+    rows = _load(path) if dist.is_main() else None
+    if any(dist.gather(rows is not None)):
+        return rows
+    rows = features_of_pictures(pictures, extractor, False, 'reals', stopped)
+    if rows:
+        try:
+            _save(path, rows)
+        except OSError as error:
+            print(f'warning: features of the reals cannot be kept for the next time: {error}', file=sys.stderr, flush=True)
+    return rows
+
+
+def _key(pictures: Pictures, extractor: Extractor) -> str:
+    parts = pictures.digest, pictures.size, pictures.count, extractor.sha256, extractor.size, extractor.normalisation, \
+        extractor.resizer
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _digest(rows: Rows) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(rows):
+        digest.update(np.ascontiguousarray(rows[name]))
+    return digest.hexdigest()
+
+
+def _load(path: Path) -> Rows | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, 'np') as file:
+            rows = {name: file.get_tensor(name) for name in file.keys()}   # noqa: SIM118, it is no dict
+            if _digest(rows) == file.metadata()['sha256']:
+                return rows
+            reason = 'its SHA-256 is not the one within'
+    except (SafetensorError, OSError) as error:
+        reason = str(error)
+    print(f'warning: {path} is damaged ({reason}); its features are computed again', file=sys.stderr, flush=True)
+    return None
+
+
+def _save(path: Path, rows: Rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, suffix='.part')
+    os.close(handle)
+    try:
+        save_file(rows, aside, {'sha256': _digest(rows)})
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise

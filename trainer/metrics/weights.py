@@ -1,0 +1,72 @@
+"""Files of feature networks: where they are kept, and that they are what they should be."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import urllib.request
+from pathlib import Path
+
+from cleanfid.downloads_helper import inception_url
+
+from trainer.durable import write_text
+
+INCEPTION_FILE = 'inception-2015-12-05.pt'   # the name that clean-fid's wrapper looks for
+TIMEOUT = 60   # seconds without a byte
+
+
+def cache_folder() -> Path:
+    """IMAGO_METRICS_CACHE, or imago/metrics in the user's cache."""
+    named = os.environ.get('IMAGO_METRICS_CACHE')
+    return Path(named) if named else Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'imago' / 'metrics'
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def fetch_inception(folder: Path) -> Path:
+    """Inception's weights in `folder`; fetched by one process, while others wait, where they are not.
+
+    Their SHA-256 is kept beside them and checked at each use. ValueError if they cannot be had, or have changed since.
+    """
+    path = folder / INCEPTION_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(path.with_suffix('.lock'), 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.is_file():
+                _fetch(path)
+    except OSError as error:
+        raise ValueError(f'--extractor inception: its weights are not in {folder} and cannot be fetched ({error}); copy '
+                         f'{INCEPTION_FILE} there, give its path, or take --extractor effnet_lite0') from error
+    check_inception(path)
+    return path
+
+
+def check_inception(path: Path) -> None:
+    """ValueError unless weights in the cache are those that were fetched or first used."""
+    record, found = _record_of(path), sha256_of(path)
+    if not record.is_file():
+        write_text(record, found + '\n')
+    elif record.read_text().strip() != found:
+        raise ValueError(f'{path} has SHA-256 {found}, {record} says {record.read_text().strip()}: it is damaged; '
+                         'remove both')
+
+
+def _fetch(path: Path) -> None:
+    aside = path.with_suffix('.part')
+    with urllib.request.urlopen(inception_url, timeout=TIMEOUT) as body, open(aside, 'wb') as out:
+        shutil.copyfileobj(body, out)
+        length = body.headers.get('Content-Length')
+        if length is not None and out.tell() != int(length):
+            raise OSError(f'{out.tell()} of {length} bytes came')
+        out.flush()
+        os.fsync(out.fileno())
+    write_text(_record_of(path), sha256_of(aside) + '\n')
+    os.replace(aside, path)
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_suffix('.sha256')

@@ -1,0 +1,173 @@
+"""`imago evaluate`: how good a generator's pictures, or a folder of them, are, beside those of a dataset."""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from trainer import dist
+from trainer.checkpoint import SEAL
+from trainer.data.manifest import FILE_NAME
+from trainer.data.shards import ShardError, open_dataset
+from trainer.data.stream import check_resolution
+from trainer.export import ABOUT, build_generator, describe
+from trainer.metrics import record
+from trainer.metrics.extractors import make_extractor
+from trainer.metrics.pictures import Damaged, Fakes, Pictures, ShardPictures
+from trainer.metrics.protocol import check_evaluation, evaluate
+from trainer.run_folder import CONFIG_FILE, read_config
+from trainer.sections import EvaluateConfig
+from trainer.tools.pack_images import Limits, open_upright
+from trainer.tools.pack_sources import Picture, list_source
+
+MAX_PIXELS = 2 ** 28   # of a picture in a folder
+
+
+@dataclass(frozen=True)
+class FolderPictures:
+    """Pictures of a folder, zip or tars, each at its own size, upright and in sRGB; at most `most`, drawn by `seed`."""
+
+    source: str
+    most: int
+    seed: int
+    size: None = None
+    labelled: bool = False
+
+    @cached_property
+    def _pictures(self) -> list[Picture]:
+        pictures = list_source(self.source).pictures
+        drawn = np.random.RandomState([self.seed, 1]).permutation(len(pictures))[:self.most]
+        return [pictures[index] for index in sorted(drawn)]
+
+    @property
+    def count(self) -> int:
+        return len(self._pictures)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of names, bytes and times of change: reading all the files would take as long as their features."""
+        digest = hashlib.sha256()
+        for picture in self._pictures:
+            path = Path(picture.container)
+            found = os.stat(path / picture.name if path.is_dir() else path)
+            digest.update(repr((picture.name, str(path.resolve()), found.st_size, found.st_mtime_ns)).encode())
+        return digest.hexdigest()
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        picture = self._pictures[index]
+        try:
+            image = open_upright(picture, Limits(MAX_PIXELS), 'white', 3)
+        except Exception as error:   # as in packing: Pillow's readers raise nearly every kind on broken files
+            raise Damaged(f'{picture.name}: {error}') from error
+        return np.asarray(image), 0
+
+
+def find_pictures(path: str, config: EvaluateConfig, most: int, size: tuple[int, int] | None = None) -> Pictures:
+    """Of shards, at `size` (height, width) or as packed; or of a folder, zip or tars. ValueError if it holds none."""
+    if not Path(path).exists() and ':' not in path and '{' not in path:
+        raise ValueError(f'no such folder: {path}; give shards or pictures')
+    if ':' not in path and not (Path(path) / FILE_NAME).is_file():
+        return FolderPictures(path, most, config.seed)
+    try:
+        dataset = open_dataset(path)
+    except ShardError as error:
+        raise ValueError(str(error)) from error
+    size = size or dataset.manifest.resolution
+    if size is None:
+        raise ValueError(f'{path} holds pictures of different sizes; pack them with imago pack --resolution')
+    check_resolution(dataset, size)
+    return ShardPictures(dataset, tuple(size), most, config.seed)
+
+
+def is_generator(path: Path) -> bool:
+    return any((path / name).exists() for name in (ABOUT, SEAL, CONFIG_FILE, 'checkpoints'))
+
+
+def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None]:
+    """The `evaluate` section of a run, or the defaults, under the options; and the dataset. ValueError for bad values."""
+    source = Path(options.source)
+    config = read_config(source) if (source / CONFIG_FILE).is_file() else None
+    if config and not options.data and config.data.path.startswith('pipe:'):    # the run may be a stranger's
+        raise ValueError(f'{source} reads its dataset by a command, {config.data.path}; if you trust that, give it as --data')
+    tree = (config.evaluate if config else EvaluateConfig()).model_dump()
+    tree |= {name: value for name in tree if (value := getattr(options, name, None)) is not None}
+    try:
+        return EvaluateConfig.model_validate(tree), options.data or (config.data.path if config else None)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise ValueError(f'--{str(detail["loc"][0]).replace("_", "-")} {detail["input"]}: {detail["msg"]}') from None
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate, print, and keep. All ranks call it together. ValueError for what the user can mend."""
+    config, data = dist.together(lambda: settings(options))
+    if data is None:
+        raise ValueError(f'--data is missing: {options.source} is no run folder, which would name its dataset')
+    dist.init(options.device)
+    path, nimg = Path(options.source), None
+    if is_generator(path):
+        folder, about = dist.together(lambda: describe(path))
+        G, nimg = dist.together(lambda: build_generator(folder, about, dist.device())), about['nimg']
+        source = Fakes(G, about['class_counts'], config.images, config.seed, dist.device(), config.psi, config.truncation)
+        size = G.resolution
+    else:
+        source, size = dist.together(lambda: find_pictures(options.source, config, config.images)), None
+    reference = dist.together(lambda: find_pictures(data, config, config.reals, size))
+    dist.together(lambda: check_evaluation(config, source, reference))
+    extractor = dist.together(lambda: make_extractor(config, dist.device()))
+    scores = evaluate(source, reference, extractor, config)
+    if dist.is_main():
+        entry = record.record_of(scores, nimg)
+        if (path / CONFIG_FILE).is_file():
+            record.append(path, entry)
+        print(json.dumps(entry) if options.json else record.table(scores))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='imago evaluate', description=__doc__, allow_abbrev=False,
+                                     epilog='imago evaluate also takes --gpus N: N processes here, by torchrun. What is not '
+                                            'given is taken from the section `evaluate` of the run.')
+    parser.add_argument('source', help='a run folder, a checkpoint, an export, a folder of pictures, or shards')
+    parser.add_argument('--data', help="shards, or a folder of pictures, to compare with (default: the run's own)")
+    parser.add_argument('--metrics', type=lambda text: tuple(text.split(',')),
+                        help='some of fid,kid,is,precision,recall,density,coverage,ppl,intra_fid')
+    parser.add_argument('--images', type=int, help='fakes (default: 50000)')
+    parser.add_argument('--reals', type=int, help='at most; drawn by the seed (default: 50000)')
+    parser.add_argument('--seed', type=int)
+    parser.add_argument('--psi', type=float, help='truncation psi')
+    parser.add_argument('--truncation', type=float, help='draw latents again until |z| is below this, as BigGAN does')
+    parser.add_argument('--resizer', help='clean (antialiased bicubic) or legacy (bilinear)')
+    parser.add_argument('--extractor', help='auto, inception, effnet_lite0, or a TorchScript or ONNX file')
+    parser.add_argument('--extractor-size', type=int, metavar='PX', help='of a file')
+    parser.add_argument('--extractor-mean', type=float, nargs=3, metavar='X', help='of a file; of values from 0 to 1')
+    parser.add_argument('--extractor-std', type=float, nargs=3, metavar='X', help='of a file')
+    parser.add_argument('--extractor-sha256', metavar='HEX', help='that the weights must have')
+    parser.add_argument('--device', default='auto', choices=('auto', 'cpu', 'cuda'))
+    parser.add_argument('--json', action='store_true', help='one line of JSON instead of a table')
+    try:
+        run(parser.parse_args(arguments))
+    except (ValueError, OSError) as error:
+        return fail(error, 2)
+    except ShardError as error:
+        return fail(error, 1)
+    finally:
+        dist.shutdown()
+    return 0
+
+
+def fail(error: Exception, status: int) -> int:
+    """One line for people; errors that all ranks share are told once."""
+    if dist.is_main() or isinstance(error, (ShardError, OSError)):
+        print(f'imago evaluate: error: {error}', file=sys.stderr, flush=True)
+    return status
+
+
+if __name__ == '__main__':
+    sys.exit(main())
