@@ -24,12 +24,12 @@ def positive(text: str) -> int:
     return value
 
 
-def run_parser(prog: str, about: str) -> Parser:
+def run_parser(prog: str, about: str, nodes: Callable[[str], object] = positive, nodes_help: str | None = None) -> Parser:
     """For a run of `--nodes` x `--gpus-per-node` ranks; overrides may stand between the options."""
     parser = Parser(prog=prog, description=about)
     parser.add_argument('config', help='a YAML file, or the name of one in configs/')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, as imago train takes them')
-    parser.add_argument('--nodes', type=positive, required=True)
+    parser.add_argument('--nodes', type=nodes, required=True, help=nodes_help)
     parser.add_argument('--gpus-per-node', type=positive, required=True, help='ranks on each node; on CPUs with device=cpu')
     return parser
 
@@ -46,7 +46,8 @@ def job_parser(prog: str, about: str) -> Parser:
 def load_run(options: argparse.Namespace) -> Config:
     """ValueError for a configuration that cannot run on that many ranks."""
     config = load_config(options.config, options.overrides)
-    config.check_world(options.nodes * options.gpus_per_node)
+    for nodes in options.nodes if isinstance(options.nodes, range) else (options.nodes,):
+        config.check_world(nodes * options.gpus_per_node)
     return config
 
 

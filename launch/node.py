@@ -5,39 +5,80 @@ can mend, another one for a failure that restarts did not mend.
 """
 
 import argparse
+import ipaddress
 import os
+import re
+import socket
 import sys
 from pathlib import Path
+
+import psutil
 
 from launch.cluster import load_run, run_parser, tell_errors
 from launch.torchrun import STOPPED, run_torchrun
 from trainer.config import Config
 
 PROG, MAX_RESTARTS = 'imago launch node', 3
+LAST_CALL = 10   # seconds that an elastic run waits for more nodes than it needs
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = run_parser(PROG, 'One node of several: torchrun, which every node starts with the same arguments.')
+    parser = run_parser(PROG, 'One node of several: torchrun, which every node starts with the same arguments.',
+                        nodes=node_range, nodes_help='N, or MIN:MAX to go on with what is left after a loss')
     parser.add_argument('--rendezvous', required=True, metavar='HOST:PORT', help='where the nodes meet: on one of them')
     parser.add_argument('--id', default='imago', help='the same on all nodes, another one for each job')
     options = parser.parse_intermixed_args(arguments)
     return tell_errors(PROG, lambda: run_node(options))
 
 
+def node_range(text: str) -> range:
+    """'4' -> range(4, 5); '2:4' -> range(2, 5)"""
+    match = re.fullmatch(r'([1-9]\d*)(?::([1-9]\d*))?', text)
+    if match is None or int(match[2] or match[1]) < int(match[1]):
+        raise argparse.ArgumentTypeError(f'{text!r} is not of the form N or MIN:MAX, 1 or more')
+    return range(int(match[1]), int(match[2] or match[1]) + 1)
+
+
 def run_node(options: argparse.Namespace) -> int:
     config = load_run(options)
+    endpoint, address = meeting_point(options.rendezvous)
     # with a store shared between agent and ranks, a node that comes back would find the old one
     os.environ.setdefault('TORCH_DISABLE_SHARE_RDZV_TCP_STORE', '1')
     from torch.distributed import DistError
     from torch.distributed.elastic.rendezvous import RendezvousError
     try:
         status = run_torchrun(options.gpus_per_node, [
-            f'--nnodes={options.nodes}', f'--max-restarts={MAX_RESTARTS}', '--rdzv-backend=c10d', f'--rdzv-id={options.id}',
-            f'--rdzv-endpoint={options.rendezvous}', '-m', 'trainer', options.config, *options.overrides])
+            f'--nnodes={options.nodes[0]}:{options.nodes[-1]}', f'--max-restarts={MAX_RESTARTS}', '--rdzv-backend=c10d',
+            f'--rdzv-id={options.id}', f'--rdzv-endpoint={endpoint}', f'--rdzv-conf=last_call_timeout={LAST_CALL}',
+            *([f'--local-addr={address}'] if address else []), '-m', 'trainer', options.config, *options.overrides])
     except (RendezvousError, DistError) as error:
         print(f'{PROG}: lost the other nodes: {error}', file=sys.stderr)
         return STOPPED
     return STOPPED if status == 0 and not finished(config) else status
+
+
+def meeting_point(rendezvous: str) -> tuple[str, str | None]:
+    """Where torchrun meets the others, and the address that they reach this node at; gloo is told its interface.
+
+    torchrun goes by host names, which need not lead to a node, or tell it that it is the one to meet at. None where the name
+    of the rendezvous leads nowhere yet, or only to this machine: then torchrun finds out by itself.
+    """
+    host, _, port = rendezvous.rpartition(':')
+    if not host or not port.isdigit():
+        raise ValueError(f'--rendezvous {rendezvous!r} is not of the form HOST:PORT')
+    try:
+        family, kind, _, _, there = socket.getaddrinfo(host.strip('[]'), int(port), type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(there)    # sends nothing
+            address = probe.getsockname()[0]
+    except OSError:
+        return rendezvous, None
+    if ipaddress.ip_address(address).is_loopback:
+        return rendezvous, None
+    interface = next(name for name, entries in psutil.net_if_addrs().items()
+                     if address in [entry.address for entry in entries])
+    os.environ.setdefault('GLOO_SOCKET_IFNAME', interface)
+    return (f'localhost:{port}' if address == there[0] else rendezvous), address
 
 
 def finished(config: Config) -> bool:

@@ -22,6 +22,8 @@ def run_torchrun(ranks: int, arguments: list[str]) -> int:
         signal.signal(number, _pass_on)
     # torchrun would give each process one thread
     os.environ.setdefault('OMP_NUM_THREADS', str(max(len(os.sched_getaffinity(0)) // ranks, 1)))
+    # of a node that was lost torch would tell in stack traces; we do in one line
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
     # a rank that failed has said why: no report of torchrun's own

@@ -99,7 +99,8 @@ class Checkpoints:
     def wait(self) -> None:
         """Until the save under way is complete. CheckpointError, on all ranks, if it failed."""
         if self._thread is not None:
-            self._thread.join()
+            with dist.patience('saving a checkpoint'):
+                self._thread.join()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None

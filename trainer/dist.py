@@ -4,20 +4,29 @@ import ctypes
 import os
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed
 from accelerate import PartialState
 
+from trainer.heartbeat import Heartbeat
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _PR_SET_PDEATHSIG = -1, -3, 1
 T = TypeVar('T')
+_LAST_RESORT = 6    # what the backend's own time limit is of ours: it cannot tell who is slow from who is lost
 _control: torch.distributed.ProcessGroup | None = None
+_heartbeat: Heartbeat | None = None
 
 
-def init(device: str) -> None:
-    """Join the processes that torchrun started, if any, and choose this rank's device: 'auto', 'cpu' or 'cuda'."""
-    global _control
+def init(device: str, timeout_minutes: float = 10.0) -> None:
+    """Join the processes that torchrun started, if any, and choose this rank's device: 'auto', 'cpu' or 'cuda'.
+
+    A rank that keeps the others waiting for `timeout_minutes` without a reason is named, and all end with status 1.
+    """
+    global _control, _heartbeat
     if device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('device=cuda, but torch sees no CUDA device; use device=cpu, or see imago doctor')
     local_world = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
@@ -29,9 +38,13 @@ def init(device: str) -> None:
     cpu = device == 'cpu' or not torch.cuda.is_available()
     if cpu:
         _keep_large_allocations()
-    process = PartialState(cpu=cpu)
+    joined = torch.distributed.is_initialized()
+    process = PartialState(cpu=cpu, timeout=timedelta(minutes=_LAST_RESORT * timeout_minutes))
     # accelerate without cpu=True can silently make every rank a world of one
     assert process.num_processes == int(os.environ.get('WORLD_SIZE', 1)), 'accelerate and torchrun disagree on the world'
+    if world_size() > 1 and not joined:
+        store = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
+        _heartbeat = Heartbeat(store, rank(), world_size(), 60 * timeout_minutes)
     # small messages travel on a group of their own, on the CPU, whatever the gradients use
     _control = new_group()
 
@@ -63,8 +76,41 @@ def new_group() -> torch.distributed.ProcessGroup | None:
     return torch.distributed.new_group(backend='gloo') if torch.distributed.is_initialized() else None
 
 
+def begin_step(nimg: int) -> None:
+    if _heartbeat is not None:
+        _heartbeat.begin_step(nimg)
+
+
+def moved(where: str | None = None) -> None:
+    """Tell the heartbeat: where this rank is now, or that it enters one more collective. All ranks in the same order."""
+    if _heartbeat is not None:
+        _heartbeat.move(where)
+
+
+def patience(where: str) -> AbstractContextManager:
+    """Around work on which the others may wait as long as this process lives."""
+    return nullcontext() if _heartbeat is None else _heartbeat.patience(where)
+
+
+def tell_failure(message: str, status: int) -> None:
+    """Before this rank ends, for those that will lose it."""
+    if _heartbeat is not None:
+        _heartbeat.fail(message, status)
+
+
+def why_lost(error: Exception) -> tuple[str, int] | None:
+    """If a collective failed because another rank ended: one line on that, and its exit status."""
+    # gloo raises RuntimeErrors that begin with a place in its source
+    if not isinstance(error, torch.distributed.DistError) and 'third_party/gloo' not in str(error):
+        return None
+    if _heartbeat is None:
+        return f'could not join the others: {str(error).splitlines()[0]}', 1
+    return _heartbeat.failure()
+
+
 def barrier() -> None:
     if _control is not None:
+        moved()
         torch.distributed.barrier(_control)
 
 
@@ -72,6 +118,7 @@ def any_rank(flag: bool) -> bool:
     """True on all ranks as soon as `flag` is true on one."""
     if _control is None:
         return flag
+    moved()
     value = torch.tensor(int(flag))
     torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX, group=_control)
     return bool(value)
@@ -81,6 +128,8 @@ def gather(value: object, group: torch.distributed.ProcessGroup | None = None) -
     """The picklable `value` of each rank, in order of rank, on all ranks."""
     if _control is None:
         return [value]
+    if group is None:    # others are of other threads
+        moved()
     values = [None] * world_size()
     torch.distributed.all_gather_object(values, value, group=group or _control)
     return values
@@ -102,6 +151,10 @@ def together(work: Callable[[], T], main_only: bool = False) -> T | None:
 
 
 def shutdown() -> None:
+    global _heartbeat
+    if _heartbeat is not None:
+        _heartbeat.close()
+        _heartbeat = None
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -157,6 +157,7 @@ class FullySharded(DataParallel):
     @contextmanager
     def whole(self, *networks: nn.Module) -> Iterator[None]:
         networks = networks or tuple(self._parts)
+        dist.moved()
         for network in networks:
             network.unshard()
         try:
@@ -210,6 +211,7 @@ class _DifferentiableSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: object, tensor: Tensor) -> Tensor:
+        dist.moved()
         total = tensor.contiguous().clone()
         torch.distributed.all_reduce(total)
         return total

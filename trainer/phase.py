@@ -57,10 +57,12 @@ def run_phase(phase: Phase, micro_batches: list[MicroBatch], seed: int, nimg: in
     NonFiniteGradient names phase, images shown and rank, before anything was changed.
     """
     started = time.perf_counter()
+    dist.moved(f'{nimg} images (phase {phase.name})')
     with strategy.whole():
         phase.prepare()
         strategy.zero_gradients(phase.network)
         means = accumulate(phase, micro_batches, seed, nimg)
+        dist.moved()
         norm, bad_ranks = strategy.sync_gradients(phase.network)
     if not math.isfinite(norm):
         where = f'rank {", ".join(map(str, bad_ranks))}' if bad_ranks else 'the sum over ranks'

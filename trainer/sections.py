@@ -112,6 +112,7 @@ class ParallelConfig(Section):
     strategy: Literal['data', 'fsdp', 'zero'] = 'data'   # whole on every rank; cut into parts; only moments in parts
     replicas: PositiveInt = 1                     # of fsdp: sets of parts, say one a node; divides the ranks
     stage: int = Field(1, ge=1, le=3)             # of zero; only 1 goes with penalties on gradients
+    timeout_minutes: PositiveFloat = 10.0         # a rank that keeps the others waiting for so long is named, and all end
 
 
 Metric = Literal['fid', 'kid', 'is', 'precision', 'recall', 'density', 'coverage', 'ppl', 'intra_fid']

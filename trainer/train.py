@@ -70,6 +70,7 @@ def train(run: Run) -> None:
           closing(Watch(config, run.dataset, state, strategy, run.evaluation, lambda: stop.requested)) as watch):
         best = False
         while state.nimg < config.total_nimg:
+            dist.begin_step(state.nimg)
             batch, count = to_device(next(data), dist.device()), recipe.stage.batch
             recipe.begin_step()
             for phase in phases:
@@ -162,20 +163,34 @@ def main(arguments: list[str] | None = None) -> int:
             config.check_world(dist.world_size())
             dist.print0(to_yaml(config) + describe_run(config, open_checked(config).manifest, dist.world_size()))
             return 0
-        dist.init(config.device)
+        dist.init(config.device, config.parallel.timeout_minutes)
         run = prepare(config)
     except (ValueError, OSError) as error:
         dist.shutdown()
         return fail(error, 2)
+    except RuntimeError as error:
+        return end(error)
     try:
         train(run)
-    except (CheckpointError, OSError) as error:
-        return fail(error, 2)
-    except (ShardError, NonFiniteGradient) as error:
-        return fail(error, 1)
+    except Exception as error:
+        return end(error)
     finally:
         dist.shutdown()
     return 0
+
+
+def end(error: Exception) -> int:
+    """After a failure of this rank, or of one that it needs. Errors of our own making keep their traceback."""
+    lost = dist.why_lost(error)
+    if lost is not None:
+        message, status = lost
+        print(f'imago train: error: {message}', file=sys.stderr, flush=True)
+        return status
+    status = 2 if isinstance(error, (CheckpointError, OSError)) else 1
+    dist.tell_failure(str(error) or repr(error), status)
+    if not isinstance(error, (CheckpointError, OSError, ShardError, NonFiniteGradient)):
+        raise error
+    return fail(error, status)
 
 
 def fail(error: Exception, status: int) -> int:

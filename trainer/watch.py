@@ -49,13 +49,16 @@ class Watch:
         self.stats.show(nimg)
         best = False
         if self._evaluation is not None and (due(self.config.evaluate.interval_kimg, nimg, count) or nimg >= total):
-            best = self._evaluate()
+            with dist.patience('evaluating'):
+                best = self._evaluate()
         if due(log.interval_kimg, nimg, count) or nimg >= total:
             if log.singular_values:
-                self._record_singular_values()
+                with dist.patience('singular values'):
+                    self._record_singular_values()
             self.stats.report(nimg)
         if due(log.grid_kimg, nimg, count) or nimg >= total:
-            self._save_fakes()
+            with dist.patience('a grid of fakes'):
+                self._save_fakes()
         return best
 
     def close(self) -> None:

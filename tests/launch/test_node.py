@@ -6,13 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 import pytest
 from runs_for_tests import tiny_config, write_tiny
 
 from launch.cluster import load_run, run_parser
-from launch.node import finished
+from launch.node import finished, meeting_point, node_range
 from launch.torchrun import STOPPED
 
 ROOT = Path(__file__).parents[2]
@@ -99,3 +100,31 @@ def free_port():
 def is_open(port):
     with socket.socket() as probe:
         return probe.connect_ex(('127.0.0.1', port)) == 0
+
+
+@pytest.mark.parametrize('text, counts', [('2', [2]), ('1:2', [1, 2]), ('2:4', [2, 3, 4])])
+def test_elastic_runs_are_checked_for_each_number_of_nodes(text, counts):
+    assert list(node_range(text)) == counts
+
+
+@pytest.mark.parametrize('text', ['0', '2:1', '0:2', '1:', 'two', '1:2:3'])
+def test_nodes_that_are_no_range_are_refused(text):
+    with pytest.raises(ArgumentTypeError, match='not of the form N or MIN:MAX'):
+        node_range(text)
+
+
+def test_a_batch_that_does_not_fit_what_may_be_left_is_refused(shards, tmp_path):
+    path = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml')
+    options = Namespace(config=str(path), overrides=[], nodes=node_range('4:5'), gpus_per_node=1)
+    with pytest.raises(ValueError, match='not a multiple of the 5 ranks'):
+        load_run(options)
+
+
+def test_where_the_nodes_meet(monkeypatch):
+    monkeypatch.delenv('GLOO_SOCKET_IFNAME', raising=False)
+    for left_to_torchrun in 'localhost:1', 'not-known-yet.invalid:1':
+        assert meeting_point(left_to_torchrun) == (left_to_torchrun, None)
+    for wrong in 'host', 'host:', ':1', 'host:port':
+        with pytest.raises(ValueError, match='not of the form HOST:PORT'):
+            meeting_point(wrong)
+    assert 'GLOO_SOCKET_IFNAME' not in os.environ

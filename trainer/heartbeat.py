@@ -1,0 +1,166 @@
+"""Which rank stands still, and which one failed: ranks tell one another through the store that they met at."""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch.distributed import DistError, TCPStore
+
+_FAILURE = 'imago/failure'
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank is."""
+
+    beat: int          # grows as long as the process runs
+    moves: int         # the same for all ranks that are at the same point of the program
+    still: float       # seconds since the last move
+    patient: bool      # it may take as long as it lives
+    where: str
+    host: str
+
+
+class Heartbeat:
+    """Publishes this rank's place, and ends the process when that has waited in vain for another.
+
+    Only a standstill of `limit` seconds makes it look at the others, so a step may take its time. The clock is monotonic,
+    and does not count the time that the process was stopped.
+    """
+
+    def __init__(self, address: tuple[str, int], rank: int, world: int, limit: float):
+        """address: of the TCPStore that the ranks met at."""
+        self._address, self._rank, self._world, self._limit = address, rank, world, limit
+        self._interval = min(limit / 10, 5.0)
+        self._where, self._patient, self._moves, self._steps = 'the start', True, 0, 0
+        self._still = self._unanswered = 0.0    # seconds
+        # one connection a thread: a call that waits would hold up the others
+        self._store, talking = (TCPStore(*address, is_master=False, wait_for_workers=False) for _ in range(2))
+        if rank == 0:
+            self._store.delete_key(_FAILURE)    # of the attempt before: a launcher's store outlives it
+        self._publish(talking, 0)
+        self._ended = threading.Event()
+        # two threads: a store that is stopped never answers, whatever time-out it was given
+        self._threads = [threading.Thread(target=self._talk, args=(talking,), daemon=True),
+                         threading.Thread(target=self._watch, daemon=True)]
+        for thread in self._threads:
+            thread.start()
+
+    def begin_step(self, nimg: int) -> None:
+        """The first one of a process compiles, and fetches shards: it may take as long as it lives."""
+        self._steps += 1
+        self._patient = self._steps == 1
+        self.move(f'{nimg} images (reading pictures)')
+
+    def move(self, where: str | None = None) -> None:
+        """Progress that all ranks make in the same order: a phase begins, a collective is entered."""
+        self._moves += 1
+        self._where = where or self._where
+
+    @contextmanager
+    def patience(self, where: str) -> Iterator[None]:
+        """For work that may take as long as the process lives."""
+        before = self._where, self._patient
+        self._patient = True
+        self.move(where)
+        try:
+            yield
+        finally:
+            self._where, self._patient = before
+            self.move()
+
+    def fail(self, message: str, status: int) -> None:
+        """Tell the others why this rank ends. The first to tell is believed."""
+        try:
+            self._store.compare_set(_FAILURE, '', json.dumps([self._rank, message, status]))
+        except DistError as error:    # the store has gone with rank 0, and the others know that
+            print(f'rank {self._rank} could not tell the others: {error}', file=sys.stderr)
+
+    def failure(self) -> tuple[str, int]:
+        """Why this rank lost the others, in one line, and the exit status that fits."""
+        try:
+            if not self._store.check([_FAILURE]):
+                return 'another rank is gone without a word: it was killed, or its machine was lost', 1
+            rank, message, status = json.loads(self._store.get(_FAILURE))
+            return f'stopped because rank {rank} failed: {message}', status
+        except DistError:
+            return f'{self._holder()} is gone', 1
+
+    def close(self) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(self._interval)
+
+    def _watch(self) -> None:
+        """Measure standstill."""
+        moves, last = -1, time.monotonic()
+        while not self._ended.wait(self._interval):
+            now = time.monotonic()
+            waited = min(now - last, 2 * self._interval)    # a stopped process has not waited
+            self._still = self._still + waited if self._moves == moves else 0.0
+            self._unanswered += waited
+            moves, last = self._moves, now
+            if self._still >= self._limit and self._unanswered >= self._limit / 2:
+                self._end(f'{self._holder()}, has not moved for {self._limit:g} seconds: it does not answer', 1)
+
+    def _talk(self, store: TCPStore) -> None:
+        """Publish, and while standing still listen to the others."""
+        beat, looks, earlier = 0, 0, []
+        while not self._ended.wait(self._interval):
+            beat, still = beat + 1, self._still
+            try:
+                self._publish(store, beat)
+                if still > 2 * self._interval and store.check([_FAILURE]):
+                    self._end(*self.failure())
+                looks = min(looks, int(still / (self._limit / 2)))    # back to 0 with each move
+                if still >= (looks + 1) * self._limit / 2:
+                    looks, places = looks + 1, self._read(store)
+                    verdict = judge(earlier, places, self._limit) if looks > 1 else None
+                    if verdict:
+                        self.fail(verdict, 1)
+                        self._end(verdict, 1)
+                    earlier = places
+            except DistError:    # it is gone; if this rank still needs it, `_watch` will tell
+                return
+            self._unanswered = 0.0
+
+    def _holder(self) -> str:
+        return f'rank 0, or its launcher, on {self._address[0]}'
+
+    def _publish(self, store: TCPStore, beat: int) -> None:
+        place = beat, self._moves, self._still, self._patient, self._where, socket.gethostname()
+        store.set(f'imago/place/{self._rank}', json.dumps(place))
+
+    def _read(self, store: TCPStore) -> list[Place]:
+        return [Place(*json.loads(text)) for text in store.multi_get([f'imago/place/{rank}' for rank in range(self._world)])]
+
+    def _end(self, message: str, status: int) -> None:
+        print(f'imago train: error: {message}', file=sys.stderr, flush=True)
+        os._exit(status)    # the main thread stands in a collective that may never return
+
+
+def judge(earlier: list[Place], places: list[Place], limit: float) -> str | None:
+    """Names the rank that the others wait for, from two looks that are `limit` / 2 apart; None while it may go on.
+
+    That is one whose process is silent; else, of those with the fewest moves, one that has made none for `limit` seconds.
+    """
+    silent = [rank for rank, (before, now) in enumerate(zip(earlier, places, strict=True)) if before.beat == now.beat]
+    if silent:
+        return _accuse(silent[0], places, 'its process is stopped, or its machine is lost')
+    fewest = min(place.moves for place in places)
+    behind = [rank for rank, place in enumerate(places) if place.moves == fewest]
+    if any(places[rank].patient or places[rank].still < limit for rank in behind):
+        return None
+    if len(behind) == len(places):
+        return f'no rank has moved since {places[0].where}: they wait for one another; look at the network between them'
+    return _accuse(behind[0], places, 'its process runs, but hangs')
+
+
+def _accuse(rank: int, places: list[Place], why: str) -> str:
+    return f'rank {rank} on {places[rank].host} has not moved since {places[rank].where}: {why}'
