@@ -8,7 +8,9 @@ from runs_for_tests import tiny_config, train_here
 from trainer import dist, evaluation
 from trainer.checkpoint import list_checkpoints
 from trainer.export import describe
+from trainer.guard import roll_back
 from trainer.metrics.protocol import Scores
+from trainer.train import prepare, train
 
 KID = {12: 0.3, 24: 0.1, 36: 0.2, 48: 0.4, 60: 0.05, 72: 0.2, 84: 0.07}     # by images shown
 
@@ -44,3 +46,14 @@ def test_the_best_is_kept_beside_the_newest(shards, tmp_path, scored):
                                checkpoint={'interval_kimg': 0.012, 'keep': 1, 'best': 'kid'}))
         assert kept(tmp_path / 'run') == expected
         assert describe(tmp_path / 'run' / 'checkpoints' / 'best')[1]['nimg'] == best
+
+
+@pytest.mark.parametrize('last_good, back_to, best_left', [(36, 24, True), (12, 12, False)])
+def test_the_guard_goes_back_to_the_best_unless_that_came_too_late(shards, tmp_path, scored, last_good, back_to, best_left):
+    dist.init('cpu')
+    section = {'interval_kimg': 0.012, 'metrics': ['kid'], 'images': 10, 'extractor': 'effnet_lite0'}
+    run = prepare(tiny_config(shards, tmp_path / 'run', evaluate=section,
+                              checkpoint={'interval_kimg': 0.012, 'keep': 4, 'best': 'kid'}))
+    train(run)
+    assert roll_back(run.state, run.checkpoints, last_good) and run.state.nimg == back_to
+    assert (tmp_path / 'run' / 'checkpoints' / 'best').is_symlink() == best_left == (run.checkpoints.best == 24)

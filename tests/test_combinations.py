@@ -54,6 +54,7 @@ EXAMPLES = [  # overrides, a piece of the message
     (['parallel.strategy=zero', 'parallel.stage=3'], 'that the second backward of R1 and path length still needs'),
     ([*MAD_GAN, 'augment.name=ada'], 'means nothing with loss.name=mad_gan'),
     (['checkpoint.best=fid'], 'not among what is measured while training'),
+    ([*PAIRS, 'guard.data=d'], 'held-out pictures are judged one by one'),
     (['regularizers.orthogonal=1e-4'], 'demodulation cancels the scale'),
 ]
 

@@ -13,10 +13,10 @@ FLOORS = [
      'trainer.labels', 'trainer.randomness', 'trainer.augment'},
     {'trainer.parallel', 'trainer.zero', 'trainer.state', 'trainer.checkpoint', 'trainer.checkpoint_reader',
      'trainer.export', 'trainer.run_folder', 'trainer.signals', 'trainer.images', 'trainer.stats', 'trainer.history',
-     'trainer.metrics'},
+     'trainer.metrics', 'trainer.reals', 'trainer.alarms', 'trainer.spikes', 'trainer.diversity'},
     {'trainer.phase'},
     {'trainer.recipe', 'trainer.game'},
-    {'trainer.train', 'trainer.watch', 'trainer.evaluation', 'trainer.tools', 'trainer.__main__'},
+    {'trainer.train', 'trainer.watch', 'trainer.guard', 'trainer.evaluation', 'trainer.tools', 'trainer.__main__'},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 FILES = sorted(path.relative_to(ROOT) for part in ('trainer', 'kernels', 'launch') for path in (ROOT / part).rglob('*.py'))

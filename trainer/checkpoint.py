@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 import shutil
 import threading
 import warnings
@@ -52,19 +53,19 @@ class Checkpoints:
     def failed(self) -> bool:
         return self._error is not None
 
-    def newest(self) -> tuple[Path, dict] | None:
-        """The newest checkpoint that is whole, and what it says about itself; None if there are none at all.
+    def newest(self, most: float = math.inf) -> tuple[Path, dict] | None:
+        """The newest checkpoint that is whole, of at most `most` images, and what it says of itself; None if there are none.
 
         Warns of each damaged one it passes over and renames it, as it must not count as one of the last k.
         ValueError if all are damaged.
         """
         damaged = []
-        for path in reversed(list_checkpoints(self.folder)):
+        for path in reversed([path for path in list_checkpoints(self.folder) if int(path.name) <= most]):
             damage = [text for text in dist.gather(find_damage(path, dist.rank(), dist.world_size())) if text]
             if not damage:
                 if dist.is_main():
                     for other in damaged:
-                        _move_aside(other)
+                        _move_aside(other, 'damaged-')
                 dist.barrier()
                 return path, read_seal(path)
             dist.print0(f'warning: checkpoint {path} is damaged ({damage[0]})')
@@ -73,6 +74,18 @@ class Checkpoints:
             raise ValueError(f'all {len(damaged)} checkpoints in {self.folder} are damaged; restore one, '
                              'or choose another run_dir to start anew')
         return None
+
+    def abandon(self, nimg: int, prefix: str) -> None:
+        """Set aside, under `prefix` and their names, the checkpoints of more than `nimg` images."""
+        forget_best = self.best is not None and self.best > nimg
+        if dist.is_main():
+            if forget_best:
+                (self.folder / 'best').unlink(missing_ok=True)
+            for path in list_checkpoints(self.folder):
+                if int(path.name) > nimg:
+                    _move_aside(path, prefix)
+        self.best = None if forget_best else self.best
+        dist.barrier()
 
     def load(self, path: Path, state: TrainState) -> None:
         """Fill `state` in place from one written on any number of ranks. ValueError if it does not fit or is forged."""
@@ -139,8 +152,8 @@ class Checkpoints:
                            f'the last good one is {good[-1].name if good else "none"}: make room and run the same command again')
 
 
-def _move_aside(path: Path) -> None:
-    kept = path.with_name('damaged-' + path.name)
+def _move_aside(path: Path, prefix: str) -> None:
+    kept = path.with_name(prefix + path.name)
     if kept.exists():
         shutil.rmtree(kept)
     path.rename(kept)

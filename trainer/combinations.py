@@ -140,6 +140,8 @@ def _of_the_rest(config: 'Config') -> list[tuple[object, str]]:
         (config.checkpoint.best and not (config.evaluate.interval_kimg and config.checkpoint.best in config.evaluate.metrics),
          f'checkpoint.best={config.checkpoint.best} is not among what is measured while training; set evaluate.interval_kimg, '
          'and evaluate.metrics to hold it'),
+        (config.guard.data and (data.pairs or config.growth),
+         'guard.data with data.pairs or growth: held-out pictures are judged one by one, and at full size; leave it out'),
         (penalties.orthogonal and network.demodulated,
          f'regularizers.orthogonal with network.name={name}: demodulation cancels the scale of its weights, which the penalty '
          'would fight; set it to 0'),

@@ -18,6 +18,7 @@ from trainer.sections import (
     EMAConfig,
     EvaluateConfig,
     GrowthConfig,
+    GuardConfig,
     LogConfig,
     LossConfig,
     OptimConfig,
@@ -53,6 +54,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    guard: GuardConfig = GuardConfig()
 
     @property
     def total_nimg(self) -> int:

@@ -30,10 +30,11 @@ class Recipe(Game):
     """A run's training."""
 
     def begin_step(self) -> None:
-        """Set what is a function of the images shown: learning rates, and level of detail where networks grow."""
+        """Set what is a function of the images shown (and of rollbacks): rates, and level of detail where networks grow."""
         config, state, stage = self.config, self.state, self.stage
-        set_rates(state.opt_G, stage.g_lr, config.optim, state.nimg, self.lazy_g)
-        set_rates(state.opt_D, stage.d_lr, config.optim, state.nimg, self.lazy_d)
+        slower = config.guard.lr_factor ** int(state.scalars['rollbacks'])
+        set_rates(state.opt_G, stage.g_lr * slower, config.optim, state.nimg, self.lazy_g)
+        set_rates(state.opt_D, stage.d_lr * slower, config.optim, state.nimg, self.lazy_d)
         if config.growth is None:
             return
         for network in (state.G, state.D):

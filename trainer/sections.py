@@ -1,6 +1,6 @@
 """The sections of the configuration but for the networks'. Weights of 0 leave a penalty out."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
 
@@ -148,3 +148,21 @@ class LogConfig(Section):
     grid: tuple[PositiveInt, PositiveInt] = (4, 8)   # rows, columns
     keys: bool = False                            # write the sample keys of each step, for audits
     singular_values: bool = False                 # the top three of each layer, with each report
+
+
+SignalName = Literal['real_sign', 'overfitting', 'loss_ratio', 'diversity', 'class_diversity', 'duplicates',
+                     'class_duplicates', 'gradient_norm', 'gradient_peak', 'spectral_growth', 'near_overflow']
+SIGNAL_NAMES = get_args(SignalName)
+
+
+class GuardConfig(Section):
+    """Watches for collapse and overfitting, with each report. Signals and their thresholds: trainer/alarms.py."""
+
+    action: Literal['off', 'warn', 'stop', 'rollback'] = 'warn'
+    start_kimg: float | None = Field(None, ge=0)  # no alarm before; None: four half-lives of the EMA
+    patience: PositiveInt = 3                     # reports in a row
+    pictures: int = Field(64, ge=16)              # fakes, and as many reals
+    data: str | None = None                       # packed pictures that are not trained on, to see D overfit
+    thresholds: dict[SignalName, float] = {}      # in place of the usual ones
+    lr_factor: float = Field(0.5, gt=0, lt=1)     # of both learning rates, with each rollback
+    rollbacks: PositiveInt = 3                    # at most; then the run is stopped

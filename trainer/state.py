@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from trainer.alarms import new_alarms
 from trainer.config import Config
 from trainer.data.manifest import Manifest
 from trainer.models import MODELS, build_generator
 from trainer.models.spectral import normalise_weights
 from trainer.parallel import Optimizer, Strategy
 from trainer.randomness import seed_for
-
+from trainer.spikes import new_memory
 
 # Running values of losses, penalties and augmentation, 0 at the start.
 SCALARS = (
@@ -25,6 +26,7 @@ SCALARS = (
     'began_k',
     'lecam_real', 'lecam_fake',                   # means of the logits
     'augment_p', 'augment_signs', 'augment_steps',   # and the sum of D(real)'s signs since p was last adjusted
+    'rollbacks',                                  # of the guard, each of which has lowered the learning rates
 )
 
 
@@ -36,6 +38,7 @@ class TrainState:
     opt_G: Optimizer
     opt_D: Optimizer
     scalars: dict[str, Tensor] = field(default_factory=dict)    # see SCALARS
+    guard: dict[str, Tensor] = field(default_factory=dict)      # what it has seen; on the CPU
     nimg: int = 0         # images shown
     step: int = 0         # of D's main phase
 
@@ -48,7 +51,7 @@ class TrainState:
         return {
             'G': self.G.state_dict(), 'D': self.D.state_dict(), 'G_ema': self.G_ema.state_dict(),
             'opt_G': self.opt_G.moments(), 'opt_D': self.opt_D.moments(),
-            'scalars': self.scalars, 'nimg': torch.tensor(self.nimg), 'step': torch.tensor(self.step),
+            'scalars': self.scalars, 'guard': self.guard, 'nimg': torch.tensor(self.nimg), 'step': torch.tensor(self.step),
         }
 
     def take(self, tree: dict) -> None:
@@ -63,13 +66,14 @@ def make_state(config: Config, manifest: Manifest, device: torch.device, strateg
     torch.manual_seed(seed_for(config.seed, 0, 'weights'))
     G, D = (network.to(device).requires_grad_(False) for network in make_networks(config, manifest))
     G_ema = copy.deepcopy(G).eval()
+    guard = new_memory(G, D) | new_alarms()
     for network in (G, D):
         strategy.spread(network)
     strategy.spread(G_ema, trained=False)
     return TrainState(
         G=G, D=D, G_ema=G_ema,
         opt_G=strategy.optimizer(G, config.optim), opt_D=strategy.optimizer(D, config.optim),
-        scalars={name: torch.zeros((), device=device) for name in SCALARS})
+        scalars={name: torch.zeros((), device=device) for name in SCALARS}, guard=guard)
 
 
 def make_networks(config: Config, manifest: Manifest) -> tuple[nn.Module, nn.Module]:

@@ -26,6 +26,7 @@ class Stats:
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
         self._last = (time.perf_counter(), nimg)
+        self._notes: dict[str, str] = {}
         self._shown = 0.0
         self._damaged: set[str] = set()
         if main:
@@ -56,11 +57,12 @@ class Stats:
         line = self._line(nimg)
         print(f'\r\x1b[K{line}' if sys.stdout.isatty() else line, end='' if sys.stdout.isatty() else '\n', flush=True)
         values = {**self._means(), 'speed/img_per_s': self._speed(nimg), 'memory/peak_gb': peak_memory_gb(),
-                  'data/damaged': len(self._damaged)}
+                  'data/damaged': len(self._damaged), **self._notes}
         self._jsonl.write(json.dumps({'nimg': nimg, 'time': time.time(), **values}) + '\n')
         self._tracker.log(values, step=nimg)
         self._sums.clear()
         self._counts.clear()
+        self._notes.clear()
         self._last = (time.perf_counter(), nimg)
 
     def add_picture(self, name: str, picture: np.ndarray, nimg: int) -> None:
@@ -85,6 +87,10 @@ class Stats:
         for name, value in values.items():
             self._sums[name] += value
             self._counts[name] += 1
+
+    def note(self, name: str, text: str) -> None:
+        """Words that go into the next report."""
+        self._notes[name] = text
 
     def _means(self) -> dict[str, float]:
         return {name: total / self._counts[name] for name, total in sorted(self._sums.items())}

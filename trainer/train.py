@@ -17,6 +17,7 @@ from trainer.data.stream import Batch, check_resolution, stream
 from trainer.ema import ema_decay, update_ema
 from trainer.evaluation import Evaluation, make_evaluation
 from trainer.game import to_device
+from trainer.guard import open_held_out, roll_back
 from trainer.models import num_parameters
 from trainer.parallel import Strategy, make_strategy
 from trainer.phase import NonFiniteGradient, run_phase
@@ -28,6 +29,9 @@ from trainer.signals import StopSignals
 from trainer.state import TrainState, make_state, network_options, picture_size
 from trainer.tools.preflight import check_disk, describe_run
 from trainer.watch import Watch, due
+
+FINISHED, STOPPED, ROLLED_BACK, GUARDED = 'finished', 'stopped', 'rolled back', 'stopped by the guard'
+GUARD_STATUS = 3   # exit status of GUARDED: to start it again would change nothing
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,18 @@ def prepare(config: Config) -> Run:
     return Run(config, dataset, strategy, state, checkpoints, folder, evaluation)
 
 
-def train(run: Run) -> None:
-    """Train until `total_kimg` or a stop signal. All ranks call it together."""
+def train(run: Run) -> str:
+    """Train to the end; go back and on where the guard says so. Returns how it ended. All ranks call it together."""
+    while (ending := train_on(run)) == ROLLED_BACK:
+        pass
+    dist.print0(f'{ending} at {run.state.nimg / 1000:g} kimg; pictures and checkpoints in {run.config.run_dir}'
+                + {FINISHED: '', STOPPED: '; the same command goes on from there',
+                   GUARDED: '; guard.action=warn goes on from there all the same'}[ending])
+    return ending
+
+
+def train_on(run: Run) -> str:
+    """Train until `total_kimg`, a stop signal or the guard's verdict."""
     config, strategy, state, checkpoints = run.config, run.strategy, run.state, run.checkpoints
     recipe = Recipe(config, run.dataset.manifest, state)
     phases = recipe.phases()
@@ -68,8 +82,8 @@ def train(run: Run) -> None:
     # the stream first: its processes start while the scheduler's signals are held, and never see them
     with (closing(open_stream(config, run.dataset, state.nimg)) as data, StopSignals() as stop,
           closing(Watch(config, run.dataset, state, strategy, run.evaluation, lambda: stop.requested)) as watch):
-        best = False
-        while state.nimg < config.total_nimg:
+        stopping = best = False
+        while not stopping and watch.verdict is None and state.nimg < config.total_nimg:
             dist.begin_step(state.nimg)
             batch, count = to_device(next(data), dist.device()), recipe.stage.batch
             recipe.begin_step()
@@ -80,15 +94,22 @@ def train(run: Run) -> None:
             update_ema(state.G_ema, state.G, ema_decay(state.nimg, count, config.ema))
             state.advance(count)
             best = watch.step_done(batch, count)
-            if dist.any_rank(stop.requested or checkpoints.failed):
-                break
-            if best or due(config.checkpoint.interval_kimg, state.nimg, count):
+            stopping = dist.any_rank(stop.requested or checkpoints.failed)
+            if not stopping and watch.verdict is None and (best or due(config.checkpoint.interval_kimg, state.nimg, count)):
                 checkpoints.save(state, best)
-        checkpoints.save(state, best)
-        checkpoints.wait()
-    done = state.nimg >= config.total_nimg
-    dist.print0(f'{"finished" if done else "stopped"} at {state.nimg / 1000:g} kimg; pictures and checkpoints in {config.run_dir}'
-                + ('' if done else '; the same command goes on from there'))
+        # a stop goes before: what sounds is saved with the state, and heard again
+        verdict = None if stopping else watch.verdict
+        with dist.patience('going back'):
+            back = verdict is not None and verdict.rollback and roll_back(state, checkpoints, verdict.last_good)
+        if not back:
+            checkpoints.save(state, best)
+            checkpoints.wait()
+    # no longer ours, signals wait again: none is lost between this and the next round
+    if back and not dist.any_rank(stop.requested):
+        return ROLLED_BACK
+    if state.nimg >= config.total_nimg:
+        return FINISHED
+    return STOPPED if back or verdict is None else GUARDED
 
 
 def open_checked(config: Config) -> Dataset:
@@ -109,6 +130,8 @@ def open_checked(config: Config) -> Dataset:
     check_growth(config, picture_size(config, manifest))
     check_resolution(dataset, picture_size(config, manifest))
     Order(manifest, config.data.lanes, config.seed)
+    if config.guard.data:
+        open_held_out(config, manifest)
     return dataset
 
 
@@ -171,12 +194,12 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         return end(error)
     try:
-        train(run)
+        ending = train(run)
     except Exception as error:
         return end(error)
     finally:
         dist.shutdown()
-    return 0
+    return GUARD_STATUS if ending == GUARDED else 0
 
 
 def end(error: Exception) -> int:

@@ -9,14 +9,15 @@ import numpy as np
 
 from trainer import dist
 from trainer.config import Config
-from trainer.data.order import Order
-from trainer.data.shards import Dataset, SampleReader
+from trainer.data.shards import Dataset
 from trainer.data.stream import Batch
 from trainer.evaluation import Evaluation
+from trainer.guard import Guard, Verdict
 from trainer.images import fixed_draws, generate, grid
 from trainer.models.spectral import top_singular_values
 from trainer.parallel import Strategy
 from trainer.phase import PhaseResult
+from trainer.reals import first_samples
 from trainer.state import TrainState, picture_size
 from trainer.stats import Stats
 
@@ -32,13 +33,23 @@ class Watch:
         self.stats = Stats(self.folder, config.total_nimg, state.nimg, dist.is_main())
         self._keys = open(self.folder / f'keys-rank{dist.rank()}.jsonl', 'a', buffering=1) if config.log.keys else None
         rows, self.columns = config.log.grid
+        self.guard = None if config.guard.action == 'off' else Guard(config, dataset, state, strategy)
         if dist.is_main():
             counts = dataset.manifest.class_counts
             self._draws = fixed_draws(config.seed, rows * self.columns, state.G_ema, counts)
-            self._save_grid('reals', first_reals(config, dataset, rows * self.columns))
+            size = picture_size(config, dataset.manifest)
+            reals = first_samples(dataset, size, config.data.lanes, config.seed, rows * self.columns)
+            self._save_grid('reals', np.stack([sample.image for sample in reals]))
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the guard wants done, if anything."""
+        return self.guard and self.guard.verdict
 
     def phase_done(self, name: str, result: PhaseResult) -> None:
         self.stats.add(name, result.means, result.gradient_norm, result.seconds)
+        if self.guard is not None:
+            self.guard.phase_done(name, result)
 
     def step_done(self, batch: Batch, count: int) -> bool:
         """After the state has advanced past `batch`, one rank's part of `count` images. Whether it was found the best so far."""
@@ -55,6 +66,10 @@ class Watch:
             if log.singular_values:
                 with dist.patience('singular values'):
                     self._record_singular_values()
+            # the last report may come early, and must not count in a run that goes on from there
+            if self.guard is not None and due(log.interval_kimg, nimg, count):
+                with dist.patience('the guard'):
+                    self.guard.report(self.stats)
             self.stats.report(nimg)
         if due(log.grid_kimg, nimg, count) or nimg >= total:
             with dist.patience('a grid of fakes'):
@@ -100,10 +115,3 @@ def due(interval_kimg: float, nimg: int, batch: int) -> bool:
     """Whether the step of `batch` images that ended at `nimg` crossed a multiple of the interval."""
     interval = interval_kimg * 1000
     return nimg // interval > (nimg - batch) // interval
-
-
-def first_reals(config: Config, dataset: Dataset, count: int) -> np.ndarray:
-    """The first `count` pictures of lane 0, [NHWC] uint8: of one lane, as they lie in the fewest shards."""
-    order = Order(dataset.manifest, config.data.lanes, config.seed)
-    reader = SampleReader(dataset, picture_size(config, dataset.manifest), max_open=2)
-    return np.stack([reader.read(*order.locate(number * config.data.lanes))[0].image for number in range(count)])

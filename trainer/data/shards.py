@@ -1,5 +1,6 @@
 """A packed dataset, and random access to the samples in its shards. Damaged samples are named and replaced."""
 
+import contextlib
 import io
 import os
 import re
@@ -117,6 +118,16 @@ class SampleReader:
                 except DAMAGE as error:
                     damaged.append(f'{shards[number].name}/{members.picture(key)}: {error}')
         raise ShardError(f'no other good picture of the class of {first.key} ({first.label}) in any shard')
+
+    def read_class(self, shard: int, label: int, count: int) -> list[Sample]:
+        """The first good samples of a class in a shard, at most `count`. ShardError if the shard cannot be read."""
+        members, found = self._open(shard), []
+        for key in members.keys_by_label.get(label, ()):
+            if len(found) == count:
+                break
+            with contextlib.suppress(*DAMAGE):   # the stream tells of it
+                found.append(self._decode(members, members.picture(key), key))
+        return found
 
     def _open_shard(self, shard: int) -> 'Members':
         entry = self.dataset.manifest.shards[shard]

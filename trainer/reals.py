@@ -1,0 +1,32 @@
+"""A few real pictures to look at, or to compare with: always the same ones, from few shards."""
+
+from trainer.data.order import Order
+from trainer.data.shards import Dataset, Sample, SampleReader
+
+SHARDS_SEARCHED = 16   # for pictures of rare classes: each costs a read of all its labels
+
+
+def first_samples(dataset: Dataset, size: tuple[int, int], lanes: int, seed: int, count: int) -> list[Sample]:
+    """The first `count` of lane 0, at `size` (height, width): of one lane, as they lie in the fewest shards."""
+    order = Order(dataset.manifest, lanes, seed)
+    reader = SampleReader(dataset, size, max_open=2)
+    return [reader.read(*order.locate(number * lanes))[0] for number in range(count)]
+
+
+def rarest_classes(class_counts: tuple[int, ...], most: int) -> list[int]:
+    """Up to `most` classes that have pictures: rare ones are the first to be lost, or learned by heart."""
+    there = [label for label, count in enumerate(class_counts) if count]
+    return sorted(sorted(there, key=class_counts.__getitem__)[:most])
+
+
+def samples_of_classes(dataset: Dataset, size: tuple[int, int], labels: list[int], each: int) -> list[Sample]:
+    """Up to `each` of each of `labels`, at `size` (height, width); fewer of a class that the first shards hold fewer of."""
+    reader, found = SampleReader(dataset, size, max_open=1), {label: [] for label in labels}
+    wanted = {label: min(each, dataset.manifest.class_counts[label]) for label in labels}
+    for shard in range(min(len(dataset.manifest.shards), SHARDS_SEARCHED)):
+        missing = [label for label in labels if len(found[label]) < wanted[label]]
+        for label in missing:
+            found[label] += reader.read_class(shard, label, wanted[label] - len(found[label]))
+        if not missing:
+            break
+    return [sample for label in labels for sample in found[label]]
