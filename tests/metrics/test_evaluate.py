@@ -196,8 +196,9 @@ def test_evaluation_while_training_changes_nothing_else(shards, patches, tmp_pat
     assert [entry['nimg'] for entry in kept] == [24, 48] and not (tmp_path / 'plain' / 'metrics.jsonl').exists()
     told = {report['nimg']: report.get('metrics/kid_patches') for report in reports}
     assert told == {12: None, 24: kept[0]['values']['kid_patches'], 36: None, 48: kept[1]['values']['kid_patches']}
-    # the run's section stands for the options
-    assert scores(capsys, tmp_path / 'run')['values'] == kept[1]['values']
+    # the run's section stands for the options, but for a program that a stranger may have put there
+    assert evaluate.main([str(tmp_path / 'run')]) == 2 and 'if you trust that' in capsys.readouterr().err
+    assert scores(capsys, tmp_path / 'run', '--extractor', patches[1])['values'] == kept[1]['values']
 
 
 def train_in_parts(config):
@@ -209,7 +210,7 @@ def test_networks_in_parts_score_as_whole_ones(shards, patches, tmp_path, cache,
     section = {'interval_kimg': 0.048, 'metrics': ['fid', 'ppl'], 'images': 40, 'extractor': patches[1], 'extractor_size': 8}
     on_ranks(2, train_in_parts, tiny_config(shards, tmp_path / 'run', evaluate=section, parallel={'strategy': 'fsdp'}))
     kept, = map(json.loads, (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines())
-    assert scores(capsys, tmp_path / 'run')['values'] == kept['values']
+    assert scores(capsys, tmp_path / 'run', '--extractor', patches[1])['values'] == kept['values']
 
 
 def test_a_stop_is_not_delayed_by_an_evaluation():

@@ -27,6 +27,7 @@ from trainer.sections import EvaluateConfig
 from trainer.tools.pack_images import Limits, open_upright
 from trainer.tools.pack_sources import Picture, list_source
 
+BUILT_IN = 'auto', 'inception', 'effnet_lite0'
 MAX_PIXELS = 2 ** 28   # of a picture in a folder
 
 
@@ -94,8 +95,12 @@ def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None]:
     """The `evaluate` section of a run, or the defaults, under the options; and the dataset. ValueError for bad values."""
     source = Path(options.source)
     config = read_config(source) if (source / CONFIG_FILE).is_file() else None
-    if config and not options.data and config.data.path.startswith('pipe:'):    # the run may be a stranger's
+    # the run may be a stranger's, and these are programs
+    if config and not options.data and config.data.path.startswith('pipe:'):
         raise ValueError(f'{source} reads its dataset by a command, {config.data.path}; if you trust that, give it as --data')
+    if config and not options.extractor and config.evaluate.extractor not in BUILT_IN:
+        raise ValueError(f'{source} has a feature network of its own, {config.evaluate.extractor}; if you trust that, give it '
+                         'as --extractor')
     tree = (config.evaluate if config else EvaluateConfig()).model_dump()
     tree |= {name: value for name in tree if (value := getattr(options, name, None)) is not None}
     try:
