@@ -44,7 +44,7 @@ def steps_recorded(run_dir, rank=0):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.parametrize('number, ranks', [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2), (signal.SIGUSR1, 1)])
+@pytest.mark.parametrize('number, ranks', [(signal.SIGTERM, 2), (signal.SIGINT, 1), (signal.SIGUSR1, 1)])
 def test_a_signal_checkpoints_and_the_same_command_goes_on(shards, tmp_path, number, ranks):
     run_dir = tmp_path / 'run'
     config = write_tiny(shards, run_dir, tmp_path / 'c.yaml', total_kimg=1000, checkpoint={'interval_kimg': 1000})
@@ -96,17 +96,17 @@ def train_in_child(path, arguments):
     sys.exit(main(arguments))
 
 
-def test_eight_kills_skip_and_repeat_nothing(shards, tmp_path):
+def test_six_kills_skip_and_repeat_nothing(shards, tmp_path):
     """SIGKILL after a random number of steps, and in the middle of saves; then compared with a run left alone."""
     rng = random.Random(0)
     run_dir, straight = tmp_path / 'run', tmp_path / 'straight'
-    total = 0.96
+    total = 1.2
     settings = {'total_kimg': total, 'checkpoint': {'interval_kimg': 0.036}}
     config = write_tiny(shards, run_dir, tmp_path / 'c.yaml', **settings)
     context = get_context('forkserver')
     context.set_forkserver_preload(['trainer.train'])
     saving = kills = 0
-    while kills < 8:
+    while kills < 6:
         child = context.Process(target=train_in_child, args=(str(ROOT), [str(config)]))
         before = steps_recorded(run_dir)
         child.start()
@@ -127,7 +127,7 @@ def test_eight_kills_skip_and_repeat_nothing(shards, tmp_path):
     train_here(tiny_config(shards, straight, **settings))
     ends = [read_checkpoint(list_checkpoints(folder / 'checkpoints')[-1]) for folder in (run_dir, straight)]
     assert ends[0]['nimg'] == total * 1000 and not differing(*ends)
-    assert saving == 4
+    assert saving == 3
 
 
 class Watched:

@@ -48,7 +48,7 @@ SIGNALS = {
         'the mean distance between fakes over that between reals: G makes few kinds of pictures (mode collapse)',
         'go back to an earlier checkpoint, lower the learning rates, raise regularizers.r1, or enlarge the batch'),
     'class_diversity': Signal(
-        0.3, False, 'measured: 0.33 at least when healthy, 0.21 of a class of 4 pictures; of 96 pictures 0.28, without R1 0.25',
+        0.3, False, 'measured: 0.33 at least when healthy; 0.21 of a class of 4 pictures, 0.28 of 96, 0.25 without R1',
         'the same within the least diverse of the watched classes: G makes much the same picture for all of the class',
         'add pictures of that class, join it with another, or train without classes'),
     'duplicates': Signal(
