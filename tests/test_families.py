@@ -7,7 +7,7 @@ import pytest
 import torch
 from families_for_tests import FAMILIES, RECIPES, config_of
 from runs_for_tests import differing, largest_difference, on_ranks, train_here
-from test_parallel import gradients_of_each_phase
+from test_parallel import assert_same_gradients, gradients_of_each_phase
 
 from trainer import dist
 from trainer.export import load_generator
@@ -38,12 +38,7 @@ def test_n_plus_n_equals_2n_bitwise(wide_shards, tmp_path, name):
 def test_gradients_equal_those_of_one_process(wide_shards, tmp_path, name):
     alone = gradients_of_each_phase(config_of(name, wide_shards, tmp_path))
     for found in on_ranks(2, gradients_of_each_phase, config_of(name, wide_shards, tmp_path, 2)):
-        for phase, (expected, means) in alone.items():
-            gradient, their_means = found[phase]
-            assert expected.norm() > 0
-            assert (gradient - expected).norm() / expected.norm() < 1e-5, phase
-            for key, value in means.items():
-                assert torch.allclose(value, their_means[key], rtol=1e-4, atol=1e-6), key
+        assert_same_gradients(found, alone)
 
 
 def test_a_fade_goes_on_elsewhere(wide_shards, tmp_path):

@@ -13,12 +13,11 @@ from runs_for_tests import (
     tiny_config,
     train_here,
 )
-from test_parallel import gradients_of_each_phase
+from test_parallel import assert_same_gradients, gradients_of_each_phase
 from torch.distributed.tensor import DTensor
 
 from trainer import dist
 from trainer.checkpoint import list_checkpoints
-from trainer.config import ParallelConfig
 from trainer.data.shards import open_dataset
 from trainer.export import load_generator
 from trainer.parallel import make_strategy
@@ -49,13 +48,7 @@ def compare_gradients(case, data, folder, world, parallel):
     alone = gradients_of_each_phase(config_of(name, data, folder, **changes), nimg)
     spread = config_of(name, data, folder, world, parallel=parallel, **changes)
     for found in on_ranks(world, gradients_of_each_phase, spread, nimg):
-        assert found.keys() == alone.keys()
-        for phase, (expected, means) in alone.items():
-            gradient, their_means = found[phase]
-            assert expected.norm() > 0
-            assert (gradient - expected).norm() / expected.norm() < 1e-5, phase
-            for key, value in means.items():
-                assert torch.allclose(value, their_means[key], rtol=1e-4, atol=1e-6), key
+        assert_same_gradients(found, alone)
 
 
 @pytest.mark.parametrize('case', CASES)

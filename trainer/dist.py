@@ -150,6 +150,11 @@ def together(work: Callable[[], T], main_only: bool = False) -> T | None:
     return result
 
 
+def from_main(work: Callable[[], T]) -> T:
+    """What rank 0 makes of `work`, picklable, on all ranks; its ValueError or OSError is raised on all."""
+    return gather(together(work, main_only=True))[0]
+
+
 def shutdown() -> None:
     global _heartbeat
     if _heartbeat is not None:

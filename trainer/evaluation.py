@@ -61,7 +61,7 @@ class Evaluation:
         def read() -> dict | None:
             before = [entry for entry in read_evaluations(self.folder) if entry['nimg'] < self.state.nimg]
             return best_evaluation(before, self._best_by)
-        return dist.gather(dist.together(read, main_only=True))[0] if self._best_by else None
+        return dist.from_main(read) if self._best_by else None
 
 
 def make_evaluation(config: Config, dataset: Dataset, state: TrainState) -> Evaluation | None:

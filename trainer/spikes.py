@@ -51,7 +51,7 @@ def end_report(memory: dict[str, Tensor], layer_norms: list[float]) -> tuple[dic
         factors = factors[factors.isfinite()]
         if len(factors):
             growth[name] = factors.max().item()
-    past.copy_(torch.cat([norms.nan_to_num(0.0)[None], past[:-1]]))    # a phase that did not come has no norm
+    past.copy_(torch.cat([norms.where(~norms.isnan(), 0.0)[None], past[:-1]]))    # a phase that did not come has no norm
     seen = {name: mean for name, mean in zip(SEEN, means.tolist(), strict=True) if math.isfinite(mean)}
     for name in ('sums', 'counts', 'peaks'):
         memory[name].zero_()

@@ -216,8 +216,8 @@ def end(error: Exception) -> int:
     return fail(error, status)
 
 
-def fail(error: Exception, status: int) -> int:
+def fail(error: Exception, status: int, prog: str = 'imago train') -> int:
     """One line for people; errors that all ranks share are told once."""
     if dist.is_main() or isinstance(error, (ShardError, OSError)):
-        print(f'imago train: error: {error}', file=sys.stderr, flush=True)
+        print(f'{prog}: error: {error}', file=sys.stderr, flush=True)
     return status

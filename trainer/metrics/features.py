@@ -57,7 +57,7 @@ def features_of_pictures(pictures: Pictures, extractor: Extractor, classes: bool
         return extractor.resize(picture), label
 
     ahead: dict[int, list[Future]] = {}
-    with _threads() as pool:
+    with resizing_threads() as pool:
         def submit(start: int) -> None:
             if start < pictures.count and start not in ahead:
                 ahead[start] = [pool.submit(load, index) for index in range(start, min(start + CHUNK, pictures.count))]
@@ -76,14 +76,14 @@ def features_of_pictures(pictures: Pictures, extractor: Extractor, classes: bool
 def features_of_fakes(fakes: Fakes, extractor: Extractor, classes: bool, title: str,
                       stopped: Callable[[], bool]) -> Rows | None:
     """The same of a generator's pictures."""
-    with _threads() as pool:
+    with resizing_threads() as pool:
         def work(indices: range) -> Rows:
             pictures, labels = fakes.make(indices)
             return extractor(list(pool.map(extractor.resize, pictures)), classes) | {'labels': labels}
         return over_ranks(work, fakes.count, title, stopped)
 
 
-def _threads() -> ThreadPoolExecutor:
+def resizing_threads() -> ThreadPoolExecutor:
     """Pillow lets others run while it decodes and resizes."""
     local_world = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     return ThreadPoolExecutor(max(min(len(os.sched_getaffinity(0)) // local_world, 16), 1))

@@ -5,7 +5,6 @@ score bears its name: compare it with its own kind alone.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from trainer.labels import to_one_hot
 from trainer.metrics.extractors import Extractor
-from trainer.metrics.features import Rows, over_ranks
+from trainer.metrics.features import Rows, over_ranks, resizing_threads
 from trainer.metrics.pictures import Fakes
 from trainer.models.several import SeveralGenerators
 from trainer.randomness import seed_for
@@ -25,7 +24,7 @@ KEPT = 0.01, 0.99   # quantiles between which distances count, as in published f
 
 def path_lengths(fakes: Fakes, extractor: Extractor, title: str, stopped: Callable[[], bool]) -> np.ndarray | None:
     """Squared distances over epsilon^2, without both tails; on rank 0. In w along a line, else in z along a circle."""
-    with ThreadPoolExecutor(2) as pool:
+    with resizing_threads() as pool:
         def work(indices: range) -> Rows:
             resized = []
             for images in _ends(fakes, indices):                                      # [2B, C, H, W] in [-1, 1]

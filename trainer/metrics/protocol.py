@@ -78,7 +78,7 @@ def evaluate(source: Pictures | Fakes, reference: Pictures, extractor: Extractor
         return Scores({name: found[metric][0] for metric, name in names.items()},
                       {name: found[metric][1] for metric, name in names.items()},
                       _protocol(config, source, reference, extractor, fakes, reals) | more)
-    return dist.gather(dist.together(score, main_only=True))[0]
+    return dist.from_main(score)
 
 
 def _protocol(config: EvaluateConfig, source: Pictures | Fakes, reference: Pictures, extractor: Extractor,

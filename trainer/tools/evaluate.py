@@ -26,6 +26,7 @@ from trainer.run_folder import CONFIG_FILE, read_config
 from trainer.sections import EvaluateConfig
 from trainer.tools.pack_images import Limits, open_upright
 from trainer.tools.pack_sources import Picture, list_source
+from trainer.train import fail
 
 BUILT_IN = 'auto', 'inception', 'effnet_lite0'
 MAX_PIXELS = 2 ** 28   # of a picture in a folder
@@ -159,19 +160,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(parser.parse_args(arguments))
     except (ValueError, OSError) as error:
-        return fail(error, 2)
+        return fail(error, 2, parser.prog)
     except ShardError as error:
-        return fail(error, 1)
+        return fail(error, 1, parser.prog)
     finally:
         dist.shutdown()
     return 0
-
-
-def fail(error: Exception, status: int) -> int:
-    """One line for people; errors that all ranks share are told once."""
-    if dist.is_main() or isinstance(error, (ShardError, OSError)):
-        print(f'imago evaluate: error: {error}', file=sys.stderr, flush=True)
-    return status
 
 
 if __name__ == '__main__':
