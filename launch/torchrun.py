@@ -9,6 +9,8 @@ from types import FrameType
 
 import psutil
 
+from trainer.machine import usable_cores
+
 STOPPED = 128 + signal.SIGTERM   # exit status of what is to be started again; schedulers tell it from a failure
 
 
@@ -21,7 +23,7 @@ def run_torchrun(ranks: int, arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, _pass_on)
     # torchrun would give each process one thread
-    os.environ.setdefault('OMP_NUM_THREADS', str(max(len(os.sched_getaffinity(0)) // ranks, 1)))
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(usable_cores() // ranks, 1)))
     # of a node that was lost torch would tell in stack traces; we do in one line
     os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from trainer import dist
+from trainer.machine import usable_cores
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.pictures import Damaged, Fakes, Pictures
 
@@ -86,4 +87,4 @@ def features_of_fakes(fakes: Fakes, extractor: Extractor, classes: bool, title: 
 def resizing_threads() -> ThreadPoolExecutor:
     """Pillow lets others run while it decodes and resizes."""
     local_world = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    return ThreadPoolExecutor(max(min(len(os.sched_getaffinity(0)) // local_world, 16), 1))
+    return ThreadPoolExecutor(max(min(usable_cores() // local_world, 16), 1))

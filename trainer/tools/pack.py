@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import os
 import random
 import shlex
 import signal
@@ -24,6 +23,7 @@ from PIL import ImageColor
 from tqdm import tqdm
 
 from trainer.data.manifest import Manifest
+from trainer.machine import usable_cores
 from trainer.resolution import base_and_doublings, parse_resolution
 from trainer.tools.pack_images import (
     SUFFIXES,
@@ -248,9 +248,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--shard-mb', type=float, default=256,
                         help='the most a shard may have, in 1e6 bytes (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of the order of the pictures (default: %(default)s)')
-    # macOS has no affinity
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    parser.add_argument('--workers', type=int, default=cores, help='processes (default: all cores)')
+    parser.add_argument('--workers', type=int, default=usable_cores(), help='processes (default: all cores)')
     parser.add_argument('--max-pixels', type=int, default=100_000_000,
                         help='skip larger pictures (default: %(default)s)')
     parser.add_argument('--strict', action='store_true',

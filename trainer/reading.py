@@ -1,0 +1,38 @@
+"""Files that may be a stranger's: regular ones only, no larger than they may be, and JSON that is not too deep."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+MOST_TEXT = 1 << 26   # bytes of a text file; the manifest of a million shards has a fifth of that
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading. ValueError where a pipe would hang or a device never end; OSError as `open`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f'{path} is not a regular file, nor a link to one; put the file itself there')
+    return os.fdopen(descriptor, 'rb')
+
+
+def read_text(path: str | Path, most_bytes: int = MOST_TEXT) -> str:
+    """The UTF-8 text of a file. ValueError where it is no regular file, no UTF-8 or too large; OSError as `open`."""
+    with open_regular(path) as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f'{path} has more than {most_bytes} bytes, the most that such a file may have')
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is no UTF-8 text ({error})') from error
+
+
+def parse_json(text: str) -> object:
+    """As `json.loads`, but every failure is a ValueError: also of brackets too deep and of numbers with too many digits."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError('its brackets are nested too deeply') from error
