@@ -59,7 +59,7 @@ class RegularizerConfig(Section):
     path_length: Weight = 0.0
     path_length_decay: float = Field(0.01, gt=0, le=1)
     path_length_shrink: PositiveInt = 2           # of the batch
-    orthogonal: Weight = 0.0                      # on G
+    orthogonal: Weight = 0.0                      # on G; as the paper has it: BigGAN-PyTorch's code takes half this gradient
     orthogonal_form: Literal['relaxed', 'plain'] = 'relaxed'
     normalise: Literal['none', 'spectral', 'stable_rank'] = 'none'   # the weights of D ...
     normalise_g: bool = False                     # ... and of G

@@ -75,6 +75,16 @@ def test_golden_orthogonality(golden):
     assert orthogonal_penalty(G, relaxed=True).item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_orthogonal_gradient_is_the_papers():
+    """4 (W W^T off its diagonal) W, which is twice what BigGAN-PyTorch adds to the gradients."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 3, dtype=torch.float64)
+    orthogonal_penalty(layer).backward()
+    gram = layer.weight @ layer.weight.T
+    published = 2 * (gram - gram.diag().diag()) @ layer.weight
+    torch.testing.assert_close(layer.weight.grad, 2 * published)
+
+
 def test_published_parameter_counts():
     """Brock et al. 2019, appendix B: 70.4M and 88.0M; deep: 50.4M, and 34.6M.
 
