@@ -104,6 +104,9 @@ class GrowthConfig(Section):
     micro_batch: BySide = {}
     g_lr: dict[PositiveInt, PositiveFloat] = {}
     d_lr: dict[PositiveInt, PositiveFloat] = {}
+    # Pictures that D's gradient penalties are taken at. full, as published: the stage's, enlarged to full size, which D
+    # averages down again: |grad D|^2 is 4**floor(lod) times smaller, so R1 is weaker and slopes are drawn to 2**floor(lod).
+    penalty_at: Literal['stage', 'full'] = 'stage'
 
 
 class ParallelConfig(Section):

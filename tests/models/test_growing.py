@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs_for_tests import in_float64, tiny_config
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from trainer.data.shards import open_dataset
 from trainer.models import num_parameters, pggan, stylegan1
 from trainer.models.growing import conv_down2d, up_conv2d
+from trainer.parallel import Strategy
+from trainer.phase import MicroBatch
+from trainer.recipe import Recipe
+from trainer.regularizers import GRADIENT_PENALTIES
+from trainer.state import make_state
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 FAMILIES = {'pggan': pggan, 'stylegan1': stylegan1}
@@ -148,6 +155,44 @@ def test_r1_in_the_middle_of_a_fade(family):
         weights = [D.get_submodule(name).weight for name in names]
         slope = sum((weight * weight.grad).sum() for weight in weights)
         torch.testing.assert_close(slope, 2 * penalty, rtol=1e-3, atol=0)
+
+
+GROWTH = {'start_resolution': 4, 'stage_kimg': 0.024, 'fade_kimg': 0.048}   # the shards have 16 px
+COSTS = {   # of D's loss, from the squared norms of its gradients
+    'r1': lambda squared: squared / 2,
+    'r2': lambda squared: squared / 2,
+    'wgan_gp': lambda squared: ((squared + 1e-12).sqrt() - 1) ** 2,
+    'dragan': lambda squared: ((squared + 1e-12).sqrt() - 1) ** 2,
+}
+
+
+@by_family
+@pytest.mark.parametrize('penalty_at', ['stage', 'full'])
+@pytest.mark.parametrize('penalty', COSTS)
+def test_penalties_at_the_stage_and_at_full_size(shards, tmp_path, family, penalty, penalty_at):
+    """At full size: the pictures enlarged to it, before a D that averages them down. Also what D learns from it."""
+    with in_float64():
+        config = tiny_config(shards, tmp_path, network={'name': family, 'z_dim': 8, 'channel_base': 64, 'channel_max': 4},
+                             growth=GROWTH | {'penalty_at': penalty_at}, regularizers={penalty: 3.0})
+        manifest = open_dataset(shards).manifest
+        state = make_state(config, manifest, torch.device('cpu'), Strategy())
+        recipe, weights = Recipe(config, manifest, state), list(state.D.requires_grad_(True).parameters())
+        for nimg, lod in (0, 2), (48, 1.5), (72, 1), (120, 0.5), (144, 0):
+            state.nimg = nimg
+            recipe.begin_step()
+            assert state.D.lod == lod
+            side, doubled = 16 >> floor(lod), 2 ** floor(lod) if penalty_at == 'full' else 1
+            (reals, fakes), c = torch.randn(2, 4, 3, side, side), torch.zeros(4, 0)
+            torch.manual_seed(5)
+            ours, means = recipe.gradient_penalties(MicroBatch(None, c, None, c), reals, fakes)
+            torch.manual_seed(5)
+            full = F.interpolate(GRADIENT_PENALTIES[penalty].points(reals, fakes), scale_factor=doubled).requires_grad_()
+            gradient, = torch.autograd.grad(state.D(F.avg_pool2d(full, doubled), c).sum(), full, create_graph=True)
+            expected = 3 * COSTS[penalty](gradient.square().sum(dim=(1, 2, 3))).mean()
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+            assert means[f'penalty/{penalty}'] * 3 * GRADIENT_PENALTIES[penalty].factor == ours
+            learned, theirs = (torch.autograd.grad(loss, weights, materialize_grads=True) for loss in (ours, expected))
+            torch.testing.assert_close(learned, theirs, rtol=1e-10, atol=1e-14)
 
 
 @by_family
