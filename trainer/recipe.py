@@ -41,10 +41,12 @@ class Recipe(Game):
             for name, buffer in network.named_buffers():
                 if name.rpartition('.')[2] == 'lod':
                     buffer.fill_(stage.lod)
-        if state.scalars['side'] != stage.side:
+        # negative in a fade whose end counts
+        side = -stage.side if config.growth.restart == 'both' and stage.lod % 1 else stage.side
+        if state.scalars['side'] != side:
             restart(state.opt_G)
             restart(state.opt_D)
-            state.scalars['side'].fill_(stage.side)
+            state.scalars['side'].fill_(side)
 
     @cached_property
     def on_gradient(self) -> list[str]:
