@@ -1,5 +1,6 @@
 """The families that grow against recorded tensors of another implementation, and what holds at each level of detail."""
 
+import copy
 import json
 from math import floor
 from pathlib import Path
@@ -9,11 +10,14 @@ import torch
 from runs_for_tests import in_float64, tiny_config
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.func import functional_call
 from torch.nn import functional as F
 
+from trainer.config import OptimConfig
 from trainer.data.shards import open_dataset
 from trainer.models import num_parameters, pggan, stylegan1
 from trainer.models.growing import conv_down2d, up_conv2d
+from trainer.optim import Adam, set_rates
 from trainer.parallel import Strategy
 from trainer.phase import MicroBatch
 from trainer.recipe import Recipe
@@ -46,18 +50,30 @@ def set_lod(lod, *networks):
                 buffer.fill_(lod)
 
 
-@pytest.fixture(scope='module', params=FAMILIES)
-def golden(request):
-    """(G, D, tensors), with the recorded weights."""
+@pytest.fixture(params=FAMILIES)
+def recorded(request):
+    """(module, function that makes G and D of the recorded sizes, tensors)"""
     path = GOLDEN / f'{request.param}.safetensors'
     with safe_open(path, 'pt') as file:
         config = json.loads(file.metadata()['config'])
-    tensors = load_file(path)
-    G, D = make(request.param, (config['resolution'],) * 2, z_dim=config['z_dim'], w_dim=config['z_dim'],
-                mapping_layers=config['mapping_layers'], channels=config['fmaps_max'])
+
+    def untrained():
+        return make(request.param, (config['resolution'],) * 2, z_dim=config['z_dim'], w_dim=config['z_dim'],
+                    mapping_layers=config['mapping_layers'], channels=config['fmaps_max'])
+    return FAMILIES[request.param], untrained, load_file(path)
+
+
+def weights_of(tensors, prefix):
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@pytest.fixture
+def golden(recorded):
+    """(G, D, tensors), with the recorded weights."""
+    family, untrained, tensors = recorded
+    G, D = untrained()
     for network, prefix in (G, 'G.'), (D, 'D.'):
-        recorded = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        network.load_state_dict(FAMILIES[request.param].from_published(recorded))
+        network.load_state_dict(family.from_published(weights_of(tensors, prefix)))
     return G, D, tensors
 
 
@@ -71,6 +87,34 @@ def test_golden(golden, lod):
     logits = D(F.avg_pool2d(tensors[f'D_in_lod{lod}'], shrink), c)
     assert relative_error(images, tensors[f'img_lod{lod}']) < 1e-4
     assert relative_error(logits, tensors[f'D_out_lod{lod}']) < 1e-4
+
+
+@pytest.mark.parametrize('which', [0, 1], ids='GD')
+def test_a_step_of_adam_is_that_of_the_published_parameters(recorded, which):
+    """What a published layer adds after its gain of sqrt(2) learns as it does there, though ours is added before."""
+    family, untrained, tensors = recorded
+    with in_float64():
+        network, config = untrained()[which], OptimConfig(eps=1e-3)    # so large that its part in a step is seen
+        inputs = torch.randn(4, 3, 64, 64) if which else tensors['z'].double(), torch.zeros(4, 0)
+        theirs = {name: tensor.double() for name, tensor in weights_of(tensors, 'GD'[which] + '.').items()}
+        theirs['lod' if 'lod' in theirs else 'synthesis.lod'].fill_(0.25)
+        network.load_state_dict(family.from_published(theirs))
+        learned = [tensor.requires_grad_() for name, tensor in theirs.items()
+                   if not name.endswith(('lod', 'blur.kernel', 'apply_noise.noise'))]
+        published = torch.optim.Adam(learned, lr=0.01, betas=config.betas, eps=config.eps)
+        ours, before = Adam(network, config), copy.deepcopy(network.state_dict())
+        set_rates(ours, 0.01, config, 0, None)
+        for _ in range(2):
+            for adam, weights in (ours, {}), (published, family.from_published(theirs)):
+                torch.manual_seed(1)
+                adam.zero_grad()
+                functional_call(network, weights, inputs).square().mean().backward()
+                adam.step()
+        expected, moved = family.from_published(theirs), 0
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-8, msg=name)    # a step is up to 1e-2
+            moved += not torch.equal(parameter, before[name])
+        assert moved >= 0.8 * len(learned), 'the pictures of coarser sizes are not in use'
 
 
 def test_convolutions_that_resample_in_one():
