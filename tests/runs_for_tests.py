@@ -3,16 +3,19 @@
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import yaml
 from torch.distributed.tensor import DTensor
 
 from trainer.config import Config, parse_config
+from trainer.models import layers
 
 
 def tiny_tree(data: Path, run_dir: Path) -> dict:
@@ -74,6 +77,21 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     assert one.keys() == other.keys()
     scale = {name: tensor.abs().max().clamp(min=1e-12) for name, tensor in one.items()}
     return max(((one[name] - other[name]).abs().max() / scale[name]).item() for name in one)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """What is computed in float32 elsewhere is computed in float64 inside, by networks and states that are made inside."""
+    usual = torch.get_default_dtype()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, 'float32', torch.float64)
+        patch.setattr(torch.Tensor, 'float', torch.Tensor.double)
+        patch.setitem(layers.DTYPES, 'none', torch.float64)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(usual)
 
 
 def on_ranks(world: int, work: Callable, *arguments: object) -> list:

@@ -91,8 +91,9 @@ def test_what_makes_a_run_what_it_is(tmp_path):
      {'optim.g_lr': (0.002, None), 'optim.g_lr.start': (None, 1), 'optim.g_lr.end': (None, 0), 'optim.g_lr.kimg': (None, 5)},
      []),
     (['network.name=pggan', 'growth.start_resolution=16'], ['network.name=pggan'],
-     {'growth.start_resolution': (16, None), 'growth.fade_kimg': (600, None), 'growth.stage_kimg': (600, None)},
-     ['growth.fade_kimg', 'growth.stage_kimg', 'growth.start_resolution']),
+     {'growth.start_resolution': (16, None), 'growth.fade_kimg': (600, None), 'growth.stage_kimg': (600, None),
+      'growth.penalty_at': ('stage', None), 'growth.restart': ('start', None)},
+     ['growth.fade_kimg', 'growth.penalty_at', 'growth.restart', 'growth.stage_kimg', 'growth.start_resolution']),
 ])
 def test_keys_that_only_one_of_two_configurations_has(tmp_path, there, now, changes, fixed):
     path = write(tmp_path, 'c.yaml', MINIMAL)

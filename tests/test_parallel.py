@@ -6,7 +6,6 @@ from runs_for_tests import on_ranks, tiny_config, whole
 
 from trainer.data.shards import open_dataset
 from trainer.game import to_device
-from trainer.models import num_parameters
 from trainer.parallel import make_strategy
 from trainer.phase import run_phase
 from trainer.recipe import Recipe
@@ -35,7 +34,8 @@ def gradients_of_each_phase(config, nimg=0):
 def average_gradient(phase):
     """Of all the network's parameters, laid end to end. All ranks call it together."""
     if isinstance(phase.optimizer, ZeroAdam):
-        return phase.optimizer.whole(phase.optimizer.gradient)[:num_parameters(phase.network)]
+        found = {name: gradient for part in phase.optimizer.parts for name, gradient in part.whole(part.gradient).items()}
+        return torch.cat([found[name].flatten() for name, _ in phase.network.named_parameters()])
     return torch.cat([whole(p.grad).flatten() for p in phase.network.parameters()])
 
 

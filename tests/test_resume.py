@@ -4,17 +4,24 @@ import json
 import shutil
 
 import pytest
+import torch
+from families_for_tests import GROWTH, config_of
 from runs_for_tests import (
     differing,
+    in_float64,
     largest_difference,
     on_ranks,
     read_checkpoint,
     tiny_config,
     train_here,
 )
+from test_parallel import assert_same_gradients, gradients_of_each_phase
 
 from trainer import dist
 from trainer.checkpoint import list_checkpoints
+from trainer.run_folder import told_of_micro_batches
+from trainer.schedule import stage_at
+from trainer.train import prepare
 
 LONG, SHORT = 0.096, 0.048   # kimg
 
@@ -58,6 +65,74 @@ def test_resuming_on_another_number_of_ranks(shards, tmp_path):
         print(f'2 -> {world} ranks: largest relative difference after 10 steps {difference:.1e}')
         assert difference < 1e-3
     assert keys_by_step(tmp_path / 'on4') == keys_by_step(tmp_path / 'on1')
+
+
+def test_another_micro_batch_is_told(shards, tmp_path, capsys):
+    """It stays legal, as memory may be short or ranks many: only the batch is what makes a run what it is."""
+    def lines(**changes):
+        prepare(tiny_config(shards, tmp_path, total_kimg=0.012, **changes))
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith('resumed from')]
+    train_here(tiny_config(shards, tmp_path, total_kimg=0.012))
+    capsys.readouterr()
+    assert lines()[0].endswith(' at 0.012 kimg')
+    line, = lines(micro_batch=6)
+    assert 'changed: micro_batch: 3 there, 6 now; with micro-batches of another size the run may take other steps: noise' in line
+
+
+@pytest.mark.parametrize('micro_batch, now, batch_norm, told', [
+    (12, 2, True, 'batch norm takes its statistics over 24 pictures (micro_batch x ranks) from here on, 12 before'),
+    (6, 1, True, 'batch norm takes its statistics over 6 pictures'),
+    (6, 2, True, 'the run may take other steps'),          # the same statistics of batch norm, but of other pictures
+    (12, 2, False, ''), (6, 1, False, 'the run may take other steps'), (12, 1, True, ''),   # no batch norm, no change
+])
+def test_what_micro_batches_change(micro_batch, now, batch_norm, told):
+    before, after = (tiny_config('d', 'r', batch=24, micro_batch=size) for size in (12, micro_batch))
+    found = told_of_micro_batches(before, after, (1, now), batch_norm)
+    assert told in found and bool(told) == bool(found)
+
+
+STAGES = {0: 2, 48: 1.5, 72: 1, 120: 0.5, 144: 0}     # images shown: level of detail
+
+
+def gradients_of_each_stage(config):
+    """[(level of detail, gradients of each phase)]"""
+    return [(float(stage_at(config, (16, 16), nimg).lod), gradients_of_each_phase(config, nimg)) for nimg in STAGES]
+
+
+@pytest.mark.parametrize('name', ['pggan', 'stylegan1'])
+def test_gradients_of_every_stage_and_fade_are_those_of_one_process(wide_shards, tmp_path, name):
+    alone = gradients_of_each_stage(config_of(name, wide_shards, tmp_path))
+    assert [lod for lod, _ in alone] == list(STAGES.values())
+    for found in on_ranks(2, gradients_of_each_stage, config_of(name, wide_shards, tmp_path, 2)):
+        for (lod, mine), (_, theirs) in zip(alone, found, strict=True):
+            assert_same_gradients(theirs, mine, lod)
+
+
+def train_in_float64(config):
+    with in_float64():
+        return train_here(config)
+
+
+# In StyleGAN's first layer AdaIN removes what a bias adds: its gradient is 0, and what Adam makes of that is rounding.
+NO_GRADIENT = 'synthesis.layers.0.bias'
+
+
+def test_growing_on_changing_numbers_of_ranks_differs_by_rounding_alone(wide_shards, tmp_path):
+    """From 1 rank to 2 and to 1, in fades and where Adam restarts: in float64 nearly nothing is left of the difference."""
+    def go_on(world, folder, kimg):
+        growth = GROWTH | {'penalty_at': 'full', 'restart': 'both'}
+        config = config_of('stylegan1', wide_shards, tmp_path / folder, world, total_kimg=kimg, growth=growth)
+        return on_ranks(world, train_in_float64, config)[0]
+    stayed = go_on(1, 'stayed', 0.192)
+    for world, kimg in (1, 0.036), (2, 0.120), (1, 0.192):
+        moved = go_on(world, 'moved', kimg)
+    idle = {key for key in stayed if NO_GRADIENT in key}
+    assert all(stayed[key].abs().max() < 1e-5 for key in idle if not key.endswith('step'))
+    learned, theirs = ({key: tensor for key, tensor in end.items() if key not in idle} for end in (stayed, moved))
+    assert learned['G.synthesis.torgb.2.weight'].dtype == torch.float64
+    difference = largest_difference(learned, theirs)
+    print(f'largest relative difference after 16 steps in float64 {difference:.1e}')
+    assert difference < 1e-8
 
 
 def keys_by_step(folder):

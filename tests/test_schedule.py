@@ -7,12 +7,13 @@ import pytest
 import torch
 from runs_for_tests import tiny_config
 
-from trainer.config import EMAConfig, OptimConfig
+from trainer.config import EMAConfig, OptimConfig, load_config
 from trainer.data.shards import open_dataset
 from trainer.ema import ema_decay
 from trainer.optim import Adam, set_rates
 from trainer.parallel import Strategy
 from trainer.recipe import Recipe
+from trainer.run_folder import refuse_changes
 from trainer.schedule import at, check_growth, stage_at
 from trainer.sections import Ramp
 from trainer.state import make_state
@@ -77,6 +78,20 @@ def test_growth_that_fits():
     check_growth(tiny_config(Path('d'), Path('r')), (32, 32))
 
 
+def test_published_growth_and_that_of_older_runs():
+    assert (growing().growth.penalty_at, growing().growth.restart) == ('stage', 'start')
+    for name in 'pggan-1024', 'stylegan1-512', 'stylegan1-1024':
+        growth = load_config(name).growth
+        assert (growth.penalty_at, growth.restart) == ('full', 'both')
+
+
+@pytest.mark.parametrize('change', [{'penalty_at': 'full'}, {'restart': 'both'}])
+def test_a_run_keeps_the_ways_it_grows(change):
+    key, value = f'growth.{next(iter(change))}', next(iter(change.values()))
+    with pytest.raises(ValueError, match=f'{key}: .* there, {value} now.*set these back to resume it'):
+        refuse_changes(growing(), growing(growth=GROWTH | change), 'r')
+
+
 def test_ramps_are_half_a_cosine():
     ramp = Ramp(start=3, end=1, kimg=2)
     assert [at(ramp, nimg) for nimg in (0, 2000, 9000)] == [3, 1, 1]
@@ -139,16 +154,17 @@ def restarts(recipe, until, batch=12):
     return found
 
 
-@pytest.mark.parametrize('stop', [12, 24, 36, 48, 96, 108, 120])
-def test_optimizers_restart_once_a_stage_also_when_resumed(wide_shards, tmp_path, stop):
-    config = growing(wide_shards, tmp_path)
+@pytest.mark.parametrize('when, expected', [('start', [0, 36, 108]), ('both', [0, 36, 72, 108, 144])])
+@pytest.mark.parametrize('stop', [12, 24, 36, 48, 72, 84, 96, 108, 120, 144])
+def test_optimizers_restart_with_fades_also_when_resumed(wide_shards, tmp_path, stop, when, expected):
+    config = growing(wide_shards, tmp_path, GROWTH | {'restart': when})
     manifest = open_dataset(wide_shards).manifest
     first = Recipe(config, manifest, make_state(config, manifest, torch.device('cpu'), Strategy()))
     found = restarts(first, stop)
     second = Recipe(config, manifest, make_state(config, manifest, torch.device('cpu'), Strategy()))
     second.state.scalars.update(first.state.scalars)
     second.state.take(first.state.tree())
-    assert found + restarts(second, 200) == [0, 36, 108]
+    assert found + restarts(second, 200) == expected
     assert second.state.G.lod == second.state.D.lod == 0
 
 

@@ -100,8 +100,8 @@ UNION_TAGS = ('number', 'ramp', *NETWORK_NAMES)   # pydantic puts them into the 
 
 # What makes a run what it is: a run folder is never resumed with other values of these.
 FIXED_ON_RESUME = ('seed', 'network', 'data.resolution', 'data.conditional', 'data.pairs', 'data.lanes', 'data.flip',
-                   'growth.start_resolution', 'growth.fade_kimg', 'growth.stage_kimg', 'growth.batch',
-                   'loss.auxiliary', 'regularizers.normalise', 'regularizers.normalise_g')
+                   'growth.start_resolution', 'growth.fade_kimg', 'growth.stage_kimg', 'growth.batch', 'growth.penalty_at',
+                   'growth.restart', 'loss.auxiliary', 'regularizers.normalise', 'regularizers.normalise_g')
 
 
 def load_config(source: str | Path, overrides: list[str] = ()) -> Config:

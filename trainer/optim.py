@@ -11,16 +11,29 @@ class Adam(torch.optim.Adam):
     """All of a network's. `set_rates` gives it its rates before each step."""
 
     def __init__(self, network: nn.Module, config: OptimConfig) -> None:
-        super().__init__(network.named_parameters(), eps=config.eps, foreach=True)
+        super().__init__(groups_of(network, config), foreach=True)
         start(self)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """Its state by the name of the parameter; the tensors share memory with it."""
-        group, = self.param_groups
-        return {name: self.state[parameter] for name, parameter in zip(group['param_names'], group['params'], strict=True)}
+        return {name: self.state[parameter] for group in self.param_groups
+                for name, parameter in zip(group['param_names'], group['params'], strict=True)}
 
     def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
         """After those of `moments()` were loaded in place: there is nothing more to do."""
+
+
+def groups_of(network: nn.Module, config: OptimConfig) -> list[dict]:
+    """Adam's groups: parameters with the same share of the learning rate, which is 1 but for those in a module's `lr_shares`.
+
+    They move as if they were stored 1 / share times larger, with the share a factor at use: eps must then grow too.
+    """
+    groups: dict[float, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in network.named_parameters():
+        module, _, own = name.rpartition('.')
+        share = getattr(network.get_submodule(module), 'lr_shares', {}).get(own, 1.0)
+        groups.setdefault(share, []).append((name, parameter))
+    return [{'params': named, 'share': share, 'eps': config.eps / share} for share, named in groups.items()]
 
 
 def start(adam: torch.optim.Adam) -> None:
@@ -41,7 +54,7 @@ def set_rates(adam: torch.optim.Adam, lr: float, config: OptimConfig, nimg: int,
     if config.beta2_ramp is not None:
         beta2 = at(config.beta2_ramp, nimg)
     for group in adam.param_groups:
-        group['lr'], group['betas'] = lr * c, (beta1 ** c, beta2 ** c)
+        group['lr'], group['betas'] = lr * c * group['share'], (beta1 ** c, beta2 ** c)
 
 
 def restart(adam: torch.optim.Adam) -> None:

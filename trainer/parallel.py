@@ -1,7 +1,7 @@
 """How parameters and gradients are spread over ranks. The only file with a gradient collective."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,11 +21,11 @@ Optimizer = Adam | ZeroAdam
 
 
 class FlatGradients:
-    """The gradients of a network as views into one buffer a dtype: summed in one call, and zero where none arrived."""
+    """The gradients of parameters as views into one buffer a dtype: summed in one call, and zero where none arrived."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, parameters: Iterable[nn.Parameter]):
         by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
-        for parameter in network.parameters():
+        for parameter in parameters:
             by_dtype.setdefault(parameter.dtype, []).append(parameter)
         self.buffers = []
         for dtype, parameters in by_dtype.items():
@@ -52,7 +52,7 @@ class Strategy:
     def spread(self, network: nn.Module, trained: bool = True) -> None:
         """Take charge of a network, the same on all ranks, before it gets an optimizer. trained: it will have gradients."""
         if trained:
-            self._gradients[network] = FlatGradients(network)
+            self._gradients[network] = FlatGradients(network.parameters())
 
     def optimizer(self, network: nn.Module, config: OptimConfig) -> Optimizer:
         """Of a network that was spread."""
@@ -121,7 +121,7 @@ class ZeroSharded(DataParallel):
         return adam
 
     def zero_gradients(self, network: nn.Module) -> None:
-        self._gradients[network] = FlatGradients(network)
+        self._gradients[network] = FlatGradients(self._adams[network].parameters)
 
     def sync_gradients(self, network: nn.Module) -> tuple[float, list[int]]:
         norm = super().sync_gradients(network)

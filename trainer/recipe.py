@@ -41,10 +41,12 @@ class Recipe(Game):
             for name, buffer in network.named_buffers():
                 if name.rpartition('.')[2] == 'lod':
                     buffer.fill_(stage.lod)
-        if state.scalars['side'] != stage.side:
+        # negative in a fade whose end counts
+        side = -stage.side if config.growth.restart == 'both' and stage.lod % 1 else stage.side
+        if state.scalars['side'] != side:
             restart(state.opt_G)
             restart(state.opt_D)
-            state.scalars['side'].fill_(stage.side)
+            state.scalars['side'].fill_(side)
 
     @cached_property
     def on_gradient(self) -> list[str]:
@@ -120,6 +122,7 @@ class Recipe(Game):
                            fake: Tensor | None = None) -> tuple[Tensor, Means]:
         """The weighted sum of D's gradient penalties; `real` and `fake` are logits already there, if any."""
         total, means = reals.new_zeros(()), {}
+        at_full_size = self.config.growth is not None and self.config.growth.penalty_at == 'full'
         for name in self.on_gradient:
             penalty = GRADIENT_PENALTIES[name]
             points = penalty.points(reals, fakes)
@@ -134,6 +137,9 @@ class Recipe(Game):
             norms = gradient_norm_squared(logits, points)          # [N]
             if self.config.data.pairs:
                 norms = norms.unflatten(0, (-1, 2)).sum(dim=1)     # of an input, which is a pair
+            if at_full_size:
+                # each of the 4**f pixels that make one of the stage's has its share of that one's gradient
+                norms = norms / 4 ** int(self.stage.lod)
             cost = penalty.cost(norms).mean()
             weight = at(getattr(self.config.regularizers, name), self.state.nimg)
             total, means[f'penalty/{name}'] = total + penalty.factor * weight * cost, cost

@@ -98,6 +98,7 @@ def orthogonal_penalty(network: nn.Module, relaxed: bool = True) -> Tensor:
 
     plain: |W^T W - 1|^2; relaxed: |W W^T off its diagonal|^2, which leaves the rows' lengths free. Weights are those before
     spectral norm, but after an equalised layer's gain; embeddings named `shared` are left out. ValueError if there are none.
+    The code that BigGAN's authors published, BigGAN-PyTorch, takes half of the relaxed form's gradient.
     """
     matrices = list(_weight_matrices(network))
     if not matrices:

@@ -71,3 +71,15 @@ def refuse_changes(old: Config, new: Config, where: str) -> str:
         raise ValueError(f'{where} belongs to another configuration ({", ".join(fixed)}); '
                          'set these back to resume it, or choose another run_dir')
     return ', '.join(listed.values())
+
+
+def told_of_micro_batches(old: Config, new: Config, ranks: tuple[int, int], batch_norm: bool) -> str:
+    """What another size of them changes in a run that goes on, as a sentence; '' if it is the same. ranks: (before, now)."""
+    seen = [config.micro_batch * count for config, count in zip((old, new), ranks, strict=True)]
+    if batch_norm and seen[0] != seen[1]:
+        return f'batch norm takes its statistics over {seen[1]} pictures (micro_batch x ranks) from here on, {seen[0]} before'
+    sizes = [[micro_batch for *_, micro_batch in config.batches()] for config in (old, new)]
+    if sizes[0] != sizes[1]:
+        return ('with micro-batches of another size the run may take other steps: noise, augmentation and points of penalties '
+                'are drawn for each, and the minibatch deviation compares the pictures of one')
+    return ''

@@ -59,7 +59,7 @@ class RegularizerConfig(Section):
     path_length: Weight = 0.0
     path_length_decay: float = Field(0.01, gt=0, le=1)
     path_length_shrink: PositiveInt = 2           # of the batch
-    orthogonal: Weight = 0.0                      # on G
+    orthogonal: Weight = 0.0                      # on G; as the paper has it: BigGAN-PyTorch's code takes half this gradient
     orthogonal_form: Literal['relaxed', 'plain'] = 'relaxed'
     normalise: Literal['none', 'spectral', 'stable_rank'] = 'none'   # the weights of D ...
     normalise_g: bool = False                     # ... and of G
@@ -104,6 +104,10 @@ class GrowthConfig(Section):
     micro_batch: BySide = {}
     g_lr: dict[PositiveInt, PositiveFloat] = {}
     d_lr: dict[PositiveInt, PositiveFloat] = {}
+    # Pictures that D's gradient penalties are taken at. full, as published: the stage's, enlarged to full size, which D
+    # averages down again: |grad D|^2 is 4**floor(lod) times smaller, so R1 is weaker and slopes are drawn to 2**floor(lod).
+    penalty_at: Literal['stage', 'full'] = 'stage'
+    restart: Literal['start', 'both'] = 'start'   # Adam's moments, at the start of a fade; both, as published: at its end too
 
 
 class ParallelConfig(Section):

@@ -22,7 +22,8 @@ from trainer.spikes import new_memory
 # Running values of losses, penalties and augmentation, 0 at the start.
 SCALARS = (
     'path_length_mean',
-    'side',                                       # px that the optimizers have been working at, where networks grow
+    'side',                                       # px that the optimizers have been working at, where networks grow;
+                                                  # of growth.restart=both, negative in a fade
     'began_k',
     'lecam_real', 'lecam_fake',                   # means of the logits
     'augment_p', 'augment_signs', 'augment_steps',   # and the sum of D(real)'s signs since p was last adjusted

@@ -19,11 +19,12 @@ from trainer.evaluation import Evaluation, make_evaluation
 from trainer.game import to_device
 from trainer.guard import open_held_out, roll_back
 from trainer.models import num_parameters
+from trainer.models.batch_norm import has_batch_norm
 from trainer.parallel import Strategy, make_strategy
 from trainer.phase import NonFiniteGradient, run_phase
 from trainer.recipe import Recipe
 from trainer.resolution import base_and_doublings
-from trainer.run_folder import RunFolder, refuse_changes
+from trainer.run_folder import RunFolder, refuse_changes, told_of_micro_batches
 from trainer.schedule import check_growth, stage_at
 from trainer.signals import StopSignals
 from trainer.state import TrainState, make_state, network_options, picture_size
@@ -156,11 +157,15 @@ def resume(config: Config, manifest: Manifest, state: TrainState) -> Checkpoints
     if newest is None:
         return checkpoints
     path, seal = newest
-    changes = refuse_changes(parse_config(seal['config'], str(path)), config, str(path))
+    there = parse_config(seal['config'], str(path))
+    changes = refuse_changes(there, config, str(path))
     if seal['dataset'] != about['dataset']:
         raise ValueError(f'{path} was trained on another dataset than {config.data.path}; choose another run_dir')
     checkpoints.load(path, state)
-    dist.print0(f'resumed from {path} at {state.nimg / 1000:g} kimg' + (f'; changed: {changes}' if changes else ''))
+    ranks = seal.get('world_size', dist.world_size()), dist.world_size()
+    told = told_of_micro_batches(there, config, ranks, has_batch_norm(state.G) or has_batch_norm(state.D))
+    texts = f'resumed from {path} at {state.nimg / 1000:g} kimg', changes and f'changed: {changes}', told
+    dist.print0('; '.join(text for text in texts if text))
     return checkpoints
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainer import dist
 from trainer.config import OptimConfig
-from trainer.optim import start
+from trainer.optim import groups_of, start
 
 MOMENTS = 'exp_avg', 'exp_avg_sq'
 CONFIG = {
@@ -24,56 +24,78 @@ CONFIG = {
 }
 
 
+class Part:
+    """This rank's part of a group of parameters: laid end to end, filled up with 0, cut into one equal part a rank."""
+
+    def __init__(self, shapes: dict[str, torch.Size], state: dict[str, Tensor]) -> None:
+        """state: Adam's, of the part."""
+        self.state, self.gradient = state, torch.zeros(0)
+        self._shapes = shapes
+        self.length = sum(shape.numel() for shape in shapes.values())    # of all parts, without what fills them up
+
+    def of(self, whole: Tensor) -> Tensor:
+        """A copy of this rank's part of a tensor of `length`."""
+        length = len(self.state[MOMENTS[0]])
+        own = whole[dist.rank() * length:][:length]
+        return nn.functional.pad(own, (0, length - len(own)))
+
+    def whole(self, part: Tensor) -> dict[str, Tensor]:
+        """The parts of all ranks, by the name of the parameter. All ranks call it together."""
+        whole = part.new_empty(dist.world_size(), len(part))
+        torch.distributed.all_gather(list(whole), part)
+        pieces = whole.flatten()[:self.length].split([shape.numel() for shape in self._shapes.values()])
+        return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """Whole copies, by the name of the parameter. All ranks call it together."""
+        whole = {key: self.whole(self.state[key]) for key in MOMENTS}
+        return {name: {'step': self.state['step'].clone()} | {key: whole[key][name] for key in MOMENTS} for name in self._shapes}
+
+    def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
+        """This rank's part of those in `moments`. The group's parameters have all taken as many steps."""
+        own = [moments[name] for name in self._shapes]
+        for key in MOMENTS:
+            self.state[key].copy_(self.of(torch.cat([state[key].flatten() for state in own])))
+        self.state['step'].copy_(own[0]['step'])
+
+
 class ZeroAdam:
-    """Of a network that is whole on each rank. Parameters are laid end to end, filled up with 0 and cut into equal parts."""
+    """Of a network that is whole on each rank: `parts` are this rank's of the groups that learn at different rates."""
 
     def __init__(self, network: nn.Module, config: OptimConfig) -> None:
         network.requires_grad_(True)    # it leaves out what is frozen
-        adam = torch.optim.Adam(network.parameters(), eps=config.eps, foreach=True)
+        groups = groups_of(network, config)
+        self.parameters = [parameter for group in groups for _, parameter in group['params']]
+        shapes = [{name: parameter.shape for name, parameter in group['params']} for group in groups]
+        adam = torch.optim.Adam(groups, foreach=True)
         self._engine = _deepspeed().initialize(model=network, optimizer=adam, config=CONFIG)[0]
         network.requires_grad_(False)
         start(adam)
         self.param_groups, self.state = adam.param_groups, adam.state
-        (own,), = (group['params'] for group in adam.param_groups)
-        self._own = self.state[own]
-        self._shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
-        self.gradient = torch.zeros(0)
+        self.parts = [Part(own, self.state[group['params'][0]]) for own, group in zip(shapes, adam.param_groups, strict=True)]
 
     def take_gradient(self, average: Tensor) -> None:
-        """Keep this rank's part of all parameters' gradients, laid end to end."""
-        self.gradient = self._part(average)
+        """Keep this rank's parts of the gradients of `parameters`, laid end to end."""
+        for part, gradient in zip(self.parts, average.split([part.length for part in self.parts]), strict=True):
+            part.gradient = part.of(gradient)
 
     def step(self) -> None:
         zero = self._engine.optimizer
         zero.refresh_fp32_params()      # it steps a copy; parameters may have been loaded or clipped
-        zero.averaged_gradients[0] = [self.gradient]
+        for index, part in enumerate(self.parts):
+            zero.averaged_gradients[index] = [part.gradient]
         self._engine.step()
-        self.gradient = self.gradient.new_zeros(0)
+        for part in self.parts:
+            part.gradient = part.gradient.new_zeros(0)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """Whole copies, by the name of the parameter. All ranks call it together."""
-        sizes = [shape.numel() for shape in self._shapes.values()]
-        whole = {key: self.whole(self._own[key])[:sum(sizes)].split(sizes) for key in MOMENTS}
-        return {name: {'step': self._own['step'].clone()} | {key: whole[key][index].view(shape) for key in MOMENTS}
-                for index, (name, shape) in enumerate(self._shapes.items())}
+        return {name: moments for part in self.parts for name, moments in part.moments().items()}
 
     def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
-        """This rank's part of those in `moments`. The network's parameters have all taken as many steps."""
-        for key in MOMENTS:
-            self._own[key].copy_(self._part(torch.cat([moments[name][key].flatten() for name in self._shapes])))
-        self._own['step'].copy_(next(iter(moments.values()))['step'])
-
-    def whole(self, part: Tensor) -> Tensor:
-        """The parts of all ranks end to end."""
-        whole = part.new_empty(dist.world_size(), len(part))
-        torch.distributed.all_gather(list(whole), part)
-        return whole.flatten()
-
-    def _part(self, whole: Tensor) -> Tensor:
-        """A copy of this rank's part."""
-        length = len(self._own[MOMENTS[0]])
-        own = whole[dist.rank() * length:][:length]
-        return nn.functional.pad(own, (0, length - len(own)))
+        """This rank's part of those in `moments`."""
+        for part in self.parts:
+            part.take_moments(moments)
 
 
 def _deepspeed() -> ModuleType:

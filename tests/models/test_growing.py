@@ -1,17 +1,28 @@
 """The families that grow against recorded tensors of another implementation, and what holds at each level of detail."""
 
+import copy
 import json
 from math import floor
 from pathlib import Path
 
 import pytest
 import torch
+from runs_for_tests import in_float64, tiny_config
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.func import functional_call
 from torch.nn import functional as F
 
+from trainer.config import OptimConfig
+from trainer.data.shards import open_dataset
 from trainer.models import num_parameters, pggan, stylegan1
 from trainer.models.growing import conv_down2d, up_conv2d
+from trainer.optim import Adam, set_rates
+from trainer.parallel import Strategy
+from trainer.phase import MicroBatch
+from trainer.recipe import Recipe
+from trainer.regularizers import GRADIENT_PENALTIES
+from trainer.state import make_state
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 FAMILIES = {'pggan': pggan, 'stylegan1': stylegan1}
@@ -39,18 +50,30 @@ def set_lod(lod, *networks):
                 buffer.fill_(lod)
 
 
-@pytest.fixture(scope='module', params=FAMILIES)
-def golden(request):
-    """(G, D, tensors), with the recorded weights."""
+@pytest.fixture(params=FAMILIES)
+def recorded(request):
+    """(module, function that makes G and D of the recorded sizes, tensors)"""
     path = GOLDEN / f'{request.param}.safetensors'
     with safe_open(path, 'pt') as file:
         config = json.loads(file.metadata()['config'])
-    tensors = load_file(path)
-    G, D = make(request.param, (config['resolution'],) * 2, z_dim=config['z_dim'], w_dim=config['z_dim'],
-                mapping_layers=config['mapping_layers'], channels=config['fmaps_max'])
+
+    def untrained():
+        return make(request.param, (config['resolution'],) * 2, z_dim=config['z_dim'], w_dim=config['z_dim'],
+                    mapping_layers=config['mapping_layers'], channels=config['fmaps_max'])
+    return FAMILIES[request.param], untrained, load_file(path)
+
+
+def weights_of(tensors, prefix):
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@pytest.fixture
+def golden(recorded):
+    """(G, D, tensors), with the recorded weights."""
+    family, untrained, tensors = recorded
+    G, D = untrained()
     for network, prefix in (G, 'G.'), (D, 'D.'):
-        recorded = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        network.load_state_dict(FAMILIES[request.param].from_published(recorded))
+        network.load_state_dict(family.from_published(weights_of(tensors, prefix)))
     return G, D, tensors
 
 
@@ -64,6 +87,34 @@ def test_golden(golden, lod):
     logits = D(F.avg_pool2d(tensors[f'D_in_lod{lod}'], shrink), c)
     assert relative_error(images, tensors[f'img_lod{lod}']) < 1e-4
     assert relative_error(logits, tensors[f'D_out_lod{lod}']) < 1e-4
+
+
+@pytest.mark.parametrize('which', [0, 1], ids='GD')
+def test_a_step_of_adam_is_that_of_the_published_parameters(recorded, which):
+    """What a published layer adds after its gain of sqrt(2) learns as it does there, though ours is added before."""
+    family, untrained, tensors = recorded
+    with in_float64():
+        network, config = untrained()[which], OptimConfig(eps=1e-3)    # so large that its part in a step is seen
+        inputs = torch.randn(4, 3, 64, 64) if which else tensors['z'].double(), torch.zeros(4, 0)
+        theirs = {name: tensor.double() for name, tensor in weights_of(tensors, 'GD'[which] + '.').items()}
+        theirs['lod' if 'lod' in theirs else 'synthesis.lod'].fill_(0.25)
+        network.load_state_dict(family.from_published(theirs))
+        learned = [tensor.requires_grad_() for name, tensor in theirs.items()
+                   if not name.endswith(('lod', 'blur.kernel', 'apply_noise.noise'))]
+        published = torch.optim.Adam(learned, lr=0.01, betas=config.betas, eps=config.eps)
+        ours, before = Adam(network, config), copy.deepcopy(network.state_dict())
+        set_rates(ours, 0.01, config, 0, None)
+        for _ in range(2):
+            for adam, weights in (ours, {}), (published, family.from_published(theirs)):
+                torch.manual_seed(1)
+                adam.zero_grad()
+                functional_call(network, weights, inputs).square().mean().backward()
+                adam.step()
+        expected, moved = family.from_published(theirs), 0
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-8, msg=name)    # a step is up to 1e-2
+            moved += not torch.equal(parameter, before[name])
+        assert moved >= 0.8 * len(learned), 'the pictures of coarser sizes are not in use'
 
 
 def test_convolutions_that_resample_in_one():
@@ -148,6 +199,44 @@ def test_r1_in_the_middle_of_a_fade(family):
         weights = [D.get_submodule(name).weight for name in names]
         slope = sum((weight * weight.grad).sum() for weight in weights)
         torch.testing.assert_close(slope, 2 * penalty, rtol=1e-3, atol=0)
+
+
+GROWTH = {'start_resolution': 4, 'stage_kimg': 0.024, 'fade_kimg': 0.048}   # the shards have 16 px
+COSTS = {   # of D's loss, from the squared norms of its gradients
+    'r1': lambda squared: squared / 2,
+    'r2': lambda squared: squared / 2,
+    'wgan_gp': lambda squared: ((squared + 1e-12).sqrt() - 1) ** 2,
+    'dragan': lambda squared: ((squared + 1e-12).sqrt() - 1) ** 2,
+}
+
+
+@by_family
+@pytest.mark.parametrize('penalty_at', ['stage', 'full'])
+@pytest.mark.parametrize('penalty', COSTS)
+def test_penalties_at_the_stage_and_at_full_size(shards, tmp_path, family, penalty, penalty_at):
+    """At full size: the pictures enlarged to it, before a D that averages them down. Also what D learns from it."""
+    with in_float64():
+        config = tiny_config(shards, tmp_path, network={'name': family, 'z_dim': 8, 'channel_base': 64, 'channel_max': 4},
+                             growth=GROWTH | {'penalty_at': penalty_at}, regularizers={penalty: 3.0})
+        manifest = open_dataset(shards).manifest
+        state = make_state(config, manifest, torch.device('cpu'), Strategy())
+        recipe, weights = Recipe(config, manifest, state), list(state.D.requires_grad_(True).parameters())
+        for nimg, lod in (0, 2), (48, 1.5), (72, 1), (120, 0.5), (144, 0):
+            state.nimg = nimg
+            recipe.begin_step()
+            assert state.D.lod == lod
+            side, doubled = 16 >> floor(lod), 2 ** floor(lod) if penalty_at == 'full' else 1
+            (reals, fakes), c = torch.randn(2, 4, 3, side, side), torch.zeros(4, 0)
+            torch.manual_seed(5)
+            ours, means = recipe.gradient_penalties(MicroBatch(None, c, None, c), reals, fakes)
+            torch.manual_seed(5)
+            full = F.interpolate(GRADIENT_PENALTIES[penalty].points(reals, fakes), scale_factor=doubled).requires_grad_()
+            gradient, = torch.autograd.grad(state.D(F.avg_pool2d(full, doubled), c).sum(), full, create_graph=True)
+            expected = 3 * COSTS[penalty](gradient.square().sum(dim=(1, 2, 3))).mean()
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+            assert means[f'penalty/{penalty}'] * 3 * GRADIENT_PENALTIES[penalty].factor == ours
+            learned, theirs = (torch.autograd.grad(loss, weights, materialize_grads=True) for loss in (ours, expected))
+            torch.testing.assert_close(learned, theirs, rtol=1e-10, atol=1e-14)
 
 
 @by_family

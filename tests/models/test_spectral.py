@@ -51,6 +51,24 @@ def test_only_power_iterate_moves_u_and_always_alike():
     assert all(torch.equal(a, b) for a, b in zip(network.buffers(), twin.buffers(), strict=True))
 
 
+@pytest.mark.parametrize('length', [0.9, 1e-3, 40.0])
+@pytest.mark.parametrize('normalised', [spectral_norm, lambda layer: stable_rank_norm(layer, 0.25)])
+def test_the_length_of_a_stored_u_changes_nothing(normalised, length):
+    torch.manual_seed(0)
+    layer = normalised(nn.Conv2d(8, 16, 3))
+    expected = layer.weight.detach().clone()
+    layer.parametrizations.weight[0].u0 *= length
+    torch.testing.assert_close(layer.weight, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_a_u_of_our_own_keeps_its_bits(dtype):
+    torch.manual_seed(0)
+    for rows in 1, 3, 64, 24576:
+        norm = SpectralNorm(torch.randn(rows, 5, dtype=dtype))
+        assert torch.equal(norm.unit_u(), norm.u0)
+
+
 def test_backward_uses_the_u_of_its_forward():
     torch.manual_seed(0)
     layer, x = spectral_norm(nn.Linear(4, 9)), torch.randn(3, 4)

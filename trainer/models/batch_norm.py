@@ -88,6 +88,10 @@ def as_planes(values: Tensor) -> Tensor:
     return values.reshape(-1, values.shape[-1], 1, 1)
 
 
+def has_batch_norm(network: nn.Module) -> bool:
+    return any(isinstance(module, Standardise) for module in network.modules())
+
+
 def synchronise(network: nn.Module, sum_over_ranks: SumOverRanks, ranks: int) -> None:
     """Take batch statistics over all `ranks`, each with as many samples; `sum_over_ranks` must be differentiable."""
     for module in network.modules():

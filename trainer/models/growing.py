@@ -5,6 +5,7 @@ Size i is base * 2**i px, coarsest first. `lod`, the level of detail: 0 full siz
 size fades in. f = floor(lod): G makes pictures of H >> f, W >> f px, and D reads them.
 """
 
+import re
 from collections.abc import Callable
 from math import floor, sqrt
 
@@ -24,6 +25,9 @@ from trainer.models.layers import (
 )
 from trainer.models.stylegan2 import DiscriminatorEpilogue
 from trainer.resolution import base_and_doublings
+
+
+GAINED = re.compile(r'(fromrgb\.\d+|blocks\.\d+\.\d+|blocks\.0\.conv|blocks\.0\.fc)\.bias')   # of D, see `before_gain`
 
 
 class Growing(nn.Module):
@@ -102,6 +106,7 @@ class GrowingDiscriminator(Growing):
                                              self.half_size_layer(channels[i], channels[i - 1], 3, clamp=clamp)))
         if c_dim:
             self.embed = FullyConnected(c_dim, channels[0])
+        learn_after_gain(self, GAINED)
 
     def forward(self, img: Tensor, c: Tensor) -> Tensor:
         """img [N, img_channels, H >> f, W >> f] in [-1, 1] -> logits [N, num_outputs], float32."""
@@ -133,10 +138,21 @@ def published_discriminator(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             renamed[f'blocks.{doublings - index // 2}.{index % 2}.{part}'] = state_dict[f'layer{index}.{part}']
         for name, index in ('conv', last - 2), ('fc', last - 1), ('out', last):
             renamed[f'blocks.0.{name}.{part}'] = state_dict[f'layer{index}.{part}']
-    gained = [name for name in renamed if name.endswith('bias') and name != 'blocks.0.out.bias']
-    return renamed | {name: before_gain(renamed[name]) for name in gained}
+    return before_gain(renamed, GAINED)
 
 
-def before_gain(tensor: Tensor) -> Tensor:
-    """A published bias or noise strength, as ours: published layers add them after the gain of sqrt(2), ours before it."""
-    return tensor / sqrt(2)
+def before_gain(published: dict[str, Tensor], gained: re.Pattern) -> dict[str, Tensor]:
+    """The weights, under our names, with biases and noise strengths that `gained` finds as ours.
+
+    Published layers add these after the gain of sqrt(2), ours before it.
+    """
+    return {name: tensor / sqrt(2) if gained.fullmatch(name) else tensor for name, tensor in published.items()}
+
+
+def learn_after_gain(network: nn.Module, gained: re.Pattern) -> None:
+    """Let those biases and noise strengths learn as if they stood where published layers have them: sqrt(2) slower."""
+    for name, _ in network.named_parameters():
+        if gained.fullmatch(name):
+            module, _, own = name.rpartition('.')
+            layer = network.get_submodule(module)
+            layer.lr_shares = {**getattr(layer, 'lr_shares', {}), own: 1 / sqrt(2)}

@@ -3,6 +3,7 @@
 The legend is that of growing.py.
 """
 
+import re
 from math import sqrt
 
 import torch
@@ -14,6 +15,7 @@ from trainer.models.growing import (
     GrowingDiscriminator,
     GrowingSynthesis,
     before_gain,
+    learn_after_gain,
     published_discriminator,
     up_conv2d,
 )
@@ -23,6 +25,8 @@ from trainer.models.layers import (
     default_clamp,
     normalize_second_moment,
 )
+
+GAINED = re.compile(r'layers\.\d+\.bias')    # of G, see `before_gain`
 
 
 class LatentLayer(nn.Module):
@@ -77,6 +81,7 @@ class Generator(GrowingSynthesis):
             if i:
                 self.layers.append(UpConv2d(channels[i - 1], channels[i], 3, clamp=clamp))
             self.layers.append(Conv2d(channels[i], channels[i], 3, clamp=clamp))
+        learn_after_gain(self, GAINED)
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
         """z and c -> pictures [N, img_channels, H >> f, W >> f], float32, about [-1, 1]."""
@@ -100,8 +105,7 @@ def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state_dict.items():
         if name.startswith('layer'):
             name = name.replace('layer', 'layers.')
-            tensor = before_gain(tensor) if name.endswith('bias') else tensor
         renamed[name.replace('output', 'torgb.')] = tensor
     # published as a convolution of a padded pixel
     renamed['layers.0.weight'] = renamed['layers.0.weight'].flip([2, 3])
-    return renamed
+    return before_gain(renamed, GAINED)

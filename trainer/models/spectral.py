@@ -38,14 +38,22 @@ class SpectralNorm(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return self.leading(weight)[0]
 
-    def leading(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """W / sigma in the shape of `weight`, and v [1, in]. Gradients take u and v as constants."""
+    def leading(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """W / sigma in the shape of `weight`, u [1, out] and v [1, in]. Gradients take u and v as constants."""
         matrix = weight.flatten(1)
         with torch.no_grad():
-            u = self.u0.clone()   # what backward needs must outlive the next iteration
+            u = self.unit_u()
             v = F.normalize(u @ matrix, eps=self.eps)
         sigma = (u @ matrix * v).sum()
-        return weight / (sigma.clamp(min=self.eps) * self.gain), v
+        return weight / (sigma.clamp(min=self.eps) * self.gain), u, v
+
+    def unit_u(self) -> Tensor:
+        """A copy of u0, as what backward needs must outlive the next iteration, of length 1 whatever is stored.
+
+        Published averages of weights average u0 as well, which makes it shorter. A length of 1 up to rounding keeps its bits.
+        """
+        length = self.u0.norm().clamp(min=self.eps)
+        return torch.where((length - 1).abs() < 1e-5, self.u0, self.u0 / length)
 
 
 class StableRankNorm(SpectralNorm):
@@ -59,8 +67,8 @@ class StableRankNorm(SpectralNorm):
         self.rank = rank
 
     def forward(self, weight: Tensor) -> Tensor:
-        normalised, v = self.leading(weight)
-        first = (self.u0.clone().t() @ v).view_as(weight) / self.gain
+        normalised, u, v = self.leading(weight)
+        first = (u.t() @ v).view_as(weight) / self.gain
         rest = normalised - first
         limit = (self.rank - 1) / self.gain ** 2
         return first + rest * (limit / rest.square().sum().clamp(min=limit)).sqrt()

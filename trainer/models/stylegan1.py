@@ -16,6 +16,7 @@ from trainer.models.growing import (
     GrowingSynthesis,
     before_gain,
     conv_down2d,
+    learn_after_gain,
     published_discriminator,
     up_conv2d,
 )
@@ -23,6 +24,8 @@ from trainer.models.layers import Conv2d, FullyConnected, as_maps
 from trainer.models.stylegan2 import NOISE, Mapping
 
 BLUR = [1, 2, 1]
+# of G, see `before_gain`; the first layer has no weights, and no gain
+GAINED = re.compile(r'mapping\.fc\d+\.bias|synthesis\.layers\.[1-9]\d*\.(bias|noise_strength)')
 
 
 class StyledLayer(nn.Module):
@@ -94,6 +97,7 @@ class Generator(nn.Module):
                                    low_precision_blocks)
         self.num_ws = self.synthesis.num_ws
         self.mapping = Mapping(z_dim, c_dim, w_dim, self.num_ws, mapping_layers)
+        learn_after_gain(self, GAINED)
 
     def forward(self, z: Tensor, c: Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None,
                 noise: str = 'random') -> Tensor:
@@ -119,7 +123,6 @@ class Discriminator(GrowingDiscriminator):
     half_size_layer = BlurredDownConv2d
 
 
-GAINED = re.compile(r'fc\d+\.bias|layers\.[1-9]\d*\.(bias|noise_strength)')  # of ours, what a gain stood before
 PUBLISHED_NAMES = {  # theirs: ours
     'truncation.': 'mapping.', 'mapping.dense': 'mapping.fc', 'synthesis.layer': 'synthesis.layers.',
     'synthesis.output': 'synthesis.torgb.', 'apply_noise.noise': 'noise_const', 'apply_noise.weight': 'noise_strength',
@@ -136,9 +139,6 @@ def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             name = name.replace(theirs, ours)
         if name.endswith(('const', 'noise_const')):
             tensor = tensor.reshape(tensor.shape[-3 if name.endswith('.const') else -2:])
-        # no gain in the first layer: it has no weights
-        if GAINED.search(name):
-            tensor = before_gain(tensor)
         if not name.endswith('blur.kernel'):
             renamed[name] = tensor
-    return renamed
+    return before_gain(renamed, GAINED)
