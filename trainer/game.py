@@ -14,6 +14,7 @@ from trainer.config import Config
 from trainer.data.manifest import Manifest
 from trainer.data.stream import Batch
 from trainer.labels import to_one_hot
+from trainer.losses import LOSSES
 from trainer.models import mix_styles
 from trainer.phase import MicroBatch, Phase
 from trainer.randomness import draw
@@ -107,7 +108,9 @@ class Game:
         own = stage.batch // dist.world_size()
         draws = draws[dist.rank() * own:(dist.rank() + 1) * own].to(batch.images.device)
         classes = len(class_counts)
-        labels, fake_labels = to_one_hot(batch.labels, classes), to_one_hot(draws.labels, classes)
+        labels, loss = to_one_hot(batch.labels, classes), LOSSES.get(config.loss.name)
+        # of two classes, a pair's logits would differ by what D thinks of the classes
+        fake_labels = labels if loss and loss.pairs else to_one_hot(draws.labels, classes)
         cuts = [slice(start, start + stage.micro_batch) for start in range(0, own, stage.micro_batch)]
         return [MicroBatch(batch.images[cut], labels[cut], draws[cut], fake_labels[cut]) for cut in cuts]
 

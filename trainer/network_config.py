@@ -101,7 +101,8 @@ class R3GAN(LowPrecision):
     blocks: PositiveInt = 2                       # at each resolution
     expansion: PositiveInt = 2                    # of the channels inside a block
     group_size: PositiveInt = 16                  # channels of a group of the 3x3 convolutions
-    label_dim: PositiveInt = 64                   # of the class embeddings
+    label_dim: PositiveInt = 64                   # of the class embeddings ...
+    d_label_dim: PositiveInt | None = None        # ... in D; None: as in G; published: 768 for CIFAR-10, 1536 for ImageNet
 
 
 class BEGAN(NetworkSection):
