@@ -56,7 +56,8 @@ class Game:
         """(images [NCHW], p) -> images."""
         height_width = picture_size(self.config, self.manifest)
         options = self.config.augment
-        return make_augment(options.name, options.groups, options.policies, self.manifest.channels, height_width)
+        return make_augment(options.name, options.groups, options.factors, options.policies, self.manifest.channels,
+                            height_width)
 
     def reals(self, micro: MicroBatch) -> Tensor:
         """Pictures [NCHW] in [-1, 1], at the stage's size; while it fades in, as blurred as the fakes are."""

@@ -81,9 +81,13 @@ class EMAConfig(Section):
     w_avg_beta: float = Field(0.998, ge=0, lt=1)
 
 
+AugmentGroup = Literal['blit', 'geometry', 'color', 'filter', 'noise', 'cutout']
+
+
 class AugmentConfig(Section):
     name: Literal['none', 'ada', 'diffaugment'] = 'none'
-    groups: tuple[Literal['blit', 'geometry', 'color', 'filter', 'noise', 'cutout'], ...] = ('blit', 'geometry', 'color')
+    groups: tuple[AugmentGroup, ...] = ('blit', 'geometry', 'color')
+    factors: dict[AugmentGroup, Share] = {}       # of ADA: the chance of a group's transforms is p times its factor, else p
     policies: tuple[Literal['color', 'translation', 'cutout'], ...] = ('color', 'translation', 'cutout')  # of DiffAugment
     p: RampedShare | None = None                  # None: adapted to `target`
     target: Share = 0.6                           # mean sign of D(real)
