@@ -54,7 +54,7 @@ class RegularizerConfig(Section):
     dragan: Weight = 0.0
     drift: Weight = 0.0
     lecam: Weight = 0.0
-    lecam_decay: Beta = 0.99                      # a step, of the means of the logits
+    lecam_decay: Beta = 0.99                      # a step, of the means of the logits, which are corrected for their start at 0
     weight_clip: Weight = 0.0                     # D's weights stay in [-x, x]
     path_length: Weight = 0.0
     path_length_decay: float = Field(0.01, gt=0, le=1)
