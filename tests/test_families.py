@@ -105,6 +105,6 @@ def test_sampling_without_styles(wide_shards, tmp_path, capsys):
         assert sample([str(tmp_path / 'run'), '--seeds', '0-3', '--grid', '--out', str(out), *options]) == 0
         pictures.append(next(out.iterdir()).read_bytes())
     assert len(set(pictures)) == 3
-    for option, value, fix in ('--psi', '0.5', 'use --truncation'), ('--truncation', '0', 'above 0'):
+    for option, value, fix in ('--psi', '0.5', 'use truncation'), ('--truncation', '0', 'at least 0.01'):
         assert sample([str(tmp_path / 'run'), option, value]) == 2
         assert fix in capsys.readouterr().err

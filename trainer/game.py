@@ -15,7 +15,7 @@ from trainer.data.manifest import Manifest
 from trainer.data.stream import Batch
 from trainer.labels import to_one_hot
 from trainer.losses import LOSSES
-from trainer.models import mix_styles
+from trainer.models import latents_of, mix_styles
 from trainer.phase import MicroBatch, Phase
 from trainer.randomness import draw
 from trainer.schedule import Stage, at, stage_at
@@ -105,7 +105,7 @@ class Game:
         class_counts = self.manifest.class_counts if config.data.conditional else ()
         draws = draw(config.seed, batch.nimg, phase.name, stage.batch, z_dim=G.z_dim, num_ws=G.num_ws - 2 * int(stage.lod),
                      style_mixing=config.network.style_mixing if config.network.styles else 0.0, class_counts=class_counts,
-                     identity_dim=config.network.identity_dim)
+                     identity_dim=config.network.identity_dim, latents=latents_of(G))
         own = stage.batch // dist.world_size()
         draws = draws[dist.rank() * own:(dist.rank() + 1) * own].to(batch.images.device)
         classes = len(class_counts)

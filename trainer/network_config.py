@@ -9,6 +9,8 @@ from pydantic import Field, PositiveInt
 
 from trainer.schema import Section, Share
 
+Latents = Literal['normal', 'uniform']
+
 
 class NetworkSection(Section):
     styles: ClassVar[bool] = False          # mapping and synthesis: style mixing, path length, truncation psi
@@ -82,6 +84,7 @@ class DCGAN(NetworkSection):
     batch_norm_in_d: ClassVar[bool] = True
     name: Literal['dcgan']
     z_dim: PositiveInt = 100
+    latents: Latents = 'normal'                   # N(0, 1); published: uniform in [-1, 1]
     channels: PositiveInt = 64
 
 
@@ -109,6 +112,7 @@ class BEGAN(NetworkSection):
     energy: ClassVar[bool] = True
     name: Literal['began']
     z_dim: PositiveInt = 64
+    latents: Latents = 'normal'                   # N(0, 1); published: uniform in [-1, 1]
     channels: PositiveInt = 128
     code_dim: PositiveInt = 64                    # of the discriminator's code
 

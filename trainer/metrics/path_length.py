@@ -14,6 +14,7 @@ from trainer.labels import to_one_hot
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.features import Rows, over_ranks, resizing_threads
 from trainer.metrics.pictures import Fakes
+from trainer.models import latents_of
 from trainer.models.several import SeveralGenerators
 from trainer.randomness import seed_for
 
@@ -23,7 +24,7 @@ KEPT = 0.01, 0.99   # quantiles between which distances count, as in published f
 
 
 def path_lengths(fakes: Fakes, extractor: Extractor, title: str, stopped: Callable[[], bool]) -> np.ndarray | None:
-    """Squared distances over epsilon^2, without both tails; on rank 0. In w along a line, else in z along a circle."""
+    """Squared distances over epsilon^2, without both tails; on rank 0. In w along a line, else in z along `PATHS`."""
     with resizing_threads() as pool:
         def work(indices: range) -> Rows:
             resized = []
@@ -47,6 +48,7 @@ def _ends(fakes: Fakes, indices: range) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed_for(fakes.seed, indices.start, 'path position'))
     where = torch.rand(len(indices), 1, generator=generator)
     where = torch.cat([where, where + EPSILON], dim=1).view(-1, 1)   # [2N, 1]
+    path = PATHS[latents_of(G)]
     inputs = first.z.repeat_interleave(2, 0), second.z.repeat_interleave(2, 0), where, first.labels.repeat_interleave(2)
     for parts in zip(*(tensor.to(fakes.device).split(BATCH) for tensor in inputs), strict=True):
         z0, z1, t, labels = parts
@@ -55,9 +57,9 @@ def _ends(fakes: Fakes, indices: range) -> Iterator[Tensor]:
             w0, w1 = G.mapping(z0, c, fakes.psi), G.mapping(z1, c, fakes.psi)     # [2B, num_ws, w_dim]
             images = G.synthesis(w0.lerp(w1, t[:, :, None]), noise='const')
         elif isinstance(G, SeveralGenerators):
-            images = G(_along_circle(z0, z1, t), c, made_by=labels.tolist())
+            images = G(path(z0, z1, t), c, made_by=labels.tolist())
         else:
-            images = G(_along_circle(z0, z1, t), c)
+            images = G(path(z0, z1, t), c)
         yield images
 
 
@@ -65,3 +67,6 @@ def _along_circle(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
     """Spherical interpolation of rows [N, z_dim], lengths along with it; Shoemake 1985."""
     angle = torch.acos(torch.cosine_similarity(a, b, dim=1).clamp(-1, 1))[:, None]
     return (torch.sin((1 - where) * angle) * a + torch.sin(where * angle) * b) / torch.sin(angle)
+
+
+PATHS = {'normal': _along_circle, 'uniform': torch.lerp}    # a line does not leave the cube of uniform latents

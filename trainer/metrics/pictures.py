@@ -10,6 +10,7 @@ from torch import nn
 
 from trainer.data.shards import Dataset, SampleReader
 from trainer.images import generate, label_counts
+from trainer.models import latents_of
 from trainer.randomness import Draws, draw, seed_for, truncated_normal
 
 
@@ -91,7 +92,7 @@ class Fakes:
     def draws(self, indices: range, purpose: str = 'evaluate') -> Draws:
         """Latents [len(indices)], a function of the seed and of the first index."""
         draws = draw(self.seed, indices.start, purpose, len(indices), z_dim=self.G.z_dim, num_ws=self.G.num_ws,
-                     style_mixing=0.0, class_counts=label_counts(self.G, self.class_counts))
+                     style_mixing=0.0, class_counts=label_counts(self.G, self.class_counts), latents=latents_of(self.G))
         if self.truncation is None:
             return draws
         generator = torch.Generator().manual_seed(seed_for(self.seed, indices.start, purpose, 'truncated'))
