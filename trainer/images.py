@@ -62,10 +62,11 @@ def check_truncation(G: nn.Module, psi: float, psi_cutoff: int | None, truncatio
 
 @torch.no_grad()
 def generate(G: nn.Module, draws: Draws, device: torch.device, truncation_psi: float = 1.0,
-             truncation_cutoff: int | None = None, batch: int = 16) -> np.ndarray:
-    """Pictures [NHWC] uint8 at G's full size, `batch` at a time; of networks with styles, with the constant noise."""
+             truncation_cutoff: int | None = None, noise: str = 'const', batch: int = 16) -> np.ndarray:
+    """Pictures [NHWC] uint8 at G's full size, `batch` at a time. Networks with styles take truncation and `noise`."""
     several = isinstance(G, SeveralGenerators)
-    options = {'truncation_psi': truncation_psi, 'truncation_cutoff': truncation_cutoff, 'noise': 'const'} if G.num_ws else {}
+    styles = {'truncation_psi': truncation_psi, 'truncation_cutoff': truncation_cutoff, 'noise': noise}
+    options = styles if G.num_ws else {}
     parts = []
     for start in range(0, len(draws.z), batch):
         part = draws[start:start + batch].to(device)

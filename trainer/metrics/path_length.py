@@ -1,7 +1,7 @@
 """Perceptual path length: how much pictures change along a small step between two latents. Karras et al. 2019, section 4.1.
 
 Published figures are of LPIPS on VGG16. Here the distance is that of an extractor's features scaled to length 1, and the
-score bears its name: compare it with its own kind alone.
+score bears its name: compare it with its own kind alone. Networks with styles add the constant noise map.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def _ends(fakes: Fakes, indices: range) -> Iterator[Tensor]:
         z0, z1, t, labels = parts
         c = to_one_hot(labels, G.c_dim)
         if G.num_ws:
-            w0, w1 = G.mapping(z0, c, fakes.psi), G.mapping(z1, c, fakes.psi)     # [2B, num_ws, w_dim]
+            w0, w1 = (G.mapping(z, c, fakes.psi, fakes.psi_cutoff) for z in (z0, z1))     # [2B, num_ws, w_dim]
             images = G.synthesis(w0.lerp(w1, t[:, :, None]), noise='const')
         elif isinstance(G, SeveralGenerators):
             images = G(path(z0, z1, t), c, made_by=labels.tolist())

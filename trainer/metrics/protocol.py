@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from trainer import dist
+from trainer.images import check_truncation
 from trainer.metrics import bootstrap
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.features import Rows, features_of_fakes, features_of_pictures
@@ -53,8 +54,8 @@ def check_evaluation(config: EvaluateConfig, source: Pictures | Fakes, reference
         raise ValueError('ppl is measured between latents, which pictures have not; leave it out')
     if 'intra_fid' in config.metrics and not ((source.G.c_dim if made else source.labelled) and reference.labelled):
         raise ValueError('intra_fid needs a conditional model and a dataset with classes; leave it out')
-    if made and config.psi != 1 and not source.G.num_ws:
-        raise ValueError(f'psi={config.psi:g}: this generator has no w to truncate in; use truncation')
+    if made:
+        check_truncation(source.G, config.psi, config.psi_cutoff, config.truncation)
 
 
 def evaluate(source: Pictures | Fakes, reference: Pictures, extractor: Extractor, config: EvaluateConfig,
@@ -88,8 +89,9 @@ def _protocol(config: EvaluateConfig, source: Pictures | Fakes, reference: Pictu
     return {
         'extractor': extractor.name, 'weights_sha256': extractor.sha256, 'resizer': extractor.resizer,
         'resolution': size and list(size), 'fakes': len(fakes['labels']) if fakes else source.count,
-        'reals': len(reals['labels']) if reals else 0, 'dataset': reference.digest, 'seed': config.seed,
-        'psi': config.psi if made else None, 'truncation': config.truncation if made else None, 'interval': bootstrap.ABOUT}
+        'reals': len(reals['labels']) if reals else 0, 'reals_at_most': config.reals, 'dataset': reference.digest,
+        'seed': config.seed, **{name: getattr(config, name) if made else None for name in ('psi', 'psi_cutoff', 'truncation')},
+        'noise': config.noise if made and source.G.num_ws else None, 'interval': bootstrap.ABOUT}
 
 
 class _Computation:
