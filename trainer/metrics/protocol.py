@@ -118,7 +118,7 @@ class _Computation:
             more['intra_fid_classes'] = intra_class_distance(*groups)[1]
         if 'kid' in wanted:
             value = kernel_distance(*pair, seed)
-            found['kid'] = value, bootstrap.interval(value, kernel_replicates(*pair, bootstrap.MEAN_TIMES, seed))
+            found['kid'] = value, bootstrap.interval(value, kernel_replicates(*pair, bootstrap.KERNEL_TIMES, seed))
         if 'is' in wanted:
             classes = self.fakes['classes'].cpu()
             value = inception_score(classes, seed)
