@@ -12,6 +12,7 @@ from trainer.labels import to_one_hot
 from trainer.models import latents_of
 from trainer.models.batch_norm import standing_statistics
 from trainer.models.several import SeveralGenerators
+from trainer.progress import Progress
 from trainer.randomness import LEAST_TRUNCATION, Draws, draw
 
 
@@ -62,18 +63,24 @@ def check_truncation(G: nn.Module, psi: float, psi_cutoff: int | None, truncatio
 
 @torch.no_grad()
 def generate(G: nn.Module, draws: Draws, device: torch.device, truncation_psi: float = 1.0,
-             truncation_cutoff: int | None = None, noise: str = 'const', batch: int = 16) -> np.ndarray:
-    """Pictures [NHWC] uint8 at G's full size, `batch` at a time. Networks with styles take truncation and `noise`."""
+             truncation_cutoff: int | None = None, noise: str = 'const', batch: int = 16,
+             title: str | None = None) -> np.ndarray:
+    """Pictures [NHWC] uint8 at G's full size, `batch` at a time. Networks with styles take truncation and `noise`.
+
+    title: of the progress that is told; None: none is.
+    """
     several = isinstance(G, SeveralGenerators)
     styles = {'truncation_psi': truncation_psi, 'truncation_cutoff': truncation_cutoff, 'noise': noise}
     options = styles if G.num_ws else {}
     parts = []
-    for start in range(0, len(draws.z), batch):
-        part = draws[start:start + batch].to(device)
-        if several:
-            options['made_by'] = part.labels.tolist()
-        images = G(part.z, to_one_hot(part.labels, G.c_dim), **options)
-        parts.append(to_pictures(functional.interpolate(images, G.resolution)))  # nearest, while G grows
+    with Progress(title, len(draws.z), 'pictures') as progress:
+        for start in range(0, len(draws.z), batch):
+            part = draws[start:start + batch].to(device)
+            if several:
+                options['made_by'] = part.labels.tolist()
+            images = G(part.z, to_one_hot(part.labels, G.c_dim), **options)
+            parts.append(to_pictures(functional.interpolate(images, G.resolution)))  # nearest, while G grows
+            progress.add(len(part.z))
     return np.concatenate(parts)
 
 
@@ -81,8 +88,9 @@ def generate(G: nn.Module, draws: Draws, device: torch.device, truncation_psi: f
 def take_standing_statistics(G: nn.Module, class_counts: tuple[int, ...], batches: int, device: torch.device,
                              batch: int = 32) -> None:
     """Replace G's running batch-norm statistics by their means over `batches` of fakes. Brock et al. 2019, appendix D."""
-    with standing_statistics(G):
+    with standing_statistics(G), Progress('standing statistics', batches, 'batches') as progress:
         for number in range(batches):
             draws = draw(number, 0, 'standing', batch, z_dim=G.z_dim, num_ws=0, style_mixing=0.0,
                          class_counts=label_counts(G, class_counts), latents=latents_of(G)).to(device)
             G(draws.z, to_one_hot(draws.labels, G.c_dim))
+            progress.add()

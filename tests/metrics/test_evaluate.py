@@ -15,7 +15,7 @@ from runs_for_tests import differing, on_ranks, tiny_config, train_here
 from shards_for_tests import picture, rewrite_shard, write_dataset
 from torch import nn
 
-from trainer import dist
+from trainer import dist, progress
 from trainer.config import load_config
 from trainer.data.shards import open_dataset
 from trainer.export import build_generator, describe, load_generator, write_export
@@ -86,6 +86,19 @@ def test_the_same_on_one_and_on_three_ranks(run, shards, patches, tmp_path, caps
     three = json.loads(three[0])
     assert {**one, 'time': 0} == {**three, 'time': 0}   # to the last bit
     assert (one['protocol']['fakes'], one['protocol']['reals']) == (70, 30)
+
+
+def test_each_part_tells_how_far_it_is(run, shards, patches, capsys, monkeypatch):
+    arguments = [str(run), '--data', str(shards), '--metrics', ALL, '--images', '40', *patches, '--json']
+    assert evaluate.main(arguments) == 0 and capsys.readouterr().err == ''      # short work is silent
+    monkeypatch.setattr(progress, 'SECONDS', 0.0)
+    shutil.rmtree(os.environ['IMAGO_METRICS_CACHE'])
+    assert evaluate.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)['protocol']['fakes'] == 40
+    for part in ('reals: 30 of 30 pictures', 'fakes: 32 of 40 pictures', 'fakes: 40 of 40 pictures', 'paths: 40 of 40 pictures',
+                 'intervals: 20 of 20 resamples', 'neighbours: 40 of 40 pictures'):
+        assert f'{part} in ' in printed.err
 
 
 def test_each_picture_counts_once_and_damaged_ones_do_not(shards, patches, tmp_path, capsys, monkeypatch):

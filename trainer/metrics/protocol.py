@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from trainer import dist
 from trainer.images import check_truncation
@@ -19,6 +18,7 @@ from trainer.metrics.manifold import compare_manifolds
 from trainer.metrics.path_length import path_lengths
 from trainer.metrics.pictures import Fakes, Pictures
 from trainer.metrics.reference import reference_features
+from trainer.progress import Progress
 from trainer.sections import EvaluateConfig
 
 LEAST = 10   # pictures, for neighbours and splits
@@ -136,6 +136,9 @@ class _Computation:
         value = distance(None, None)
         resamples = zip(bootstrap.resample(len(self.fakes['features']), times, seed, 0),
                         bootstrap.resample(len(self.reals['features']), times, seed, 1), strict=True)
-        replicates = [distance(*(counts.to(self.device) for counts in both))
-                      for both in tqdm(resamples, 'intervals', times, leave=False, disable=None)]
+        replicates = []
+        with Progress('intervals', times, 'resamples') as progress:
+            for both in resamples:
+                replicates.append(distance(*(counts.to(self.device) for counts in both)))
+                progress.add()
         return value, bootstrap.interval(value, np.array(replicates))

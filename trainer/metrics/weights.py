@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def check_inception(path: Path) -> None:
 
 def _fetch(path: Path) -> None:
     aside = path.with_suffix('.part')
+    print(f'fetching {inception_url} to {path.parent}', file=sys.stderr, flush=True)
     with urllib.request.urlopen(inception_url, timeout=TIMEOUT) as body, open(aside, 'wb') as out:
         shutil.copyfileobj(body, out)
         length = body.headers.get('Content-Length')

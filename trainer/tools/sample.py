@@ -13,6 +13,7 @@ from trainer.export import build_generator, describe
 from trainer.images import check_truncation, generate, grid, label_counts, take_standing_statistics
 from trainer.labels import class_index
 from trainer.models import latents_of
+from trainer.progress import Progress
 from trainer.randomness import LATENTS, Draws, seed_for, truncated_normal
 
 MOST_SEEDS = 10_000   # they are all in memory before the first is written
@@ -69,7 +70,7 @@ def sample(options: argparse.Namespace) -> list[Path]:
     if options.standing_batches:
         take_standing_statistics(G, counts, options.standing_batches, device)
     draws = draw_for_seeds(seeds, G.z_dim, counts, label, options.truncation, latents_of(G))
-    pictures = generate(G, draws, device, options.psi, options.psi_cutoff)
+    pictures = generate(G, draws, device, options.psi, options.psi_cutoff, title='sampling')
     out.mkdir(parents=True, exist_ok=True)
     if options.grid:
         cutoff = '' if options.psi_cutoff is None else f'-cutoff{options.psi_cutoff}'
@@ -77,8 +78,10 @@ def sample(options: argparse.Namespace) -> list[Path]:
         grid(pictures, options.columns).save(paths[0])
         return paths
     paths = [out / f'seed{seed:06d}.png' for seed in seeds]
-    for path, picture in zip(paths, pictures, strict=True):
-        Image.fromarray(picture.squeeze()).save(path)
+    with Progress('writing', len(paths), 'pictures') as progress:
+        for path, picture in zip(paths, pictures, strict=True):
+            Image.fromarray(picture.squeeze()).save(path)
+            progress.add()
     return paths
 
 
