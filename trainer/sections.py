@@ -129,7 +129,7 @@ class CheckpointConfig(Section):
     best: Metric | None = None                    # kept as well: the checkpoint with the best score of this metric
 
 
-Count = Annotated[int, Field(ge=10)]
+Count = Annotated[int, Field(ge=10, le=10_000_000)]    # pictures; the features of each are kept in memory
 CountOrAll = Annotated[Annotated[Count, Tag('number')] | Annotated[Literal['all'], Tag('all')],
                        Discriminator(lambda value: 'all' if value == 'all' else 'number')]
 
@@ -141,14 +141,14 @@ class EvaluateConfig(Section):
     metrics: tuple[Metric, ...] = Field(('fid', 'kid'), min_length=1)
     images: Count = 50000                         # fakes
     reals: CountOrAll = 50000                     # at most, drawn from the dataset by `seed`; or `all`
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2 ** 32)
     psi: float = 1.0
     psi_cutoff: int | None = Field(None, ge=0)    # layers, from the first on, in which psi truncates; None: all
     truncation: PositiveFloat | None = None       # latents are drawn again until |z| is below
     noise: Literal['random', 'const'] = 'random'  # of layers that add it: each picture has its own, or all the constant map
     resizer: Literal['clean', 'legacy'] = 'clean'
-    extractor: str = 'auto'                       # inception, effnet_lite0, or a TorchScript or ONNX file, which takes:
-    extractor_size: PositiveInt = 224             # px
+    extractor: str = Field('auto', min_length=1)  # inception, effnet_lite0, or a TorchScript or ONNX file, which takes:
+    extractor_size: int = Field(224, ge=1, le=4096)   # px
     extractor_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)   # of values from 0 to 1
     extractor_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     extractor_sha256: str | None = None           # that the weights must have

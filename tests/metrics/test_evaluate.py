@@ -177,6 +177,15 @@ def test_two_folders(tmp_path, patches, capsys):
     (['SHARDS', '--data', 'nowhere'], 'no such folder: nowhere'),
     (['RUN', '--metrics', 'fid,fud'], '--metrics'),
     (['RUN', '--images', '3'], '--images 3: Input should be greater than or equal to 10'),
+    (['RUN', '--images', '9' * 12], '--images 999999999999: Input should be less than or equal to 10000000'),
+    (['RUN', '--seed', '9' * 20], '--seed 99999999999999999999: Input should be less than 4294967296'),
+    (['RUN', '--psi', 'nan'], '--psi nan: Input should be a finite number'),
+    (['RUN', '--metrics', ''], "--metrics : Input should be 'fid', 'kid'"),
+    (['RUN', '--metrics', 'kid,fid,kid'], 'metrics kid,fid,kid: one is named twice'),
+    (['RUN', '--metrics', 'x' * 3000], '--metrics ' + 'x' * 100 + ': Input should be'),
+    (['RUN', '--extractor', ''], '--extractor : String should have at least 1 character'),
+    (['RUN', '--extractor', '/dev/zero'], '/dev/zero is not a regular file'),
+    (['RUN', '--extractor-size', '9' * 9, '--extractor', 'x'], '--extractor-size 999999999: Input should be less than'),
     (['RUN', '--reals', '3'], '--reals 3: Input should be greater than or equal to 10'),
     (['RUN', '--reals', 'some'], '--reals some: Input should be a valid integer'),
     (['RUN', '--noise', 'loud'], '--noise loud'),
@@ -199,6 +208,15 @@ def test_bad_input_is_one_line_and_status_2(run, shards, tmp_path, capsys, argum
     told = capsys.readouterr().err
     assert message in told and told.startswith('imago evaluate: error: ') and told.count('\n') == 1
     assert before == ((run / 'metrics.jsonl').exists() and (run / 'metrics.jsonl').read_text())
+
+
+def test_scores_are_printed_though_they_cannot_be_kept(run, shards, patches, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / 'run')
+    (tmp_path / 'run' / 'metrics.jsonl').unlink(missing_ok=True)
+    os.mkfifo(tmp_path / 'run' / 'metrics.jsonl')
+    assert evaluate.main([str(tmp_path / 'run'), '--images', '20', '--metrics', 'kid', *patches, '--json']) == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)['values'] and 'metrics.jsonl is no regular file' in printed.err
 
 
 def test_evaluation_while_training_changes_nothing_else(shards, patches, tmp_path, capsys):

@@ -50,6 +50,8 @@ def check_evaluation(config: EvaluateConfig, source: Pictures | Fakes, reference
     made = isinstance(source, Fakes)
     if min(source.count, reference.count) < LEAST:
         raise ValueError(f'{source.count} pictures against {reference.count}: both must be at least {LEAST}')
+    if len(set(config.metrics)) < len(config.metrics):
+        raise ValueError(f'metrics {",".join(config.metrics)}: one is named twice; name each once')
     if 'ppl' in config.metrics and not made:
         raise ValueError('ppl is measured between latents, which pictures have not; leave it out')
     if 'intra_fid' in config.metrics and not ((source.G.c_dim if made else source.labelled) and reference.labelled):

@@ -15,7 +15,11 @@ def record_of(scores: Scores, nimg: int | None) -> dict:
 
 
 def append(folder: Path, record: dict) -> None:
-    with open(folder / EVALUATIONS, 'a') as file:
+    """ValueError where a stranger has put a pipe or a device in the file's place; OSError as `open`."""
+    path = folder / EVALUATIONS
+    if path.exists() and not path.is_file():
+        raise ValueError(f'{path} is no regular file, nothing is added to it')
+    with open(path, 'a') as file:
         file.write(json.dumps(record) + '\n')
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from cleanfid.downloads_helper import inception_url
 
 from trainer.durable import write_text
+from trainer.reading import open_regular
 
 INCEPTION_FILE = 'inception-2015-12-05.pt'   # the name that clean-fid's wrapper looks for
 TIMEOUT = 60   # seconds without a byte
@@ -23,7 +24,8 @@ def cache_folder() -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    with open(path, 'rb') as file:
+    """ValueError where it is no regular file; OSError as `open`."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 

@@ -108,7 +108,7 @@ def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None]:
         return EvaluateConfig.model_validate(tree), options.data or (config.data.path if config else None)
     except ValidationError as error:
         detail = error.errors()[0]
-        raise ValueError(f'--{str(detail["loc"][0]).replace("_", "-")} {detail["input"]}: {detail["msg"]}') from None
+        raise ValueError(f'--{str(detail["loc"][0]).replace("_", "-")} {str(detail["input"])[:100]}: {detail["msg"]}') from None
 
 
 def run(options: argparse.Namespace) -> None:
@@ -131,9 +131,9 @@ def run(options: argparse.Namespace) -> None:
     scores = evaluate(source, reference, extractor, config)
     if dist.is_main():
         entry = record.record_of(scores, nimg)
+        print(json.dumps(entry) if options.json else record.table(scores))
         if (path / CONFIG_FILE).is_file():
             record.append(path, entry)
-        print(json.dumps(entry) if options.json else record.table(scores))
 
 
 def main(arguments: list[str] | None = None) -> int:
