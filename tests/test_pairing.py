@@ -53,11 +53,11 @@ def test_offsets_of_classes_cancel_in_pairs(wide_shards, tmp_path, name, key):
         assert phase.loss(micro)[1][key].item() == pytest.approx(log(2))
 
 
-@pytest.mark.parametrize('name, regularizers', [('D_main', {'r1': 1.0, 'r2': 1.0}), ('D_reg', {'r1': 1.0, 'r2': 1.0, 'd_interval': 2})])
-def test_r2_sees_the_classes_that_r1_sees(wide_shards, tmp_path, name, regularizers):
+@pytest.mark.parametrize('name, interval', [('D_main', 1), ('D_reg', 2)])
+def test_r2_sees_the_classes_that_r1_sees(wide_shards, tmp_path, name, interval):
     """Where the slope depends on the class alone, they are equal."""
     phase, micro_batches = phase_and_micro_batches(wide_shards, tmp_path, ByClass(slope=True), name, **PAIRED,
-                                                    regularizers=regularizers)
+                                                    regularizers={'r1': 1.0, 'r2': 1.0, 'd_interval': interval})
     for micro in micro_batches:
         found = phase.loss(micro)[1]
         assert found['penalty/r1'].item() == pytest.approx(found['penalty/r2'].item(), rel=1e-5) and found['penalty/r1'] > 0

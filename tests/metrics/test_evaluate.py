@@ -72,14 +72,16 @@ def test_a_run_is_scored_against_its_own_data_and_keeps_the_result(run, patches,
     assert found['values']['ppl_patches'] > 0 and found['nimg'] == 48
     about = found['protocol']
     assert about.items() >= {'extractor': 'patches', 'resizer': 'clean', 'fakes': 40, 'reals': 30, 'psi': 1,
-                             'psi_cutoff': None, 'truncation': None, 'noise': 'random', 'reals_at_most': 50000, 'seed': 0, 'resolution': [16, 16], 'intra_fid_classes': 3}.items()
+                             'psi_cutoff': None, 'truncation': None, 'noise': 'random', 'reals_at_most': 50000, 'seed': 0,
+                             'resolution': [16, 16], 'intra_fid_classes': 3}.items()
     kept = (run / 'metrics.jsonl').read_text().splitlines()
     assert len(kept) == before + 1 and json.loads(kept[-1]) == found
 
 
 def test_the_same_on_one_and_on_three_ranks(run, shards, patches, tmp_path, capsys):
     """70 fakes and 30 reals: the last chunks are neither whole nor there for every rank."""
-    arguments = [str(noisy(run, tmp_path / 'export')), '--data', str(shards), '--metrics', ALL, '--images', '70', *patches, '--json']
+    source = noisy(run, tmp_path / 'export')
+    arguments = [str(source), '--data', str(shards), '--metrics', ALL, '--images', '70', *patches, '--json']
     one = scores(capsys, *arguments[:-1])
     three = on_ranks(3, on_a_rank, str(tmp_path / 'other'), arguments)
     assert three[1] == three[2] == ''

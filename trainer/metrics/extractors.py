@@ -114,7 +114,7 @@ class FromFile(nn.Module):
     def forward(self, x: Tensor, classes: bool) -> tuple[Tensor, Tensor | None]:
         out = self.run((x - self.mean) / self.std)
         outputs = [out] if isinstance(out, Tensor) else out
-        if not isinstance(outputs, (list, tuple)) or len(outputs) not in (1, 2) or not all(isinstance(o, Tensor) for o in outputs):
+        if not isinstance(outputs, (list, tuple)) or len(outputs) not in (1, 2):
             raise TypeError('it must return features, or features and logits, as tensors')
         features, logits = (*outputs, None)[:2]
         return features, logits.softmax(1) if classes and logits is not None else None
