@@ -118,20 +118,22 @@ def test_groups_are_switched():
 def test_refusals_say_what_to_take():
     with pytest.raises(ValueError, match="'colour' is unknown: take some of blit"):
         ADA(['colour'], 3, (8, 8))
+    with pytest.raises(ValueError, match="'colour' is unknown: take some of blit"):
+        ADA(['color'], 3, (8, 8), {'colour': 0.5})
     with pytest.raises(ValueError, match='1 or 3 channels, not 4'):
         ADA(['color'], 4, (8, 8))
     with pytest.raises(ValueError, match="'flip' is unknown: take some of color"):
         DiffAugment(['flip'])
     with pytest.raises(ValueError, match="'more' is unknown: take one of none"):
-        make_augment('more', (), (), 3, (8, 8))
+        make_augment('more', (), {}, (), 3, (8, 8))
 
 
 def test_the_registry():
     images = pictures(4, 3, 8, 8)
-    assert make_augment('none', GROUPS, tuple(POLICIES), 3, (8, 8))(images, 1.0).equal(images)
+    assert make_augment('none', GROUPS, {}, tuple(POLICIES), 3, (8, 8))(images, 1.0).equal(images)
     direct = {'ada': lambda: ADA(GROUPS, 3, (8, 8))(images, 0.7), 'diffaugment': lambda: DiffAugment(POLICIES)(images)}
     for name, expect in direct.items():
-        augment = make_augment(name, GROUPS, tuple(POLICIES), 3, (8, 8))
+        augment = make_augment(name, GROUPS, {}, tuple(POLICIES), 3, (8, 8))
         torch.manual_seed(1)
         expected = expect()
         torch.manual_seed(1)

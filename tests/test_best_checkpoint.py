@@ -14,7 +14,8 @@ from trainer.train import prepare, train
 
 KID = {12: 0.3, 24: 0.1, 36: 0.2, 48: 0.4, 60: 0.05, 72: 0.2, 84: 0.07}     # by images shown
 
-PROTOCOL = {'extractor': 'effnet_lite0', 'resizer': 'clean', 'fakes': 10, 'reals': 10, 'seed': 0, 'psi': 1.0, 'truncation': None}
+PROTOCOL = {'extractor': 'effnet_lite0', 'resizer': 'clean', 'fakes': 10, 'reals': 10, 'reals_at_most': 10, 'seed': 0,
+            'psi': 1.0, 'psi_cutoff': None, 'truncation': None, 'noise': 'random'}
 
 
 @pytest.fixture

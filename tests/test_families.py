@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from test_parallel import assert_same_gradients, gradients_of_each_phase
 
 from trainer import dist
 from trainer.export import load_generator
+from trainer.recipe import Recipe
 from trainer.tools.sample import main as sample
 
 ALL = [*FAMILIES, *RECIPES]
@@ -63,6 +65,21 @@ def test_what_adapts_has_moved(wide_shards, tmp_path):
             assert math.isfinite(reports(tmp_path / name)[-1][key])
 
 
+def test_lecam_compares_with_the_means_so_far(wide_shards, tmp_path):
+    config = config_of('auxiliary', wide_shards, tmp_path, total_kimg=0.096)
+    end, told = train_here(config), reports(tmp_path)
+    for name in 'real', 'fake':
+        weights = [0.99 ** (7 - step) for step in range(8)]
+        mean = sum(weight * report[f'logits/{name}'] for weight, report in zip(weights, told, strict=True)) / sum(weights)
+        assert (end[f'scalars.lecam_{name}'] / (1 - 0.99 ** 8)).item() == pytest.approx(mean, rel=1e-3)
+    assert told[0]['penalty/lecam'] == 0 < told[-1]['penalty/lecam']
+    state = SimpleNamespace(step=8, scalars={name: end[f'scalars.{name}'] for name in ('lecam_real', 'lecam_fake')})
+    real, fake = torch.tensor([[5.0], [-9.0]]), torch.tensor([[9.0], [-6.0]])
+    means = [state.scalars[name] / (1 - 0.99 ** 8) for name in ('lecam_real', 'lecam_fake')]
+    expected = ((5 - means[1]) ** 2 + (means[0] + 6) ** 2) / 2
+    torch.testing.assert_close(Recipe(config, None, state).lecam_distance(real, fake), expected)
+
+
 def test_clipped_weights_stay_clipped(wide_shards, tmp_path):
     end = train_here(config_of('clipped', wide_shards, tmp_path))
     assert all(tensor.abs().max() <= 0.01 for name, tensor in end.items() if name.startswith('D.'))
@@ -88,6 +105,6 @@ def test_sampling_without_styles(wide_shards, tmp_path, capsys):
         assert sample([str(tmp_path / 'run'), '--seeds', '0-3', '--grid', '--out', str(out), *options]) == 0
         pictures.append(next(out.iterdir()).read_bytes())
     assert len(set(pictures)) == 3
-    for option, value, fix in ('--psi', '0.5', 'use --truncation'), ('--truncation', '0', 'above 0'):
+    for option, value, fix in ('--psi', '0.5', 'use truncation'), ('--truncation', '0', 'at least 0.01'):
         assert sample([str(tmp_path / 'run'), option, value]) == 2
         assert fix in capsys.readouterr().err

@@ -16,9 +16,11 @@ from trainer.regularizers import (
     drift,
     gradient_norm_squared,
     lecam,
+    move_mean_,
     orthogonal_penalty,
     path_length_penalty,
     path_lengths,
+    unbiased,
 )
 
 GOLDEN = Path(__file__).parent / 'golden' / 'biggan.safetensors'
@@ -86,9 +88,23 @@ def test_no_slope_gives_a_cost_of_one_and_finite_gradients(name):
 def test_drift_and_lecam():
     real, fake = torch.tensor([[1.0], [-2.0]]), torch.tensor([[3.0], [0.5]])
     assert drift(real).tolist() == [1, 4]
-    assert lecam(real, fake, 2.0, -1.0).tolist() == [2 ** 2 + 1 ** 2, 1 ** 2 + 1.5 ** 2]
-    # nothing is asked of logits that rest at the other side's mean
-    assert lecam(torch.full((2, 1), -1.0), torch.full((2, 1), 2.0), torch.tensor(2.0), torch.tensor(-1.0)).tolist() == [0, 0]
+    # reals above the fakes' mean and fakes below the reals' pay; those beyond do not
+    assert lecam(real, fake, 2.0, -1.0).tolist() == [2 ** 2, 1.5 ** 2]
+    assert lecam(torch.tensor([[-1.0]]), torch.tensor([[2.0]]), torch.tensor(2.0), torch.tensor(-1.0)).tolist() == [0]
+    assert lecam(torch.tensor([[-5.0]]), torch.tensor([[9.0]]), 2.0, -1.0).tolist() == [0]
+
+
+def test_lecam_means_are_right_from_the_first_step():
+    values, mean = [3.0, 5.0, 4.0, -2.0], torch.tensor(0.0)
+    for steps, value in enumerate(values):
+        move_mean_(mean, torch.tensor(value), 0.9, steps)
+        weights = [0.9 ** (steps - step) for step in range(steps + 1)]
+        weighted = sum(weight * value for weight, value in zip(weights, values, strict=False)) / sum(weights)
+        assert unbiased(mean, 0.9, steps + 1).item() == pytest.approx(weighted)
+    late = torch.tensor(0.0)        # switched on after 20 steps
+    for steps, value in (20, 7.0), (21, -3.0):
+        move_mean_(late, torch.tensor(value), 0.9, steps)
+    assert unbiased(late, 0.9, 22).item() == pytest.approx(6, abs=0.2)      # 0.9 * 7 - 0.1 * 3
 
 
 def test_path_lengths_of_a_linear_map():

@@ -11,7 +11,7 @@ from trainer.history import best_evaluation, is_better, read_evaluations
 from trainer.metrics import record
 from trainer.metrics.extractors import make_extractor
 from trainer.metrics.features import Stopped
-from trainer.metrics.pictures import Fakes, ShardPictures
+from trainer.metrics.pictures import ShardPictures, fakes_of
 from trainer.metrics.protocol import Scores, check_evaluation, evaluate, score_name
 from trainer.parallel import Strategy
 from trainer.state import TrainState, picture_size
@@ -24,9 +24,8 @@ class Evaluation:
         self.config, self.folder, self.state = config.evaluate, Path(config.run_dir), state
         self.found_best = False         # by the last run
         counts = dataset.manifest.class_counts
-        self._fakes = Fakes(state.G_ema, counts, self.config.images, self.config.seed, dist.device(), self.config.psi,
-                            self.config.truncation)
-        self._reals = ShardPictures(dataset, picture_size(config, dataset.manifest), self.config.reals, self.config.seed)
+        self._fakes = fakes_of(state.G_ema, counts, self.config, dist.device())
+        self._reals = ShardPictures(dataset, picture_size(config, dataset.manifest), self.config.most_reals, self.config.seed)
         check_evaluation(self.config, self._fakes, self._reals)
         self._extractor = make_extractor(self.config, dist.device())
         self._best_by = config.checkpoint.best and score_name(config.checkpoint.best, self._extractor)

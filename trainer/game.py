@@ -14,7 +14,8 @@ from trainer.config import Config
 from trainer.data.manifest import Manifest
 from trainer.data.stream import Batch
 from trainer.labels import to_one_hot
-from trainer.models import mix_styles
+from trainer.losses import LOSSES
+from trainer.models import latents_of, mix_styles
 from trainer.phase import MicroBatch, Phase
 from trainer.randomness import draw
 from trainer.schedule import Stage, at, stage_at
@@ -55,7 +56,8 @@ class Game:
         """(images [NCHW], p) -> images."""
         height_width = picture_size(self.config, self.manifest)
         options = self.config.augment
-        return make_augment(options.name, options.groups, options.policies, self.manifest.channels, height_width)
+        return make_augment(options.name, options.groups, options.factors, options.policies, self.manifest.channels,
+                            height_width)
 
     def reals(self, micro: MicroBatch) -> Tensor:
         """Pictures [NCHW] in [-1, 1], at the stage's size; while it fades in, as blurred as the fakes are."""
@@ -103,11 +105,13 @@ class Game:
         class_counts = self.manifest.class_counts if config.data.conditional else ()
         draws = draw(config.seed, batch.nimg, phase.name, stage.batch, z_dim=G.z_dim, num_ws=G.num_ws - 2 * int(stage.lod),
                      style_mixing=config.network.style_mixing if config.network.styles else 0.0, class_counts=class_counts,
-                     identity_dim=config.network.identity_dim)
+                     identity_dim=config.network.identity_dim, latents=latents_of(G))
         own = stage.batch // dist.world_size()
         draws = draws[dist.rank() * own:(dist.rank() + 1) * own].to(batch.images.device)
         classes = len(class_counts)
-        labels, fake_labels = to_one_hot(batch.labels, classes), to_one_hot(draws.labels, classes)
+        labels, loss = to_one_hot(batch.labels, classes), LOSSES.get(config.loss.name)
+        # of two classes, a pair's logits would differ by what D thinks of the classes
+        fake_labels = labels if loss and loss.pairs else to_one_hot(draws.labels, classes)
         cuts = [slice(start, start + stage.micro_batch) for start in range(0, own, stage.micro_batch)]
         return [MicroBatch(batch.images[cut], labels[cut], draws[cut], fake_labels[cut]) for cut in cuts]
 

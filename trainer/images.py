@@ -1,5 +1,7 @@
 """Pictures for people: grids from fixed latents, beside real ones."""
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
@@ -7,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.labels import to_one_hot
+from trainer.models import latents_of
 from trainer.models.batch_norm import standing_statistics
 from trainer.models.several import SeveralGenerators
-from trainer.randomness import Draws, draw
+from trainer.progress import Progress
+from trainer.randomness import LEAST_TRUNCATION, Draws, draw
 
 
 def to_pictures(images: Tensor) -> np.ndarray:
@@ -30,7 +34,7 @@ def grid(pictures: np.ndarray, columns: int) -> Image.Image:
 def fixed_draws(seed: int, count: int, G: nn.Module, class_counts: tuple[int, ...]) -> Draws:
     """The latents of a run's grids: the same from its first image to its last."""
     return draw(seed, 0, 'grid', count, z_dim=G.z_dim, num_ws=G.num_ws, style_mixing=0.0,
-                class_counts=label_counts(G, class_counts))
+                class_counts=label_counts(G, class_counts), latents=latents_of(G))
 
 
 def label_counts(G: nn.Module, class_counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -40,18 +44,43 @@ def label_counts(G: nn.Module, class_counts: tuple[int, ...]) -> tuple[int, ...]
     return class_counts if G.c_dim else ()
 
 
+def check_truncation(G: nn.Module, psi: float, psi_cutoff: int | None, truncation: float | None) -> None:
+    """ValueError unless G can be truncated so: in w, in its first `psi_cutoff` layers; and in z, below `truncation`."""
+    normal = latents_of(G) == 'normal'
+    if not math.isfinite(psi):
+        raise ValueError(f'psi {psi} is not a number; 0 to 1 is usual')
+    if (psi != 1 or psi_cutoff is not None) and not G.num_ws:
+        raise ValueError(f'psi {psi:g}: this generator has no w to truncate in; '
+                         + ('use truncation' if normal else 'leave it out'))
+    if psi_cutoff is not None and not 0 <= psi_cutoff <= G.num_ws:
+        raise ValueError(f'psi-cutoff {psi_cutoff} is outside 0 to {G.num_ws}, the layers of this generator')
+    if truncation is not None and not normal:
+        raise ValueError(f'truncation {truncation:g}: the latents of this generator are uniform in [-1, 1], without tails to '
+                         'draw again; leave it out')
+    if truncation is not None and not truncation >= LEAST_TRUNCATION:
+        raise ValueError(f'truncation {truncation:g} must be at least {LEAST_TRUNCATION}; 0.5 to 2 is usual')
+
+
 @torch.no_grad()
-def generate(G: nn.Module, draws: Draws, device: torch.device, truncation_psi: float = 1.0, batch: int = 16) -> np.ndarray:
-    """Pictures [NHWC] uint8 at G's full size, `batch` at a time; of networks with styles, with the constant noise."""
+def generate(G: nn.Module, draws: Draws, device: torch.device, truncation_psi: float = 1.0,
+             truncation_cutoff: int | None = None, noise: str = 'const', batch: int = 16,
+             title: str | None = None) -> np.ndarray:
+    """Pictures [NHWC] uint8 at G's full size, `batch` at a time. Networks with styles take truncation and `noise`.
+
+    title: of the progress that is told; None: none is.
+    """
     several = isinstance(G, SeveralGenerators)
-    options = {'truncation_psi': truncation_psi, 'noise': 'const'} if G.num_ws else {}
+    styles = {'truncation_psi': truncation_psi, 'truncation_cutoff': truncation_cutoff, 'noise': noise}
+    options = styles if G.num_ws else {}
     parts = []
-    for start in range(0, len(draws.z), batch):
-        part = draws[start:start + batch].to(device)
-        if several:
-            options['made_by'] = part.labels.tolist()
-        images = G(part.z, to_one_hot(part.labels, G.c_dim), **options)
-        parts.append(to_pictures(functional.interpolate(images, G.resolution)))  # nearest, while G grows
+    with Progress(title, len(draws.z), 'pictures') as progress:
+        for start in range(0, len(draws.z), batch):
+            part = draws[start:start + batch].to(device)
+            if several:
+                options['made_by'] = part.labels.tolist()
+            images = G(part.z, to_one_hot(part.labels, G.c_dim), **options)
+            parts.append(to_pictures(functional.interpolate(images, G.resolution)))  # nearest, while G grows
+            progress.add(len(part.z))
     return np.concatenate(parts)
 
 
@@ -59,8 +88,9 @@ def generate(G: nn.Module, draws: Draws, device: torch.device, truncation_psi: f
 def take_standing_statistics(G: nn.Module, class_counts: tuple[int, ...], batches: int, device: torch.device,
                              batch: int = 32) -> None:
     """Replace G's running batch-norm statistics by their means over `batches` of fakes. Brock et al. 2019, appendix D."""
-    with standing_statistics(G):
+    with standing_statistics(G), Progress('standing statistics', batches, 'batches') as progress:
         for number in range(batches):
             draws = draw(number, 0, 'standing', batch, z_dim=G.z_dim, num_ws=0, style_mixing=0.0,
-                         class_counts=label_counts(G, class_counts)).to(device)
+                         class_counts=label_counts(G, class_counts), latents=latents_of(G)).to(device)
             G(draws.z, to_one_hot(draws.labels, G.c_dim))
+            progress.add()

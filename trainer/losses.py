@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 class Loss:
     d_loss: Callable[..., Tensor]                               # (real logits, fake logits); BEGAN's: and k
     g_loss: Callable[[Tensor, Tensor | None], Tensor]           # (fake logits, real logits)
-    pairs: bool = False                                         # g_loss needs the real logits
+    pairs: bool = False                                         # each fake with the real of its row, in both losses
     balance: Callable[..., Tensor] | None = None                # BEGAN's next k
 
 

@@ -9,6 +9,8 @@ from pydantic import Field, PositiveInt
 
 from trainer.schema import Section, Share
 
+Latents = Literal['normal', 'uniform']
+
 
 class NetworkSection(Section):
     styles: ClassVar[bool] = False          # mapping and synthesis: style mixing, path length, truncation psi
@@ -82,6 +84,7 @@ class DCGAN(NetworkSection):
     batch_norm_in_d: ClassVar[bool] = True
     name: Literal['dcgan']
     z_dim: PositiveInt = 100
+    latents: Latents = 'normal'                   # N(0, 1); published: uniform in [-1, 1]
     channels: PositiveInt = 64
 
 
@@ -101,13 +104,15 @@ class R3GAN(LowPrecision):
     blocks: PositiveInt = 2                       # at each resolution
     expansion: PositiveInt = 2                    # of the channels inside a block
     group_size: PositiveInt = 16                  # channels of a group of the 3x3 convolutions
-    label_dim: PositiveInt = 64                   # of the class embeddings
+    label_dim: PositiveInt = 64                   # of the class embeddings ...
+    d_label_dim: PositiveInt | None = None        # ... in D; None: as in G; published: 768 for CIFAR-10, 1536 for ImageNet
 
 
 class BEGAN(NetworkSection):
     energy: ClassVar[bool] = True
     name: Literal['began']
     z_dim: PositiveInt = 64
+    latents: Latents = 'normal'                   # N(0, 1); published: uniform in [-1, 1]
     channels: PositiveInt = 128
     code_dim: PositiveInt = 64                    # of the discriminator's code
 

@@ -25,7 +25,7 @@ class MicroBatch:
     images: Tensor     # [NCHW] uint8 reals
     labels: Tensor     # [N, classes] one-hot, of the reals
     draws: Draws       # latents for the fakes
-    fake_labels: Tensor  # [N, classes] one-hot
+    fake_labels: Tensor  # [N, classes] one-hot; where the loss pairs them, those of the reals
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,15 @@ import torch
 from torch import Tensor
 
 
+def uniform(*shape: int, generator: torch.Generator) -> Tensor:
+    """Values from U[-1, 1]."""
+    return 2 * torch.rand(*shape, generator=generator) - 1
+
+
+LEAST_TRUNCATION = 0.01
+LATENTS = {'normal': torch.randn, 'uniform': uniform}
+
+
 @dataclass(frozen=True)
 class Draws:
     """The latent inputs of one batch. Rows can be sliced."""
@@ -33,13 +42,13 @@ def seed_for(seed: int, nimg: int, *purpose: object) -> int:
 
 
 def draw(seed: int, nimg: int, purpose: str, batch: int, *, z_dim: int, num_ws: int,
-         style_mixing: float, class_counts: tuple[int, ...], identity_dim: int = 0) -> Draws:
+         style_mixing: float, class_counts: tuple[int, ...], identity_dim: int = 0, latents: str = 'normal') -> Draws:
     """Latents for the whole global batch; classes as frequent as in the data (all 0 without `class_counts`).
 
-    Rows 2i and 2i + 1 have their first `identity_dim` latents in common.
+    Rows 2i and 2i + 1 have their first `identity_dim` latents in common. latents: their distribution, of LATENTS.
     """
     generator = torch.Generator().manual_seed(seed_for(seed, nimg, purpose))
-    z, z_mix = torch.randn(2, batch, z_dim, generator=generator)
+    z, z_mix = LATENTS[latents](2, batch, z_dim, generator=generator)
     if identity_dim:
         z[1::2, :identity_dim] = z[:-1:2, :identity_dim]
     mixed = torch.rand(batch, generator=generator) < style_mixing
@@ -57,10 +66,10 @@ def seed_micro_batch(seed: int, nimg: int, purpose: str, index: int) -> None:
 def truncated_normal(shape: tuple[int, ...], threshold: float, generator: torch.Generator) -> Tensor:
     """N(0, 1), each value beyond +-threshold drawn again until it is within. Brock et al. 2019, section 3.1.
 
-    ValueError for a threshold below 0.01, where next to all draws are in vain.
+    ValueError for a threshold below LEAST_TRUNCATION, where next to all draws are in vain.
     """
-    if not threshold >= 0.01:
-        raise ValueError(f'truncation threshold {threshold} is too small: take at least 0.01; 0.5 to 2 is usual')
+    if not threshold >= LEAST_TRUNCATION:
+        raise ValueError(f'truncation threshold {threshold} is too small: take at least {LEAST_TRUNCATION}; 0.5 to 2 is usual')
     z = torch.randn(shape, generator=generator)
     while (beyond := z.abs() > threshold).any():
         z[beyond] = torch.randn(int(beyond.sum()), generator=generator)

@@ -17,9 +17,11 @@ from trainer.regularizers import (
     drift,
     gradient_norm_squared,
     lecam,
+    move_mean_,
     orthogonal_penalty,
     path_length_penalty,
     path_lengths,
+    unbiased,
 )
 from trainer.schedule import at
 
@@ -102,13 +104,18 @@ class Recipe(Game):
         if penalties.drift:
             total = total + penalties.drift * drift(real).mean()
         if penalties.lecam:
-            scalars = self.state.scalars
-            distance = lecam(real, fake, scalars['lecam_real'], scalars['lecam_fake']).mean()
+            distance = self.lecam_distance(real, fake)
             total, means['penalty/lecam'] = total + penalties.lecam * distance, distance
         if joined:
             penalty, values = self.gradient_penalties(micro, reals, fakes, real_outputs[:, :1], fake_outputs[:, :1])
             total, means = total + penalty, means | values
         return total, means
+
+    def lecam_distance(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Of logits [N, 1] from the means until this step; 0 at the first, which has none."""
+        decay, steps = self.config.regularizers.lecam_decay, max(self.state.step, 1)
+        biased = [self.state.scalars[f'lecam_{name}'] for name in ('real', 'fake')]
+        return lecam(real, fake, *(unbiased(mean, decay, steps) for mean in biased)).mean() * (biased[0] != 0)
 
     def d_reg(self, micro: MicroBatch) -> tuple[Tensor, Means]:
         fakes = None
@@ -185,7 +192,7 @@ class Recipe(Game):
             clip_weights_(self.state.D, config.regularizers.weight_clip)
         if config.regularizers.lecam:
             for name in ('real', 'fake'):
-                scalars[f'lecam_{name}'].lerp_(means[f'logits/{name}'], 1 - config.regularizers.lecam_decay)
+                move_mean_(scalars[f'lecam_{name}'], means[f'logits/{name}'], config.regularizers.lecam_decay, self.state.step)
         balance = LOSSES[config.loss.name].balance if config.loss.name in LOSSES else None
         if balance is not None:
             k = balance(scalars['began_k'], means['logits/real'], means['logits/fake'], config.loss.began_gamma,

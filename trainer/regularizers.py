@@ -6,6 +6,7 @@ from math import sqrt
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import relu
 from torch.nn.utils.parametrize import is_parametrized
 
 
@@ -71,11 +72,24 @@ def drift(real: Tensor) -> Tensor:
 
 
 def lecam(real: Tensor, fake: Tensor, real_mean: Tensor | float, fake_mean: Tensor | float) -> Tensor:
-    """(D(x) - a_F)^2 + (D(G(z)) - a_R)^2, [N], from logits [N, 1]. Tseng et al. 2021.
+    """max(0, D(x) - a_F)^2 + max(0, a_R - D(G(z)))^2, [N], from logits [N, 1]. Tseng et al. 2021, as their code has it.
 
-    a_R and a_F: moving averages of the mean logits of reals and fakes.
+    a_R and a_F: moving averages of the mean logits of reals and fakes. What is beyond the other side's mean is left alone.
     """
-    return (real[:, 0] - fake_mean).square() + (fake[:, 0] - real_mean).square()
+    return relu(real[:, 0] - fake_mean).square() + relu(real_mean - fake[:, 0]).square()
+
+
+def move_mean_(mean: Tensor, value: Tensor, decay: float, steps: int) -> None:
+    """A moving average that began at 0, moved by the value of the step after `steps` others; see `unbiased`.
+
+    One that is still 0, as of a penalty that was switched on since, takes the weight that those would have had.
+    """
+    mean.copy_(torch.where(mean == 0, (1 - decay ** (steps + 1)) * value, mean.lerp(value, 1 - decay)))
+
+
+def unbiased(mean: Tensor, decay: float, steps: int) -> Tensor:
+    """The average that `mean` is after `steps`, one or more, without its beginning at 0. Kingma & Ba 2015, section 3."""
+    return mean / (1 - decay ** steps)
 
 
 def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:

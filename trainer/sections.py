@@ -1,5 +1,6 @@
 """The sections of the configuration but for the networks'. Weights of 0 leave a penalty out."""
 
+import sys
 from typing import Annotated, Literal, get_args
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
@@ -54,7 +55,7 @@ class RegularizerConfig(Section):
     dragan: Weight = 0.0
     drift: Weight = 0.0
     lecam: Weight = 0.0
-    lecam_decay: Beta = 0.99                      # a step, of the means of the logits
+    lecam_decay: Beta = 0.99                      # a step, of the means of the logits, which are corrected for their start at 0
     weight_clip: Weight = 0.0                     # D's weights stay in [-x, x]
     path_length: Weight = 0.0
     path_length_decay: float = Field(0.01, gt=0, le=1)
@@ -81,9 +82,13 @@ class EMAConfig(Section):
     w_avg_beta: float = Field(0.998, ge=0, lt=1)
 
 
+AugmentGroup = Literal['blit', 'geometry', 'color', 'filter', 'noise', 'cutout']
+
+
 class AugmentConfig(Section):
     name: Literal['none', 'ada', 'diffaugment'] = 'none'
-    groups: tuple[Literal['blit', 'geometry', 'color', 'filter', 'noise', 'cutout'], ...] = ('blit', 'geometry', 'color')
+    groups: tuple[AugmentGroup, ...] = ('blit', 'geometry', 'color')
+    factors: dict[AugmentGroup, Share] = {}       # of ADA: the chance of a group's transforms is p times its factor, else p
     policies: tuple[Literal['color', 'translation', 'cutout'], ...] = ('color', 'translation', 'cutout')  # of DiffAugment
     p: RampedShare | None = None                  # None: adapted to `target`
     target: Share = 0.6                           # mean sign of D(real)
@@ -128,22 +133,33 @@ class CheckpointConfig(Section):
     best: Metric | None = None                    # kept as well: the checkpoint with the best score of this metric
 
 
+Count = Annotated[int, Field(ge=10, le=10_000_000)]    # pictures; the features of each are kept in memory
+CountOrAll = Annotated[Annotated[Count, Tag('number')] | Annotated[Literal['all'], Tag('all')],
+                       Discriminator(lambda value: 'all' if value == 'all' else 'number')]
+
+
 class EvaluateConfig(Section):
     """How good the pictures are: which metrics, from which features, of how many pictures."""
 
     interval_kimg: PositiveFloat | None = None    # None: not while training
     metrics: tuple[Metric, ...] = Field(('fid', 'kid'), min_length=1)
-    images: int = Field(50000, ge=10)             # fakes
-    reals: int = Field(50000, ge=10)              # at most; drawn from the dataset by `seed`
-    seed: int = Field(0, ge=0)
+    images: Count = 50000                         # fakes
+    reals: CountOrAll = 50000                     # at most, drawn from the dataset by `seed`; or `all`
+    seed: int = Field(0, ge=0, lt=2 ** 32)
     psi: float = 1.0
+    psi_cutoff: int | None = Field(None, ge=0)    # layers, from the first on, in which psi truncates; None: all
     truncation: PositiveFloat | None = None       # latents are drawn again until |z| is below
+    noise: Literal['random', 'const'] = 'random'  # of layers that add it: each picture has its own, or all the constant map
     resizer: Literal['clean', 'legacy'] = 'clean'
-    extractor: str = 'auto'                       # inception, effnet_lite0, or a TorchScript or ONNX file, which takes:
-    extractor_size: PositiveInt = 224             # px
+    extractor: str = Field('auto', min_length=1)  # inception, effnet_lite0, or a TorchScript or ONNX file, which takes:
+    extractor_size: int = Field(224, ge=1, le=4096)   # px
     extractor_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)   # of values from 0 to 1
     extractor_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     extractor_sha256: str | None = None           # that the weights must have
+
+    @property
+    def most_reals(self) -> int:
+        return sys.maxsize if self.reals == 'all' else self.reals
 
 
 class LogConfig(Section):

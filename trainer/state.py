@@ -25,7 +25,7 @@ SCALARS = (
     'side',                                       # px that the optimizers have been working at, where networks grow;
                                                   # of growth.restart=both, negative in a fade
     'began_k',
-    'lecam_real', 'lecam_fake',                   # means of the logits
+    'lecam_real', 'lecam_fake',                   # moving averages of the logits, from 0: biased by the steps so far
     'augment_p', 'augment_signs', 'augment_steps',   # and the sum of D(real)'s signs since p was last adjusted
     'rollbacks',                                  # of the guard, each of which has lowered the learning rates
 )

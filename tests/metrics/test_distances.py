@@ -173,3 +173,14 @@ def test_intervals_have_the_width_of_repeated_experiments():
     assert 0.5 < spread(lambda x, y: kernel_distance(x, y, 0), kid_width) < 2
     low, high = mean_interval(torch.randn(400, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 0)[1]
     assert (high - low) / 2 / 1.96 == pytest.approx(1 / 20, rel=0.2)
+
+
+@pytest.mark.parametrize('share, count', [(0.03, 150), (0.3, 60), (0.98, 150)])
+def test_a_share_stays_within_0_and_1_and_95_of_100_intervals_hold_it(share, count):
+    rng, held = np.random.RandomState(0), 0
+    for seed in range(150):
+        contributions = torch.from_numpy((rng.rand(count) < share).astype(float))
+        value, (low, high) = mean_interval(contributions, seed)
+        assert 0 <= low <= value <= high <= 1
+        held += low <= share <= high
+    assert 0.9 <= held / 150 <= 0.99

@@ -15,9 +15,10 @@ from runs_for_tests import differing, on_ranks, tiny_config, train_here
 from shards_for_tests import picture, rewrite_shard, write_dataset
 from torch import nn
 
-from trainer import dist
+from trainer import dist, progress
+from trainer.config import load_config
 from trainer.data.shards import open_dataset
-from trainer.export import load_generator
+from trainer.export import build_generator, describe, load_generator, write_export
 from trainer.metrics import features, reference
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.path_length import path_lengths
@@ -71,22 +72,35 @@ def test_a_run_is_scored_against_its_own_data_and_keeps_the_result(run, patches,
     assert found['values']['ppl_patches'] > 0 and found['nimg'] == 48
     about = found['protocol']
     assert about.items() >= {'extractor': 'patches', 'resizer': 'clean', 'fakes': 40, 'reals': 30, 'psi': 1,
-                             'truncation': None, 'seed': 0, 'resolution': [16, 16], 'intra_fid_classes': 3}.items()
+                             'psi_cutoff': None, 'truncation': None, 'noise': 'random', 'reals_at_most': 50000, 'seed': 0,
+                             'resolution': [16, 16], 'intra_fid_classes': 3}.items()
     kept = (run / 'metrics.jsonl').read_text().splitlines()
     assert len(kept) == before + 1 and json.loads(kept[-1]) == found
 
 
 def test_the_same_on_one_and_on_three_ranks(run, shards, patches, tmp_path, capsys):
     """70 fakes and 30 reals: the last chunks are neither whole nor there for every rank."""
-    export.main([str(run), str(tmp_path / 'export')])
-    capsys.readouterr()
-    arguments = [str(tmp_path / 'export'), '--data', str(shards), '--metrics', ALL, '--images', '70', *patches, '--json']
+    source = noisy(run, tmp_path / 'export')
+    arguments = [str(source), '--data', str(shards), '--metrics', ALL, '--images', '70', *patches, '--json']
     one = scores(capsys, *arguments[:-1])
     three = on_ranks(3, on_a_rank, str(tmp_path / 'other'), arguments)
     assert three[1] == three[2] == ''
     three = json.loads(three[0])
     assert {**one, 'time': 0} == {**three, 'time': 0}   # to the last bit
     assert (one['protocol']['fakes'], one['protocol']['reals']) == (70, 30)
+
+
+def test_each_part_tells_how_far_it_is(run, shards, patches, capsys, monkeypatch):
+    arguments = [str(run), '--data', str(shards), '--metrics', ALL, '--images', '40', *patches, '--json']
+    assert evaluate.main(arguments) == 0 and capsys.readouterr().err == ''      # short work is silent
+    monkeypatch.setattr(progress, 'SECONDS', 0.0)
+    shutil.rmtree(os.environ['IMAGO_METRICS_CACHE'])
+    assert evaluate.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)['protocol']['fakes'] == 40
+    for part in ('reals: 30 of 30 pictures', 'fakes: 32 of 40 pictures', 'fakes: 40 of 40 pictures', 'paths: 40 of 40 pictures',
+                 'intervals: 20 of 20 resamples', 'neighbours: 40 of 40 pictures'):
+        assert f'{part} in ' in printed.err
 
 
 def test_each_picture_counts_once_and_damaged_ones_do_not(shards, patches, tmp_path, capsys, monkeypatch):
@@ -165,6 +179,20 @@ def test_two_folders(tmp_path, patches, capsys):
     (['SHARDS', '--data', 'nowhere'], 'no such folder: nowhere'),
     (['RUN', '--metrics', 'fid,fud'], '--metrics'),
     (['RUN', '--images', '3'], '--images 3: Input should be greater than or equal to 10'),
+    (['RUN', '--images', '9' * 12], '--images 999999999999: Input should be less than or equal to 10000000'),
+    (['RUN', '--seed', '9' * 20], '--seed 99999999999999999999: Input should be less than 4294967296'),
+    (['RUN', '--psi', 'nan'], '--psi nan: Input should be a finite number'),
+    (['RUN', '--metrics', ''], "--metrics : Input should be 'fid', 'kid'"),
+    (['RUN', '--metrics', 'kid,fid,kid'], 'metrics kid,fid,kid: one is named twice'),
+    (['RUN', '--metrics', 'x' * 3000], '--metrics ' + 'x' * 100 + ': Input should be'),
+    (['RUN', '--extractor', ''], '--extractor : String should have at least 1 character'),
+    (['RUN', '--extractor', '/dev/zero'], '/dev/zero is not a regular file'),
+    (['RUN', '--extractor-size', '9' * 9, '--extractor', 'x'], '--extractor-size 999999999: Input should be less than'),
+    (['RUN', '--reals', '3'], '--reals 3: Input should be greater than or equal to 10'),
+    (['RUN', '--reals', 'some'], '--reals some: Input should be a valid integer'),
+    (['RUN', '--noise', 'loud'], '--noise loud'),
+    (['RUN', '--psi-cutoff', '7'], 'psi-cutoff 7 is outside 0 to 6'),
+    (['RUN', '--truncation', '1e-9'], 'truncation 1e-09 must be at least 0.01'),
     (['RUN', '--resizer', 'dirty'], '--resizer dirty'),
     (['RUN', '--extractor', 'none.pt'], 'no such file'),
     (['RUN', '--truncation', '-1'], '--truncation -1'),
@@ -182,6 +210,15 @@ def test_bad_input_is_one_line_and_status_2(run, shards, tmp_path, capsys, argum
     told = capsys.readouterr().err
     assert message in told and told.startswith('imago evaluate: error: ') and told.count('\n') == 1
     assert before == ((run / 'metrics.jsonl').exists() and (run / 'metrics.jsonl').read_text())
+
+
+def test_scores_are_printed_though_they_cannot_be_kept(run, shards, patches, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / 'run')
+    (tmp_path / 'run' / 'metrics.jsonl').unlink(missing_ok=True)
+    os.mkfifo(tmp_path / 'run' / 'metrics.jsonl')
+    assert evaluate.main([str(tmp_path / 'run'), '--images', '20', '--metrics', 'kid', *patches, '--json']) == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)['values'] and 'metrics.jsonl is no regular file' in printed.err
 
 
 def test_evaluation_while_training_changes_nothing_else(shards, patches, tmp_path, capsys):
@@ -234,12 +271,60 @@ def test_truncation_and_seed_reach_the_generator(run, patches, capsys):
     assert first.z.abs().max() <= 0.5 and not torch.equal(first.z, second.z) and not torch.equal(first.labels, second.labels)
 
 
+def noisy(run, out):
+    """An export whose layers add strong noise."""
+    folder, about = describe(run)
+    G = build_generator(folder, about)
+    for name, parameter in G.named_parameters():
+        if name.endswith('noise_strength'):
+            parameter.fill_(1.0)
+    write_export(G, about, out)
+    return out
+
+
+def test_each_picture_has_its_own_noise(run, tmp_path):
+    """With psi 0 pictures of a class differ by their noise alone."""
+    G, cpu = load_generator(noisy(run, tmp_path / 'export')), torch.device('cpu')
+    random, other, const = (Fakes(G, (1, 0, 0), 64, seed, cpu, psi=0.0, noise=noise)
+                            for seed, noise in ((0, 'random'), (1, 'random'), (0, 'const')))
+    before = torch.get_rng_state()
+    made = np.concatenate([random.make(range(0, 32))[0], random.make(range(32, 64))[0], other.make(range(0, 32))[0]])
+    assert len({picture.tobytes() for picture in made}) == 96
+    assert np.array_equal(random.make(range(32, 64))[0], made[32:64])
+    assert len({picture.tobytes() for picture in const.make(range(0, 32))[0]}) == 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_noise_and_layers_of_psi_reach_the_generator_and_the_protocol(run, shards, patches, tmp_path, capsys):
+    source = noisy(run, tmp_path / 'export')
+    base = [source, '--data', shards, '--metrics', 'kid', '--images', 40, '--psi', '0.5', *patches]
+    found = [scores(capsys, *base, *options) for options in
+             ([], ['--noise', 'const'], ['--psi-cutoff', '2'], ['--psi-cutoff', '6'], ['--noise', 'random'])]
+    values = [each['values']['kid_patches'] for each in found]
+    assert len(set(values)) == 3 and values[0] == values[3] == values[4]
+    assert [(each['protocol']['noise'], each['protocol']['psi_cutoff']) for each in found] == \
+        [('random', None), ('const', None), ('random', 2), ('random', 6), ('random', None)]
+    assert evaluate.main([*map(str, base), '--psi-cutoff', '3']) == 0
+    assert 'psi 0.5, psi_cutoff 3, noise random; in brackets' in capsys.readouterr().out
+
+
+def test_all_reals(shards, patches, tmp_path, capsys):
+    other = write_dataset(tmp_path / 'other', (20,), size=16)
+    every, most, some = (scores(capsys, other, '--data', shards, *patches, '--reals', reals) for reals in ('all', 50000, 29))
+    assert every['values'] == most['values'] != some['values']
+    assert [each['protocol']['reals_at_most'] for each in (every, most, some)] == ['all', 50000, 29]
+    assert every['protocol']['reals'] == 30 and every['protocol']['noise'] is None
+    assert evaluate.main([str(other), '--data', str(shards), *patches, '--reals', 'all']) == 0
+    assert '20 pictures against all 30 real ones' in capsys.readouterr().out
+    assert load_config('dcgan-64', ['data.path=x', 'evaluate.reals=all']).evaluate.most_reals > 10 ** 9
+
+
 class Straight(nn.Module):
     """A generator whose picture is its w: one pixel, of which the first value is 20."""
 
     z_dim, num_ws, c_dim = 3, 1, 0
 
-    def mapping(self, z, c, psi):
+    def mapping(self, z, c, psi, psi_cutoff):
         return (psi * z)[:, None]
 
     def synthesis(self, ws, noise):

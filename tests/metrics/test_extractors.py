@@ -1,5 +1,6 @@
 """Feature networks: which one serves, that its file is the right one, and what it is shown."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -114,6 +115,46 @@ def test_an_onnx_file(tmp_path):
     np.testing.assert_allclose(extractor(resized)['features'], np.stack(resized).mean((1, 2)) / 255, rtol=1e-5)
     with pytest.raises(ValueError, match='means tells no classes, which the Inception Score needs'):
         make(tmp_path / 'means.onnx', extractor_size=8, metrics=('is',))
+
+
+class Returns(torch.nn.Module):
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor):
+        features = x.mean((2, 3))
+        return [features] * 3 if self.kind == 'three' else [features * float('nan')]
+
+
+class ADict(torch.nn.Module):
+    def forward(self, x: torch.Tensor):
+        return {'features': x.mean((2, 3))}
+
+
+def test_files_that_return_something_else(tmp_path):
+    for name, network, told in (('three', Returns('three'), 'three.pt does not work as .*: it must return features'),
+                                ('dict', ADict(), 'dict.pt does not work as .*: it must return features'),
+                                ('nan', Returns('nan'), 'nan returns features that are not finite')):
+        torch.jit.script(network).save(tmp_path / f'{name}.pt')
+        with pytest.raises(ValueError, match=told):
+            make(tmp_path / f'{name}.pt')
+
+
+@pytest.mark.parametrize('name', ['net.pt', 'net.onnx', weights.INCEPTION_FILE])
+def test_what_is_no_file_is_not_waited_for(tmp_path, name):
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match='is not a regular file'):
+        make(path)
+    path.unlink()
+    path.symlink_to('/dev/zero')
+    with pytest.raises(ValueError, match='is not a regular file'):
+        make(path)
+    path.unlink()
+    path.touch()
+    with pytest.raises(ValueError, match='does not work as a feature network|cannot be read as ONNX'):
+        make(path)
 
 
 def test_wrong_files(tmp_path):

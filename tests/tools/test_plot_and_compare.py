@@ -84,6 +84,18 @@ def test_plot_refuses_what_is_not_there(runs, tmp_path, capsys):
     assert plot.main([str(runs[0]), '--keys', 'nothing']) == 2 and 'loss/D' in capsys.readouterr().err
 
 
+def test_noise_is_compared_where_there_is_some(runs, capsys):
+    """Records from before the key are of the constant map; of generators without noise it is None."""
+    for one, other, told in (({}, {'noise': 'const', 'psi_cutoff': None}, ''), ({}, {'noise': 'random'}, 'noise=const'),
+                             ({'noise': 'random'}, {'noise': None}, ''), ({}, {'noise': None}, ''),
+                             ({}, {'psi_cutoff': 8}, 'psi_cutoff=None')):
+        append(runs[0], 48, 0.2, **one)
+        append(runs[1], 48, 0.2, **other)
+        assert compare.main(list(map(str, runs))) == 0
+        differences = capsys.readouterr().err
+        assert told in differences if told else not differences
+
+
 def test_compare_prints_facts_and_scores(runs, capsys):
     assert compare.main(list(map(str, runs))) == 0
     head, _, one, two = capsys.readouterr().out.splitlines()

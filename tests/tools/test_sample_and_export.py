@@ -50,6 +50,23 @@ def test_options_change_what_they_name(run, tmp_path):
     assert sheet.shape == (32, 48, 3) and np.array_equal(sheet[:16, :16], default['seed000000.png'])
 
 
+def test_psi_reaches_the_first_layers_alone(run, tmp_path):
+    G = load_generator(run)
+    assert G.num_ws == 6
+    sheets = {cutoff: pictures(run, tmp_path / cutoff, '--psi', '0.3', '--psi-cutoff', cutoff, '--class', '1')
+              for cutoff in '026'}
+    draws = sample.draw_for_seeds([0], G.z_dim, [1, 1, 1], 1)
+    ws = G.mapping(draws.z, torch.eye(3)[[1]])
+    ws[:, :2] = G.mapping.w_avg + 0.3 * (ws[:, :2] - G.mapping.w_avg)
+    expected = ((G.synthesis(ws, noise='const')[0] + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0)
+    np.testing.assert_allclose(sheets['2']['seed000000.png'], expected, atol=1)
+    whole, none = (pictures(run, tmp_path / name, *options, '--class', '1') for name, options in
+                   (('whole', ['--psi', '0.3']), ('none', [])))
+    for name, picture in sheets['0'].items():
+        assert np.array_equal(picture, none[name]) and np.array_equal(sheets['6'][name], whole[name])
+    assert any(not np.array_equal(sheets['2'][name], other[name]) for other in (whole, none) for name in none)
+
+
 def test_an_export_loads_in_three_lines_without_pickle(run, tmp_path):
     export.main([str(run), str(tmp_path / 'export')])
     assert sorted(path.name for path in (tmp_path / 'export').iterdir()) == ['generator.json', 'generator.safetensors']
@@ -61,7 +78,9 @@ def test_an_export_loads_in_three_lines_without_pickle(run, tmp_path):
 
 @pytest.mark.parametrize('options, message', [
     (['--seeds', '5-3'], '5-3'), (['--seeds', 'x'], "'x' is not a number"), (['--class', 'dog'], 'class0, class1, class2'),
-    (['--columns', '0'], 'below 1'), (['--psi', 'nan'], '--psi nan'), (['--seeds', '0-99999999999'], 'at most 10000'),
+    (['--columns', '0'], 'below 1'), (['--psi', 'nan'], 'psi nan is not a number'),
+    (['--seeds', '0-99999999999'], 'at most 10000'),
+    (['--psi-cutoff', '7'], 'psi-cutoff 7 is outside 0 to 6'), (['--psi-cutoff', '-1'], 'psi-cutoff -1 is outside'),
 ])
 def test_bad_options(run, tmp_path, capsys, options, message):
     assert sample.main([str(run), '--out', str(tmp_path / 'out'), *options]) == 2

@@ -1,6 +1,6 @@
 """What D sees in place of pictures, real and generated alike. Draws from PyTorch's default generator."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -12,15 +12,18 @@ Augment = Callable[[Tensor, Tensor | float], Tensor]     # (images [NCHW] in [-1
 __all__ = ['ADA', 'AUGMENTS', 'Augment', 'DiffAugment', 'adapt_p', 'make_augment']
 
 
-def _keep(groups: Sequence[str], policies: Sequence[str], channels: int, resolution: tuple[int, int]) -> Augment:
+def _keep(groups: Sequence[str], factors: Mapping[str, float], policies: Sequence[str], channels: int,
+          resolution: tuple[int, int]) -> Augment:
     return lambda images, p: images
 
 
-def _ada(groups: Sequence[str], policies: Sequence[str], channels: int, resolution: tuple[int, int]) -> Augment:
-    return ADA(groups, channels, resolution)
+def _ada(groups: Sequence[str], factors: Mapping[str, float], policies: Sequence[str], channels: int,
+         resolution: tuple[int, int]) -> Augment:
+    return ADA(groups, channels, resolution, factors)
 
 
-def _diffaugment(groups: Sequence[str], policies: Sequence[str], channels: int, resolution: tuple[int, int]) -> Augment:
+def _diffaugment(groups: Sequence[str], factors: Mapping[str, float], policies: Sequence[str], channels: int,
+                 resolution: tuple[int, int]) -> Augment:
     augment = DiffAugment(policies)
     return lambda images, p: augment(images)
 
@@ -28,9 +31,9 @@ def _diffaugment(groups: Sequence[str], policies: Sequence[str], channels: int, 
 AUGMENTS = {'none': _keep, 'ada': _ada, 'diffaugment': _diffaugment}
 
 
-def make_augment(name: str, groups: Sequence[str], policies: Sequence[str], channels: int,
+def make_augment(name: str, groups: Sequence[str], factors: Mapping[str, float], policies: Sequence[str], channels: int,
                  resolution: tuple[int, int]) -> Augment:
-    """groups are ADA's, policies DiffAugment's; resolution is (H, W). ValueError for unknown ones of any."""
+    """groups and factors are ADA's, policies DiffAugment's; resolution is (H, W). ValueError for unknown ones of any."""
     if name not in AUGMENTS:
         raise ValueError(f'augmentation {name!r} is unknown: take one of {", ".join(AUGMENTS)}')
-    return AUGMENTS[name](groups, policies, channels, resolution)
+    return AUGMENTS[name](groups, factors, policies, channels, resolution)

@@ -3,8 +3,8 @@
 Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", sections 2 and 3, appendix B.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,15 +22,17 @@ class ADA:
     """The 18 published transforms, in `groups`, each at its published strength and with its own chance p for each sample.
 
     resolution: (H, W); pictures may be smaller as long as they have this shape. Non-square ones are turned by 180 degrees
-    only, not by 90. ValueError for unknown groups, or channels other than 1 or 3.
+    only, not by 90. factors: by group, what its chance is of p; 1 where none is given. ValueError for unknown groups, or
+    channels other than 1 or 3.
     """
 
     groups: Sequence[str]
     channels: int
     resolution: tuple[int, int]
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        unknown = [group for group in self.groups if group not in GROUPS]
+        unknown = [group for group in (*self.groups, *self.factors) if group not in GROUPS]
         if unknown:
             raise ValueError(f'augmentation group {unknown[0]!r} is unknown: take some of {", ".join(GROUPS)}')
         if self.channels not in (1, 3):
@@ -38,18 +40,19 @@ class ADA:
 
     def __call__(self, images: Tensor, p: Tensor | float) -> Tensor:
         """[NCHW] in [-1, 1] -> the same shape; exactly the same pictures for p = 0. Gradients of any order."""
-        if 'blit' in self.groups or 'geometry' in self.groups:
+        chance = {group: p * self.factors.get(group, 1.0) for group in self.groups}
+        if 'blit' in chance or 'geometry' in chance:
             square = self.resolution[0] == self.resolution[1]
-            blit = random_blit(images, p if 'blit' in self.groups else 0.0, quarter_turns=square)
-            images = move(images, blit, random_affine(images, p) if 'geometry' in self.groups else None)
-        if 'color' in self.groups:
-            images = recolor(images, *random_colors(images, p))
-        if 'filter' in self.groups:
-            images = filter_bands(images, random_gains(images, p))
-        if 'noise' in self.groups:
-            images = add_noise(images, p)
-        if 'cutout' in self.groups:
-            images = random_cutout(images, p)
+            blit = random_blit(images, chance.get('blit', 0.0), quarter_turns=square)
+            images = move(images, blit, random_affine(images, chance['geometry']) if 'geometry' in chance else None)
+        if 'color' in chance:
+            images = recolor(images, *random_colors(images, chance['color']))
+        if 'filter' in chance:
+            images = filter_bands(images, random_gains(images, chance['filter']))
+        if 'noise' in chance:
+            images = add_noise(images, chance['noise'])
+        if 'cutout' in chance:
+            images = random_cutout(images, chance['cutout'])
         return images
 
 

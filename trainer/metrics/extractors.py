@@ -66,6 +66,9 @@ class Extractor:
         if features.ndim != 2 or len(features) != count:
             raise ValueError(f'--extractor {self.name} returns features {list(features.shape)} for {count} pictures, '
                              f'not [{count}, d]; pool them inside the network')
+        if not features.isfinite().all():
+            raise ValueError(f'--extractor {self.name} returns features that are not finite; look at its weights, '
+                             '--extractor-mean and --extractor-std')
         if classes and probabilities is None:
             raise ValueError(f'--extractor {self.name} tells no classes, which the Inception Score needs; leave out `is`')
         if classes and not torch.allclose(probabilities.sum(1), probabilities.new_ones(()), atol=1e-3):
@@ -110,7 +113,10 @@ class FromFile(nn.Module):
 
     def forward(self, x: Tensor, classes: bool) -> tuple[Tensor, Tensor | None]:
         out = self.run((x - self.mean) / self.std)
-        features, logits = (out, None) if isinstance(out, Tensor) else (out[0], out[1])
+        outputs = [out] if isinstance(out, Tensor) else out
+        if not isinstance(outputs, (list, tuple)) or len(outputs) not in (1, 2):
+            raise TypeError('it must return features, or features and logits, as tensors')
+        features, logits = (*outputs, None)[:2]
         return features, logits.softmax(1) if classes and logits is not None else None
 
 
@@ -146,7 +152,7 @@ def _best_available() -> str:
 
 def _checked(config: EvaluateConfig, path: Path, name: str, size: int | None, load: Callable[[], nn.Module],
              device: torch.device, normalisation: tuple = ()) -> Extractor:
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f'--extractor {config.extractor}: no such file; give inception, effnet_lite0, or a TorchScript or '
                          'ONNX file')
     found = sha256_of(path)
@@ -156,7 +162,7 @@ def _checked(config: EvaluateConfig, path: Path, name: str, size: int | None, lo
         network = load().requires_grad_(False).eval().to(device)
         extractor = Extractor(name, found, config.resizer, size, network, device, normalisation)
         extractor([extractor.resize(np.zeros((64, 64, 3), np.uint8))], 'is' in config.metrics)   # before hours of work
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         raise ValueError(f'{path} does not work as a feature network: {str(error).strip().splitlines()[-1]}') from error
     return extractor
 

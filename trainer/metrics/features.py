@@ -6,12 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
 from trainer import dist
 from trainer.machine import usable_cores
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.pictures import Damaged, Fakes, Pictures
+from trainer.progress import Progress
 
 CHUNK = 32   # pictures that pass the networks together, whatever the number of ranks, so that rounding is the same
 Rows = dict[str, np.ndarray]   # arrays with a row a picture
@@ -30,7 +30,7 @@ def over_ranks(work: Callable[[range], Rows], count: int, title: str, stopped: C
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     rows: Rows = {}
     filled = 0
-    with tqdm(total=count, desc=title, unit='pictures', leave=False, disable=None if dist.is_main() else True) as bar:
+    with Progress(title, count, 'pictures') as progress:
         for first in range(0, len(chunks), world):
             own = work(chunks[first + rank]) if first + rank < len(chunks) else {}
             parts = dist.gather((own, stopped()))
@@ -42,7 +42,7 @@ def over_ranks(work: Callable[[range], Rows], count: int, title: str, stopped: C
                 for name, array in part.items():
                     rows[name][filled:filled + arrived] = array
                 filled += arrived
-            bar.update(sum(map(len, chunks[first:first + world])))
+            progress.add(sum(map(len, chunks[first:first + world])))
     return {name: array[:filled] for name, array in rows.items()} if dist.is_main() else None
 
 

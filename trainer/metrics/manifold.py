@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.progress import Progress
+
 ENTRIES = 1 << 24           # distances in memory at a time: 64 MB
 PRECISION_K, DENSITY_K = 3, 5   # as published
 
@@ -51,6 +53,8 @@ def _distances(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor]]:
     """(first row, squared Euclidean distances [n, M]) of blocks of rows of `x`, up to rounding of |x|^2."""
     rows = max(ENTRIES // len(y), 1)
     lengths = y.square().sum(1)
-    for start in range(0, len(x), rows):
-        block = x[start:start + rows]
-        yield start, torch.addmm(lengths, block, y.T, alpha=-2).add_(block.square().sum(1, keepdim=True)).clamp_(min=0)
+    with Progress('neighbours', len(x), 'pictures') as progress:
+        for start in range(0, len(x), rows):
+            block = x[start:start + rows]
+            yield start, torch.addmm(lengths, block, y.T, alpha=-2).add_(block.square().sum(1, keepdim=True)).clamp_(min=0)
+            progress.add(len(block))

@@ -1,7 +1,7 @@
 """Perceptual path length: how much pictures change along a small step between two latents. Karras et al. 2019, section 4.1.
 
 Published figures are of LPIPS on VGG16. Here the distance is that of an extractor's features scaled to length 1, and the
-score bears its name: compare it with its own kind alone.
+score bears its name: compare it with its own kind alone. Networks with styles add the constant noise map.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ from trainer.labels import to_one_hot
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.features import Rows, over_ranks, resizing_threads
 from trainer.metrics.pictures import Fakes
+from trainer.models import latents_of
 from trainer.models.several import SeveralGenerators
 from trainer.randomness import seed_for
 
@@ -23,7 +24,7 @@ KEPT = 0.01, 0.99   # quantiles between which distances count, as in published f
 
 
 def path_lengths(fakes: Fakes, extractor: Extractor, title: str, stopped: Callable[[], bool]) -> np.ndarray | None:
-    """Squared distances over epsilon^2, without both tails; on rank 0. In w along a line, else in z along a circle."""
+    """Squared distances over epsilon^2, without both tails; on rank 0. In w along a line, else in z along `PATHS`."""
     with resizing_threads() as pool:
         def work(indices: range) -> Rows:
             resized = []
@@ -47,17 +48,18 @@ def _ends(fakes: Fakes, indices: range) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed_for(fakes.seed, indices.start, 'path position'))
     where = torch.rand(len(indices), 1, generator=generator)
     where = torch.cat([where, where + EPSILON], dim=1).view(-1, 1)   # [2N, 1]
+    path = PATHS[latents_of(G)]
     inputs = first.z.repeat_interleave(2, 0), second.z.repeat_interleave(2, 0), where, first.labels.repeat_interleave(2)
     for parts in zip(*(tensor.to(fakes.device).split(BATCH) for tensor in inputs), strict=True):
         z0, z1, t, labels = parts
         c = to_one_hot(labels, G.c_dim)
         if G.num_ws:
-            w0, w1 = G.mapping(z0, c, fakes.psi), G.mapping(z1, c, fakes.psi)     # [2B, num_ws, w_dim]
+            w0, w1 = (G.mapping(z, c, fakes.psi, fakes.psi_cutoff) for z in (z0, z1))     # [2B, num_ws, w_dim]
             images = G.synthesis(w0.lerp(w1, t[:, :, None]), noise='const')
         elif isinstance(G, SeveralGenerators):
-            images = G(_along_circle(z0, z1, t), c, made_by=labels.tolist())
+            images = G(path(z0, z1, t), c, made_by=labels.tolist())
         else:
-            images = G(_along_circle(z0, z1, t), c)
+            images = G(path(z0, z1, t), c)
         yield images
 
 
@@ -65,3 +67,6 @@ def _along_circle(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
     """Spherical interpolation of rows [N, z_dim], lengths along with it; Shoemake 1985."""
     angle = torch.acos(torch.cosine_similarity(a, b, dim=1).clamp(-1, 1))[:, None]
     return (torch.sin((1 - where) * angle) * a + torch.sin(where * angle) * b) / torch.sin(angle)
+
+
+PATHS = {'normal': _along_circle, 'uniform': torch.lerp}    # a line does not leave the cube of uniform latents

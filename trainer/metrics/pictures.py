@@ -10,7 +10,9 @@ from torch import nn
 
 from trainer.data.shards import Dataset, SampleReader
 from trainer.images import generate, label_counts
+from trainer.models import latents_of
 from trainer.randomness import Draws, draw, seed_for, truncated_normal
+from trainer.sections import EvaluateConfig
 
 
 class Damaged(Exception):
@@ -86,12 +88,14 @@ class Fakes:
     seed: int
     device: torch.device
     psi: float = 1.0
+    psi_cutoff: int | None = None      # layers, from the first on, in which psi truncates; None: all
     truncation: float | None = None    # the largest |z|; None: any
+    noise: str = 'const'               # of networks with styles; 'random': a function of the seed and of the first index
 
     def draws(self, indices: range, purpose: str = 'evaluate') -> Draws:
         """Latents [len(indices)], a function of the seed and of the first index."""
         draws = draw(self.seed, indices.start, purpose, len(indices), z_dim=self.G.z_dim, num_ws=self.G.num_ws,
-                     style_mixing=0.0, class_counts=label_counts(self.G, self.class_counts))
+                     style_mixing=0.0, class_counts=label_counts(self.G, self.class_counts), latents=latents_of(self.G))
         if self.truncation is None:
             return draws
         generator = torch.Generator().manual_seed(seed_for(self.seed, indices.start, purpose, 'truncated'))
@@ -100,4 +104,12 @@ class Fakes:
     def make(self, indices: range) -> tuple[np.ndarray, np.ndarray]:
         """[NHWC] uint8 and classes [N]."""
         draws = self.draws(indices)
-        return generate(self.G, draws, self.device, self.psi), draws.labels.numpy()
+        with torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []):
+            torch.manual_seed(seed_for(self.seed, indices.start, 'noise'))
+            pictures = generate(self.G, draws, self.device, self.psi, self.psi_cutoff, self.noise)
+        return pictures, draws.labels.numpy()
+
+
+def fakes_of(G: nn.Module, class_counts: tuple[int, ...], config: EvaluateConfig, device: torch.device) -> Fakes:
+    return Fakes(G, class_counts, config.images, config.seed, device, config.psi, config.psi_cutoff, config.truncation,
+                 config.noise)

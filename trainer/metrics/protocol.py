@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from trainer import dist
+from trainer.images import check_truncation
 from trainer.metrics import bootstrap
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.features import Rows, features_of_fakes, features_of_pictures
@@ -18,6 +18,7 @@ from trainer.metrics.manifold import compare_manifolds
 from trainer.metrics.path_length import path_lengths
 from trainer.metrics.pictures import Fakes, Pictures
 from trainer.metrics.reference import reference_features
+from trainer.progress import Progress
 from trainer.sections import EvaluateConfig
 
 LEAST = 10   # pictures, for neighbours and splits
@@ -49,12 +50,14 @@ def check_evaluation(config: EvaluateConfig, source: Pictures | Fakes, reference
     made = isinstance(source, Fakes)
     if min(source.count, reference.count) < LEAST:
         raise ValueError(f'{source.count} pictures against {reference.count}: both must be at least {LEAST}')
+    if len(set(config.metrics)) < len(config.metrics):
+        raise ValueError(f'metrics {",".join(config.metrics)}: one is named twice; name each once')
     if 'ppl' in config.metrics and not made:
         raise ValueError('ppl is measured between latents, which pictures have not; leave it out')
     if 'intra_fid' in config.metrics and not ((source.G.c_dim if made else source.labelled) and reference.labelled):
         raise ValueError('intra_fid needs a conditional model and a dataset with classes; leave it out')
-    if made and config.psi != 1 and not source.G.num_ws:
-        raise ValueError(f'psi={config.psi:g}: this generator has no w to truncate in; use truncation')
+    if made:
+        check_truncation(source.G, config.psi, config.psi_cutoff, config.truncation)
 
 
 def evaluate(source: Pictures | Fakes, reference: Pictures, extractor: Extractor, config: EvaluateConfig,
@@ -88,8 +91,9 @@ def _protocol(config: EvaluateConfig, source: Pictures | Fakes, reference: Pictu
     return {
         'extractor': extractor.name, 'weights_sha256': extractor.sha256, 'resizer': extractor.resizer,
         'resolution': size and list(size), 'fakes': len(fakes['labels']) if fakes else source.count,
-        'reals': len(reals['labels']) if reals else 0, 'dataset': reference.digest, 'seed': config.seed,
-        'psi': config.psi if made else None, 'truncation': config.truncation if made else None, 'interval': bootstrap.ABOUT}
+        'reals': len(reals['labels']) if reals else 0, 'reals_at_most': config.reals, 'dataset': reference.digest,
+        'seed': config.seed, **{name: getattr(config, name) if made else None for name in ('psi', 'psi_cutoff', 'truncation')},
+        'noise': config.noise if made and source.G.num_ws else None, 'interval': bootstrap.ABOUT}
 
 
 class _Computation:
@@ -116,7 +120,7 @@ class _Computation:
             more['intra_fid_classes'] = intra_class_distance(*groups)[1]
         if 'kid' in wanted:
             value = kernel_distance(*pair, seed)
-            found['kid'] = value, bootstrap.interval(value, kernel_replicates(*pair, bootstrap.MEAN_TIMES, seed))
+            found['kid'] = value, bootstrap.interval(value, kernel_replicates(*pair, bootstrap.KERNEL_TIMES, seed))
         if 'is' in wanted:
             classes = self.fakes['classes'].cpu()
             value = inception_score(classes, seed)
@@ -134,6 +138,9 @@ class _Computation:
         value = distance(None, None)
         resamples = zip(bootstrap.resample(len(self.fakes['features']), times, seed, 0),
                         bootstrap.resample(len(self.reals['features']), times, seed, 1), strict=True)
-        replicates = [distance(*(counts.to(self.device) for counts in both))
-                      for both in tqdm(resamples, 'intervals', times, leave=False, disable=None)]
+        replicates = []
+        with Progress('intervals', times, 'resamples') as progress:
+            for both in resamples:
+                replicates.append(distance(*(counts.to(self.device) for counts in both)))
+                progress.add()
         return value, bootstrap.interval(value, np.array(replicates))

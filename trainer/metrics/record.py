@@ -15,7 +15,11 @@ def record_of(scores: Scores, nimg: int | None) -> dict:
 
 
 def append(folder: Path, record: dict) -> None:
-    with open(folder / EVALUATIONS, 'a') as file:
+    """ValueError where a stranger has put a pipe or a device in the file's place; OSError as `open`."""
+    path = folder / EVALUATIONS
+    if path.exists() and not path.is_file():
+        raise ValueError(f'{path} is no regular file, nothing is added to it')
+    with open(path, 'a') as file:
         file.write(json.dumps(record) + '\n')
 
 
@@ -25,7 +29,9 @@ def table(scores: Scores) -> str:
     width = max(map(len, scores.values))
     lines = [f'{name:{width}}  {value:10.4f}   [{scores.intervals[name][0]:.4f}, {scores.intervals[name][1]:.4f}]'
              for name, value in scores.values.items()]
-    options = ''.join(f', {name} {about[name]:g}' for name in ('psi', 'truncation') if about[name] is not None)
-    sizes = f'{about["fakes"]} pictures' + (f' against {about["reals"]} real ones' if about['reals'] else '')
+    options = ''.join(f', {name} {about[name]:g}' for name in ('psi', 'psi_cutoff', 'truncation') if about[name] is not None)
+    options += f', noise {about["noise"]}' if about['noise'] else ''
+    all_of = 'all ' * (about['reals_at_most'] == 'all')
+    sizes = f'{about["fakes"]} pictures' + (f' against {all_of}{about["reals"]} real ones' if about['reals'] else '')
     return '\n'.join([*lines, f'{sizes}; features of {about["extractor"]}, resizer {about["resizer"]}, seed {about["seed"]}'
                       f'{options}; in brackets 95%, bootstrap'])

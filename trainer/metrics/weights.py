@@ -4,12 +4,14 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import urllib.request
 from pathlib import Path
 
 from cleanfid.downloads_helper import inception_url
 
 from trainer.durable import write_text
+from trainer.reading import open_regular
 
 INCEPTION_FILE = 'inception-2015-12-05.pt'   # the name that clean-fid's wrapper looks for
 TIMEOUT = 60   # seconds without a byte
@@ -22,7 +24,8 @@ def cache_folder() -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    with open(path, 'rb') as file:
+    """ValueError where it is no regular file; OSError as `open`."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
@@ -57,6 +60,7 @@ def check_inception(path: Path) -> None:
 
 def _fetch(path: Path) -> None:
     aside = path.with_suffix('.part')
+    print(f'fetching {inception_url} to {path.parent}', file=sys.stderr, flush=True)
     with urllib.request.urlopen(inception_url, timeout=TIMEOUT) as body, open(aside, 'wb') as out:
         shutil.copyfileobj(body, out)
         length = body.headers.get('Content-Length')

@@ -30,8 +30,14 @@ def build_generator(name: str, options: dict) -> nn.Module:
     return normalise_weights(G, *options['normalise']) if 'normalise' in options else G
 
 
+def latents_of(G: nn.Module) -> str:
+    """The distribution of a generator's latents, of randomness.LATENTS; families without the option take normal ones."""
+    first = G.generators[0] if isinstance(G, SeveralGenerators) else G
+    return getattr(first, 'latents', 'normal')
+
+
 def num_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-__all__ = ['MODELS', 'build_generator', 'mix_styles', 'num_parameters']
+__all__ = ['MODELS', 'build_generator', 'latents_of', 'mix_styles', 'num_parameters']

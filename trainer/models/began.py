@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.models.layers import checked_latents
 from trainer.resolution import base_and_doublings
 
 
@@ -56,11 +57,13 @@ def make_encoder(code_dim: int, resolution: tuple[int, int], img_channels: int, 
 
 
 class Generator(Decoder):
-    """The discriminator's decoder, with weights of its own. resolution: (H, W)."""
+    """The discriminator's decoder, with weights of its own. resolution: (H, W). latents: as published they are uniform."""
 
-    def __init__(self, z_dim: int, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 128) -> None:
+    def __init__(self, z_dim: int, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 128,
+                 latents: str = 'normal') -> None:
         super().__init__(z_dim, c_dim, resolution, img_channels, channels)
         self.z_dim, self.c_dim, self.resolution, self.num_ws = z_dim, c_dim, tuple(resolution), 0
+        self.latents = checked_latents(latents)
         self.tail = (f'stages.{len(self.stages) - 1}', 'torgb')
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.batch_norm import BatchNorm
-from trainer.models.layers import check_outputs
+from trainer.models.layers import check_outputs, checked_latents
 from trainer.resolution import base_and_doublings
 
 CHANNEL_STEPS = 4   # doublings of the channels from the finest maps on, after which they stay
@@ -18,12 +18,14 @@ CHANNEL_STEPS = 4   # doublings of the channels from the finest maps on, after w
 class Generator(nn.Module):
     """Projects z to the coarsest maps and doubles them by transposed convolutions. resolution: (H, W).
 
-    Classes are embedded in z_dim dimensions and join z: the paper has none.
+    Classes are embedded in z_dim dimensions and join z: the paper has none. latents: of randomness.LATENTS; published: uniform.
     """
 
-    def __init__(self, z_dim: int, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 64) -> None:
+    def __init__(self, z_dim: int, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 64,
+                 latents: str = 'normal') -> None:
         super().__init__()
         self.z_dim, self.c_dim, self.resolution, self.num_ws = z_dim, c_dim, tuple(resolution), 0
+        self.latents = checked_latents(latents)
         (height, width), doublings = base_and_doublings(resolution)
         sizes = [*reversed(block_channels(channels, doublings)), img_channels]
         self.embed = nn.Linear(c_dim, z_dim, bias=False) if c_dim else None

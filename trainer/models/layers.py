@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kernels import bias_act, setup_filter, upfirdn2d
 from kernels.bias_act import ACTIVATIONS
+from trainer.randomness import LATENTS
 
 DTYPES = {'none': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 FP16_CLAMP = 256.0
@@ -114,6 +115,13 @@ def as_maps(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def default_clamp(low_precision: str, conv_clamp: float | None) -> float | None:
     return FP16_CLAMP if conv_clamp is None and low_precision == 'fp16' else conv_clamp
+
+
+def checked_latents(latents: str) -> str:
+    """The same. ValueError for a distribution that is unknown."""
+    if latents not in LATENTS:
+        raise ValueError(f'latents {latents!r} are unknown: take one of {", ".join(LATENTS)}')
+    return latents
 
 
 def check_outputs(num_outputs: int, c_dim: int) -> None:

@@ -98,7 +98,7 @@ class Generator(nn.Module):
         self.basis = nn.Parameter(torch.randn(channels[0], *base))
         nn.init.kaiming_normal_(self.fc.weight, nonlinearity='linear')
         if c_dim:
-            nn.init.normal_(self.embed.weight)      # a class then looks like z
+            nn.init.normal_(self.embed.weight, std=c_dim ** -0.5)
         self.names = [f'b{4 << i}' for i in range(doublings + 1)]
         for i, name in enumerate(self.names):
             layers = [Resample(channels[i - 1], channels[i], up=True)] if i else []
@@ -117,13 +117,18 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The generator's mirror. Conditional by projection alone: the logit is <features, embedded class>. Options as there."""
+    """The generator's mirror. Conditional by projection alone: the logit is <features, embedded class>. Options as there.
+
+    d_label_dim: of the features and the embedded class; None: label_dim.
+    """
 
     def __init__(self, c_dim: int, resolution: tuple[int, int], img_channels: int, channel_base: int = 24576,
                  channel_max: int = 768, blocks: int = 2, expansion: int = 2, group_size: int = 16, label_dim: int = 64,
-                 low_precision: str = 'none', low_precision_blocks: int = 0, num_outputs: int = 1) -> None:
+                 d_label_dim: int | None = None, low_precision: str = 'none', low_precision_blocks: int = 0,
+                 num_outputs: int = 1) -> None:
         super().__init__()
         check_outputs(num_outputs, c_dim)
+        label_dim = label_dim if d_label_dim is None else d_label_dim
         self.c_dim, self.resolution = c_dim, tuple(resolution)
         base, doublings = base_and_doublings(resolution)
         channels = block_channels(channel_base, channel_max, doublings)
@@ -138,7 +143,7 @@ class Discriminator(nn.Module):
         nn.init.kaiming_normal_(self.fc.weight, nonlinearity='linear')
         self.embed = nn.Linear(c_dim, label_dim, bias=False) if c_dim else None
         if c_dim:
-            nn.init.normal_(self.embed.weight, std=label_dim ** -0.5)
+            nn.init.normal_(self.embed.weight, std=(c_dim * label_dim) ** -0.5)
 
     def forward(self, img: Tensor, c: Tensor) -> Tensor:
         """img [NCHW] in [-1, 1] -> logits [N, num_outputs], float32."""

@@ -9,7 +9,8 @@ from trainer.checkpoint import list_checkpoints, read_seal
 from trainer.history import best_evaluation, read_evaluations, read_reports
 
 MUST_AGREE = ('extractor', 'weights_sha256', 'resizer')
-SHOULD_AGREE = ('dataset', 'resolution', 'fakes', 'reals', 'seed', 'psi', 'truncation')
+SHOULD_AGREE = ('dataset', 'resolution', 'fakes', 'reals', 'seed', 'psi', 'psi_cutoff', 'truncation', 'noise')
+EARLIER = {'psi_cutoff': None, 'noise': 'const'}   # what records without these keys were made with
 
 
 def describe_run(folder: Path, best: str | None) -> dict:
@@ -39,8 +40,9 @@ def check_comparable(runs: list[dict]) -> list[str]:
     first, differences = runs[0], []
     for run in runs[1:]:
         for key in (*MUST_AGREE, *SHOULD_AGREE):
-            one, other = first['protocol'][key], run['protocol'][key]
-            if one == other:
+            one, other = ((EARLIER | each['protocol'])[key] for each in (first, run))
+            # where a generator adds no noise there is nothing to agree on
+            if one == other or key == 'noise' and None in (one, other):
                 continue
             told = f'{first["run"]} was scored with {key}={one}, {run["run"]} with {key}={other}'
             if key in MUST_AGREE:

@@ -20,7 +20,7 @@ from trainer.data.stream import check_resolution
 from trainer.export import ABOUT, build_generator, describe
 from trainer.metrics import record
 from trainer.metrics.extractors import make_extractor
-from trainer.metrics.pictures import Damaged, Fakes, Pictures, ShardPictures
+from trainer.metrics.pictures import Damaged, Pictures, ShardPictures, fakes_of
 from trainer.metrics.protocol import check_evaluation, evaluate
 from trainer.run_folder import CONFIG_FILE, read_config
 from trainer.sections import EvaluateConfig
@@ -108,7 +108,7 @@ def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None]:
         return EvaluateConfig.model_validate(tree), options.data or (config.data.path if config else None)
     except ValidationError as error:
         detail = error.errors()[0]
-        raise ValueError(f'--{str(detail["loc"][0]).replace("_", "-")} {detail["input"]}: {detail["msg"]}') from None
+        raise ValueError(f'--{str(detail["loc"][0]).replace("_", "-")} {str(detail["input"])[:100]}: {detail["msg"]}') from None
 
 
 def run(options: argparse.Namespace) -> None:
@@ -121,19 +121,19 @@ def run(options: argparse.Namespace) -> None:
     if is_generator(path):
         folder, about = dist.together(lambda: describe(path))
         G, nimg = dist.together(lambda: build_generator(folder, about, dist.device())), about['nimg']
-        source = Fakes(G, about['class_counts'], config.images, config.seed, dist.device(), config.psi, config.truncation)
+        source = fakes_of(G, about['class_counts'], config, dist.device())
         size = G.resolution
     else:
         source, size = dist.together(lambda: find_pictures(options.source, config, config.images)), None
-    reference = dist.together(lambda: find_pictures(data, config, config.reals, size))
+    reference = dist.together(lambda: find_pictures(data, config, config.most_reals, size))
     dist.together(lambda: check_evaluation(config, source, reference))
     extractor = dist.together(lambda: make_extractor(config, dist.device()))
     scores = evaluate(source, reference, extractor, config)
     if dist.is_main():
         entry = record.record_of(scores, nimg)
+        print(json.dumps(entry) if options.json else record.table(scores))
         if (path / CONFIG_FILE).is_file():
             record.append(path, entry)
-        print(json.dumps(entry) if options.json else record.table(scores))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -145,10 +145,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--metrics', type=lambda text: tuple(text.split(',')),
                         help='some of fid,kid,is,precision,recall,density,coverage,ppl,intra_fid')
     parser.add_argument('--images', type=int, help='fakes (default: 50000)')
-    parser.add_argument('--reals', type=int, help='at most; drawn by the seed (default: 50000)')
+    parser.add_argument('--reals', help='at most, drawn by the seed (default: 50000); or all')
     parser.add_argument('--seed', type=int)
     parser.add_argument('--psi', type=float, help='truncation psi')
+    parser.add_argument('--psi-cutoff', type=int, metavar='N', help='of psi: the first N layers only')
     parser.add_argument('--truncation', type=float, help='draw latents again until |z| is below this, as BigGAN does')
+    parser.add_argument('--noise', help='of generators that add some: random (default), for each picture anew, or const')
     parser.add_argument('--resizer', help='clean (antialiased bicubic) or legacy (bilinear)')
     parser.add_argument('--extractor', help='auto, inception, effnet_lite0, or a TorchScript or ONNX file')
     parser.add_argument('--extractor-size', type=int, metavar='PX', help='of a file')

@@ -1,7 +1,6 @@
 """`imago sample`: pictures from a trained generator, the same for the same seeds."""
 
 import argparse
-import math
 import re
 import sys
 from pathlib import Path
@@ -11,9 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.export import build_generator, describe
-from trainer.images import generate, grid, label_counts, take_standing_statistics
+from trainer.images import check_truncation, generate, grid, label_counts, take_standing_statistics
 from trainer.labels import class_index
-from trainer.randomness import Draws, seed_for, truncated_normal
+from trainer.models import latents_of
+from trainer.progress import Progress
+from trainer.randomness import LATENTS, Draws, seed_for, truncated_normal
 
 MOST_SEEDS = 10_000   # they are all in memory before the first is written
 
@@ -33,16 +34,17 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def draw_for_seeds(seeds: list[int], z_dim: int, class_counts: list[int], label: int | None,
-                   truncation: float | None = None) -> Draws:
+                   truncation: float | None = None, latents: str = 'normal') -> Draws:
     """One latent a seed, and one class a seed as frequent as in the data, unless `label` says which.
 
-    truncation: the largest |z|; None: any.
+    truncation: the largest |z|, of normal latents; None: any. latents: their distribution, of LATENTS.
     """
     weights = torch.tensor(class_counts or [1], dtype=torch.float64)
 
     def one(seed: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed_for(seed, 0, 'sample'))
-        z = torch.randn(z_dim, generator=generator) if truncation is None else truncated_normal((z_dim,), truncation, generator)
+        z = LATENTS[latents](z_dim, generator=generator) if truncation is None else \
+            truncated_normal((z_dim,), truncation, generator)
         return z, torch.multinomial(weights, 1, generator=generator)[0]
 
     z, labels = map(torch.stack, zip(*map(one, seeds), strict=True))
@@ -56,10 +58,6 @@ def sample(options: argparse.Namespace) -> list[Path]:
     seeds = parse_seeds(options.seeds)
     folder, about = describe(options.source)
     label = None if options.label is None else class_index(options.label, about['class_names'])
-    if not math.isfinite(options.psi):
-        raise ValueError(f'--psi {options.psi} is not a number; 0 to 1 is usual')
-    if options.truncation is not None and not options.truncation > 0:
-        raise ValueError(f'--truncation {options.truncation} must be above 0; 0.5 to 2 is usual')
     if options.columns < 1:
         raise ValueError(f'--columns {options.columns} is below 1')
     out = Path(options.out)
@@ -67,21 +65,23 @@ def sample(options: argparse.Namespace) -> list[Path]:
         raise ValueError(f'--out {out} is a file; give a folder')
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     G = build_generator(folder, about, device)
-    if options.psi != 1 and not G.num_ws:
-        raise ValueError(f'--psi {options.psi}: this generator has no w to truncate in; use --truncation')
+    check_truncation(G, options.psi, options.psi_cutoff, options.truncation)
     counts = label_counts(G, about['class_counts'])
     if options.standing_batches:
         take_standing_statistics(G, counts, options.standing_batches, device)
-    draws = draw_for_seeds(seeds, G.z_dim, counts, label, options.truncation)
-    pictures = generate(G, draws, device, options.psi)
+    draws = draw_for_seeds(seeds, G.z_dim, counts, label, options.truncation, latents_of(G))
+    pictures = generate(G, draws, device, options.psi, options.psi_cutoff, title='sampling')
     out.mkdir(parents=True, exist_ok=True)
     if options.grid:
-        paths = [out / f'grid-seeds{seeds[0]}-{seeds[-1]}-psi{options.psi:g}.png']
+        cutoff = '' if options.psi_cutoff is None else f'-cutoff{options.psi_cutoff}'
+        paths = [out / f'grid-seeds{seeds[0]}-{seeds[-1]}-psi{options.psi:g}{cutoff}.png']
         grid(pictures, options.columns).save(paths[0])
         return paths
     paths = [out / f'seed{seed:06d}.png' for seed in seeds]
-    for path, picture in zip(paths, pictures, strict=True):
-        Image.fromarray(picture.squeeze()).save(path)
+    with Progress('writing', len(paths), 'pictures') as progress:
+        for path, picture in zip(paths, pictures, strict=True):
+            Image.fromarray(picture.squeeze()).save(path)
+            progress.add()
     return paths
 
 
@@ -91,6 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--out', default='samples', help='folder for the pictures (default: %(default)s)')
     parser.add_argument('--seeds', default='0-31', help='numbers and ranges, e.g. 0-15,42 (default: %(default)s)')
     parser.add_argument('--psi', type=float, default=1.0, help='truncation psi: 1 all variety, 0 the average (default: %(default)s)')
+    parser.add_argument('--psi-cutoff', type=int, metavar='N', help='truncate in the first N layers only, as StyleGAN1 does in 8 '
+                        '(default: in all)')
     parser.add_argument('--truncation', type=float, help='draw latents again until |z| is below this, as BigGAN does')
     parser.add_argument('--standing-batches', type=int, default=0, metavar='N',
                         help='take batch-norm statistics anew from N batches of fakes (default: as kept while training)')
