@@ -1,5 +1,7 @@
 """Pictures for people: grids from fixed latents, beside real ones."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -9,7 +11,9 @@ from torch.nn import functional
 from trainer.labels import to_one_hot
 from trainer.models.batch_norm import standing_statistics
 from trainer.models.several import SeveralGenerators
-from trainer.randomness import Draws, draw
+from trainer.randomness import Draws, draw, seed_for, truncated_normal
+
+MOST_BATCHES = 10_000
 
 
 def to_pictures(images: Tensor) -> np.ndarray:
@@ -33,6 +37,26 @@ def fixed_draws(seed: int, count: int, G: nn.Module, class_counts: tuple[int, ..
                 class_counts=label_counts(G, class_counts))
 
 
+def draws_for_seeds(seeds: Iterable[int], G: nn.Module, class_counts: Sequence[int], label: int | None = None,
+                    truncation: float | None = None) -> Draws:
+    """The latents of `imago sample --seeds`: one a seed, and one class a seed as frequent as in the data.
+
+    label: the class (or generator, where G is several) of all of them. truncation: the largest |z|; None: any.
+    """
+    weights = torch.tensor(label_counts(G, class_counts) or [1], dtype=torch.float64)
+
+    def one(seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed_for(seed, 0, 'sample'))
+        z = torch.randn(G.z_dim, generator=generator) if truncation is None else \
+            truncated_normal((G.z_dim,), truncation, generator)
+        return z, torch.multinomial(weights, 1, generator=generator)[0]
+
+    z, labels = map(torch.stack, zip(*map(one, seeds), strict=True))
+    if label is not None:
+        labels = torch.full_like(labels, label)
+    return Draws(z, z, torch.zeros_like(labels), labels)
+
+
 def label_counts(G: nn.Module, class_counts: tuple[int, ...]) -> tuple[int, ...]:
     """How frequent each label of a draw for G is: its classes, or its generators if it is several; () if neither."""
     if isinstance(G, SeveralGenerators):
@@ -53,6 +77,12 @@ def generate(G: nn.Module, draws: Draws, device: torch.device, truncation_psi: f
         images = G(part.z, to_one_hot(part.labels, G.c_dim), **options)
         parts.append(to_pictures(functional.interpolate(images, G.resolution)))  # nearest, while G grows
     return np.concatenate(parts)
+
+
+def check_batches(batches: int) -> None:
+    """ValueError unless standing statistics can be taken of so many; 0: none are."""
+    if not 0 <= batches <= MOST_BATCHES:
+        raise ValueError(f'--standing-batches {batches} is not between 0 and {MOST_BATCHES}; 16 is usual')
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+from trainer.durable import open_to_append
 from trainer.history import EVALUATIONS
 from trainer.metrics.protocol import Scores
 
@@ -15,7 +16,7 @@ def record_of(scores: Scores, nimg: int | None) -> dict:
 
 
 def append(folder: Path, record: dict) -> None:
-    with open(folder / EVALUATIONS, 'a') as file:
+    with open_to_append(folder / EVALUATIONS) as file:
         file.write(json.dumps(record) + '\n')
 
 
