@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from trainer import dist
+from trainer.backend import agree_on_kernels
 from trainer.checkpoint import SEAL
 from trainer.data.manifest import FILE_NAME
 from trainer.data.shards import ShardError, open_dataset
@@ -94,7 +95,11 @@ def is_generator(path: Path) -> bool:
 
 
 def same_generator(path: Path) -> tuple[nn.Module, dict]:
-    """What rank 0 finds, as a run beside may save meanwhile, on all ranks; see `open_generator`. All ranks call it together."""
+    """What rank 0 finds, as a run beside may save meanwhile, on all ranks, which use the same kernels; see `open_generator`.
+
+    All ranks call it together.
+    """
+    agree_on_kernels(dist.device().type)
     while True:
         folder, about = dist.from_main(lambda: describe(path))
         G = dist.together(lambda: build_generator(folder, about, dist.device()))
