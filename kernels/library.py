@@ -19,6 +19,7 @@ from kernels.build import BuildError
 
 MODES = ('auto', 'reference', 'strict')
 DEVICES = ('cpu', 'cuda')
+LANGUAGES = {'cpu': 'C++', 'cuda': 'CUDA C++'}
 OPS = ('upfirdn2d', 'bias_act', 'epilogue', 'modulate', 'adain')
 PREBUILT = Path(__file__).parent / 'lib'
 SOURCES = build.SOURCES
@@ -52,6 +53,28 @@ def status() -> dict[str, dict[str, str]]:
     serving = {'cpu': _describe('cpu')}
     serving['cuda'] = _describe('cuda') if torch.cuda.is_available() else 'not needed: torch sees no GPU'
     return {op: dict(serving) for op in OPS}
+
+
+def backend(device_type: str) -> str:
+    """What serves on this type of device, and for which processor; of two that are named alike results have the same bits.
+
+    May build kernels, and fails, as `serves`.
+    """
+    kind = LANGUAGES[device_type] if serves(device_type) else 'plain PyTorch'
+    given = ' by IMAGO_KERNELS_LIBRARY' if serves(device_type) and _is_given(_backend(device_type).library) else ''
+    return f'{kind}{given} ({_processor(device_type)})'
+
+
+def why_none(device_type: str) -> str | None:
+    """Why plain PyTorch serves on this type of device; None if compiled kernels do. May build, and fails, as `serves`."""
+    if serves(device_type):
+        return None
+    return _backends[device_type].reason if device_type in _backends else f'there are none for {device_type}'
+
+
+def keep_to_reference(device_type: str, reason: str) -> None:
+    """From now on plain PyTorch serves on this type of device."""
+    _backends[device_type] = Backend(None, reason)
 
 
 @contextmanager
@@ -101,7 +124,8 @@ def _choose(device: str) -> Backend:
     except (RuntimeError, OSError) as error:
         reason = ' '.join(f'{error}: {error.__cause__}'.split() if error.__cause__ else str(error).split())
         if mode == 'auto':
-            logger.warning(f'imago: no compiled {device} kernels, plain PyTorch serves (exact, slower): {reason}')
+            logger.warning(f'imago: no compiled {device} kernels, plain PyTorch serves (slower, and it rounds differently): '
+                           f'{reason}')
         return Backend(None, reason)
     return Backend(library)
 
@@ -191,6 +215,17 @@ def _describe(device: str) -> str:
     library = _backend(device).library
     if library is None:
         return f'reference: {_backend(device).reason}'
-    if str(library) == os.environ.get('IMAGO_KERNELS_LIBRARY'):
+    if _is_given(library):
         return f'IMAGO_KERNELS_LIBRARY={library}'
-    return 'CUDA C++' if device == 'cuda' else f'C++ ({torch.backends.cpu.get_cpu_capability()})'
+    return 'CUDA C++' if device == 'cuda' else f'C++ ({_processor(device)})'
+
+
+def _is_given(library: Path) -> bool:
+    return str(library) == os.environ.get('IMAGO_KERNELS_LIBRARY')
+
+
+def _processor(device: str) -> str:
+    """Its instruction set: vectors of another length sum in another order."""
+    if device == 'cuda':
+        return 'compute capability {}.{}'.format(*torch.cuda.get_device_capability())
+    return torch.backends.cpu.get_cpu_capability()

@@ -79,7 +79,7 @@ def _kernels() -> Iterator[tuple[str, str, str]]:
             serving[device, backend].append(op)
     for (device, backend), ops in serving.items():
         found, _, why = backend.partition(': ')
-        meaning = f'exact, and slower than compiled ones, as {why}' if found == 'reference' else why or 'compiled'
+        meaning = f'slower than compiled ones, and rounding differently, as {why}' if found == 'reference' else why or 'compiled'
         yield f'{device} kernels', found, f'{", ".join(ops)}: {meaning}'
 
 

@@ -16,6 +16,7 @@ import psutil
 
 from launch.cluster import load_run, run_parser, tell_errors
 from launch.torchrun import STOPPED, run_torchrun
+from trainer.checkpoint_names import list_checkpoints
 from trainer.config import Config
 
 PROG, MAX_RESTARTS = 'imago launch node', 3
@@ -82,9 +83,8 @@ def meeting_point(rendezvous: str) -> tuple[str, str | None]:
 
 
 def finished(config: Config) -> bool:
-    """Whether a checkpoint of the last image is there. Its name counts images, and it only has it when it is whole."""
-    names = [path.name for path in (Path(config.run_dir) / 'checkpoints').glob('*')]
-    return any(name.isdigit() and int(name) >= config.total_nimg for name in names)
+    """Whether a checkpoint of the last image is there."""
+    return any(int(path.name) >= config.total_nimg for path in list_checkpoints(Path(config.run_dir) / 'checkpoints'))
 
 
 if __name__ == '__main__':

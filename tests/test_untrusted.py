@@ -22,6 +22,7 @@ from trainer.checkpoint import SEAL, list_checkpoints
 from trainer.config import load_config, parse_config
 from trainer.data.shards import ShardError
 from trainer.export import load_generator
+from trainer.sealed import write_sealed
 from trainer.tools import evaluate, export, pack
 from trainer.train import prepare, train
 
@@ -117,7 +118,7 @@ def reseal(folder: Path) -> None:
     """As a forger would: the checksums are right."""
     seal = json.loads((folder / SEAL).read_text())
     seal['files'] = {path.name: checkpoint._checksum(path) for path in folder.iterdir() if path.name != SEAL}
-    (folder / SEAL).write_text(json.dumps(seal))
+    write_sealed(folder / SEAL, seal)
 
 
 def test_the_payloads_would_have_run(finished, tmp_path, trace):
@@ -134,7 +135,7 @@ def test_a_seal_names_only_files_beside_it(finished, tmp_path, name):
     for folder in list_checkpoints(tmp_path / 'run' / 'checkpoints'):
         seal = json.loads((folder / SEAL).read_text())
         seal['files'][name] = [1, 1]
-        (folder / SEAL).write_text(json.dumps(seal))
+        write_sealed(folder / SEAL, seal)
     with pytest.raises(ValueError, match='no file in it'):
         load_generator(tmp_path / 'run')
 

@@ -1,35 +1,69 @@
 """Sharded checkpoints: written aside in the background, checksummed, then renamed. A final name means complete.
 
     checkpoints/000000012000/   __0_0.distcp ... .metadata   torch.distributed.checkpoint
-                                complete.json                what it is, and size and CRC-32 of each file
+                                complete.json                what it is, size and CRC-32 of each file, and its own checksum
 """
 
-import json
+import itertools
 import math
+import os
+import re
 import shutil
+import sys
 import threading
 import warnings
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 import torch.distributed.checkpoint as dcp
+from pydantic import BaseModel, ConfigDict
 from torch.distributed.checkpoint.api import CheckpointException
 
 from trainer import dist
+from trainer.checkpoint_names import NAME, is_name, list_checkpoints, name_of
 from trainer.checkpoint_reader import first_cause, is_plain_name, load_tensors
-from trainer.durable import sync_folder, write_text
+from trainer.config import parse_config
+from trainer.durable import sync_folder
+from trainer.reading import open_regular
+from trainer.sealed import CHECKSUM, Count, facts, read_sealed, write_sealed
 from trainer.state import TrainState
 
 SEAL = 'complete.json'
 _ASIDE = '.writing-'
+_LEFTOVER = re.compile(rf'\.writing-(old-)?{NAME}')
 _CHUNK = 1 << 24
+T = TypeVar('T')
 # said at each save and load of a single process
 warnings.filterwarnings('ignore', message='torch.distributed is disabled, unavailable or uninitialized')
 
 
 class CheckpointError(ValueError):
     """A checkpoint could not be written. The ones before it are untouched."""
+
+
+class Seal(BaseModel):
+    """What `complete.json` says."""
+
+    model_config = ConfigDict(strict=True)
+
+    nimg: Count
+    step: Count
+    world_size: Count
+    config: dict
+    dataset: str                            # digest
+    pictures: Count = 0
+    parameters: dict[str, Count] = {}
+    generator: dict
+    files: dict[str, list[Count]]  # size and CRC-32
+    kernels: str = ''                       # what rounded, see trainer/backend.py; '' before seals had a checksum
+    checksum: str = ''
+
+
+_SEALED_BEFORE = Seal.model_fields.keys() - {'kernels', CHECKSUM}
 
 
 class Checkpoints:
@@ -43,11 +77,7 @@ class Checkpoints:
         self._error: str | None = None
         self.last_saved: int | None = None
         self.best: int | None = None        # images shown at the checkpoint that is kept for its score
-        if dist.is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(_ASIDE + '*'):
-                leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
-        dist.barrier()
+        dist.together(lambda: _sweep(folder), main_only=True)
 
     @property
     def failed(self) -> bool:
@@ -59,20 +89,21 @@ class Checkpoints:
         Warns of each damaged one it passes over and renames it, as it must not count as one of the last k.
         ValueError if all are damaged.
         """
-        damaged = []
-        for path in reversed([path for path in list_checkpoints(self.folder) if int(path.name) <= most]):
+        damaged, damage = [], []
+        paths = dist.from_main(lambda: list_checkpoints(self.folder))
+        for path in reversed([path for path in paths if int(path.name) <= most]):
             damage = [text for text in dist.gather(find_damage(path, dist.rank(), dist.world_size())) if text]
             if not damage:
-                if dist.is_main():
-                    for other in damaged:
-                        _move_aside(other, 'damaged-')
-                dist.barrier()
-                return path, read_seal(path)
+                dist.together(lambda: [_move_aside(other, 'damaged-') for other in damaged], main_only=True)
+                seal = dist.from_main(lambda: read_seal(path))
+                if not seal['checksum']:
+                    dist.print0(f'warning: {path / SEAL} has no checksum, as it is of an older version: it cannot be checked')
+                return path, seal
             dist.print0(f'warning: checkpoint {path} is damaged ({damage[0]})')
             damaged.append(path)
         if damaged:
-            raise ValueError(f'all {len(damaged)} checkpoints in {self.folder} are damaged; restore one, '
-                             'or choose another run_dir to start anew')
+            raise ValueError(f'all {len(damaged)} checkpoints in {self.folder} are damaged (the oldest: {damage[0]}); '
+                             'restore one, or choose another run_dir to start anew')
         return None
 
     def abandon(self, nimg: int, prefix: str) -> None:
@@ -101,7 +132,7 @@ class Checkpoints:
             self.best = state.nimg
         if self.last_saved == state.nimg:
             return
-        name = f'{state.nimg:012d}'
+        name = name_of(state.nimg)
         aside = self.folder / (_ASIDE + name)
         seal = {'nimg': state.nimg, 'step': state.step, 'world_size': dist.world_size(), **self.about}
         written = dcp.async_save(state.tree(), checkpoint_id=aside, process_group=self._group, no_dist=self._group is None)
@@ -152,16 +183,29 @@ class Checkpoints:
                            f'the last good one is {good[-1].name if good else "none"}: make room and run the same command again')
 
 
+def _sweep(folder: Path) -> None:
+    """Make the folder, and delete what killed saves and prunings have left in it; what has other names is not ours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.iterdir():
+        if _LEFTOVER.fullmatch(leftover.name):
+            _delete(leftover)
+
+
+def _delete(path: Path) -> None:
+    """A folder, or a link. Files are not ours, and stay."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
+
+
 def _move_aside(path: Path, prefix: str) -> None:
     kept = path.with_name(prefix + path.name)
-    if kept.exists():
-        shutil.rmtree(kept)
+    for number in itertools.count(2):
+        if not os.path.lexists(kept):
+            break
+        kept = path.with_name(f'{prefix}{path.name}-{number}')
     path.rename(kept)
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints in `folder`, oldest first."""
-    return sorted(path for path in folder.glob('[0-9]*') if path.name.isdigit())
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
@@ -169,6 +213,8 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
     for path in list_checkpoints(folder):
         if int(path.name) == best:
             link = folder / (_ASIDE + 'best')
+            if link.is_symlink():       # left by a kill
+                link.unlink()
             link.symlink_to(path.name)
             link.rename(folder / 'best')
     for path in list_checkpoints(folder)[:-keep]:
@@ -177,30 +223,59 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
         # under its old name a half-deleted folder would look complete
         aside = path.with_name(_ASIDE + 'old-' + path.name)
         path.rename(aside)
-        shutil.rmtree(aside)
+        _delete(aside)
+
+
+def newest_of(folder: Path, inspect: Callable[[Path], T]) -> tuple[Path, T]:
+    """The newest checkpoint in `folder` that `inspect` takes, and what it makes of it; for those who look at a run from outside.
+
+    Warns of each that it passes over, as `inspect` raises ValueError or OSError. ValueError if none is left.
+    """
+    damage = 'it has none'
+    while True:
+        for path in reversed(list_checkpoints(folder)):
+            try:
+                return path, inspect(path)
+            except (ValueError, OSError) as error:
+                if not path.exists():
+                    break   # the run has pruned it meanwhile, and has newer ones
+                damage = str(error)
+                print(f'warning: checkpoint {path} is passed over: {damage}', file=sys.stderr, flush=True)
+        else:
+            raise ValueError(f'{folder} holds no usable checkpoint ({damage})')
 
 
 def read_seal(path: Path) -> dict:
-    """What a checkpoint says about itself. ValueError if it is not one."""
+    """The facts of `Seal`. ValueError if it is none, or damaged."""
     try:
-        return json.loads((path / SEAL).read_text())
-    except (OSError, ValueError) as error:
+        seal = facts(Seal, read_sealed(path / SEAL, _SEALED_BEFORE), path / SEAL)
+    except OSError as error:
         raise ValueError(f'{path} is not a complete checkpoint ({error})') from None
+    if is_name(path.name) and int(path.name) != seal.nimg:
+        raise ValueError(f'{path / SEAL} is of {seal.nimg} images, not of as many as its folder is named after')
+    if not seal.checksum:   # else a configuration that does not parse is of another version, not damaged
+        parse_config(seal.config, str(path / SEAL))
+    return seal.model_dump()
 
 
 def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with a checkpoint, or None. Of its files only every `parts`-th is read, from number `part`."""
     try:
-        files = read_seal(path)['files']
+        seal = read_seal(path)
+        files = seal['files']
         if '.metadata' not in files:
             return 'its seal lists no .metadata'
         for name in sorted(files)[part::parts]:
             if not is_plain_name(name):
-                return f'its seal lists {name!r}, which is no file in it'
+                return f'its seal lists {name[:80]!r}, which is no file in it'
             found = _checksum(path / name)
             if found != files[name]:
                 return f'{name} has (bytes, CRC-32) {found}, not {files[name]}'
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        nimg = torch.tensor(-1)
+        load_tensors({'nimg': nimg}, path, no_dist=True)
+        if nimg.item() != seal['nimg']:
+            return f'its tensors are of {nimg.item()} images, its seal says {seal["nimg"]}'
+    except (OSError, ValueError) as error:
         return str(error)
     return None
 
@@ -211,14 +286,16 @@ def _checksums(folder: Path, part: int, parts: int) -> dict[str, list[int]]:
 
 def _checksum(path: Path) -> list[int]:
     size = crc = 0
-    with open(path, 'rb') as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK):
             size, crc = size + len(chunk), zlib.crc32(chunk, crc)
     return [size, crc]
 
 
 def _seal_and_rename(aside: Path, final: Path, seal: dict) -> None:
-    write_text(aside / SEAL, json.dumps(seal, indent=1))
+    write_sealed(aside / SEAL, seal)
     sync_folder(aside)
+    if os.path.lexists(final):      # no checkpoint, or it would have been resumed from
+        _move_aside(final, 'damaged-')
     aside.rename(final)
     sync_folder(final.parent)

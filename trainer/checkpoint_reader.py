@@ -13,6 +13,8 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, TensorStorageMetadata
 from torch.serialization import _get_layout
 
+from trainer.reading import open_regular
+
 _ADMITTED = {(kind.__module__, kind.__qualname__): kind for kind in (
     Metadata, TensorStorageMetadata, dcp.ChunkStorageMetadata, dcp.metadata.TensorProperties, dcp.metadata.MetadataIndex,
     dcp.metadata.StorageMeta, _MEM_FORMAT_ENCODING, _StorageInfo, torch.Size, _get_layout)}
@@ -35,9 +37,9 @@ class CheckpointReader(dcp.FileSystemReader):
     def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         path = Path(self.path) / '.metadata'
         try:
-            with open(path, 'rb') as file:
+            with open_regular(path) as file:
                 metadata = _Unpickler(file).load()
-            _check(metadata)
+            _check(metadata, path.parent)
         except OSError:
             raise
         except Exception as error:  # a forged pickle can make the unpickler raise anything
@@ -54,6 +56,11 @@ def load_tensors(tree: dict, folder: Path, **how: object) -> None:
         raise ValueError(f'{folder} cannot be loaded: {first_cause(error)}') from error
 
 
+def tensor_sizes(folder: Path) -> dict[str, torch.Size]:
+    """Of all tensors in a checkpoint, by dotted names. ValueError if it is damaged or forged."""
+    return {name: entry.size for name, entry in CheckpointReader(folder).read_metadata().state_dict_metadata.items()}
+
+
 def first_cause(error: BaseException) -> str:
     """The first line of the innermost reason; DCP wraps the errors of each rank in one of its own."""
     if isinstance(error, CheckpointException) and error.failures:
@@ -63,7 +70,7 @@ def first_cause(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _check(metadata: object) -> None:
+def _check(metadata: object, folder: Path) -> None:
     if not isinstance(metadata, Metadata):
         raise ValueError(f'it holds a {type(metadata).__name__}')
     for name, entry in metadata.state_dict_metadata.items():
@@ -72,6 +79,8 @@ def _check(metadata: object) -> None:
     for index, part in metadata.storage_data.items():
         if not is_plain_name(part.relative_path) or part.transform_descriptors:
             raise ValueError(f'{index.fqn} lies in {part.relative_path!r}')
+    for name in {part.relative_path for part in metadata.storage_data.values()}:
+        open_regular(folder / name).close()     # torch would wait for a pipe
 
 
 def is_plain_name(name: str) -> bool:

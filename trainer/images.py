@@ -1,6 +1,6 @@
 """Pictures for people: grids from fixed latents, beside real ones."""
 
-import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from trainer.models import latents_of
 from trainer.models.batch_norm import standing_statistics
 from trainer.models.several import SeveralGenerators
 from trainer.progress import Progress
-from trainer.randomness import LEAST_TRUNCATION, Draws, draw
+from trainer.randomness import LATENTS, LEAST_TRUNCATION, Draws, draw, seed_for, truncated_normal
+
+MOST_BATCHES, MOST_PSI = 10_000, 100.0
 
 
 def to_pictures(images: Tensor) -> np.ndarray:
@@ -37,6 +39,26 @@ def fixed_draws(seed: int, count: int, G: nn.Module, class_counts: tuple[int, ..
                 class_counts=label_counts(G, class_counts), latents=latents_of(G))
 
 
+def draws_for_seeds(seeds: Iterable[int], G: nn.Module, class_counts: Sequence[int], label: int | None = None,
+                    truncation: float | None = None) -> Draws:
+    """The latents of `imago sample --seeds`: one a seed, and one class a seed as frequent as in the data.
+
+    label: the class (or generator, where G is several) of all of them. truncation: the largest |z|; None: any.
+    """
+    weights = torch.tensor(label_counts(G, class_counts) or [1], dtype=torch.float64)
+
+    def one(seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed_for(seed, 0, 'sample'))
+        z = LATENTS[latents_of(G)](G.z_dim, generator=generator) if truncation is None else \
+            truncated_normal((G.z_dim,), truncation, generator)
+        return z, torch.multinomial(weights, 1, generator=generator)[0]
+
+    z, labels = map(torch.stack, zip(*map(one, seeds), strict=True))
+    if label is not None:
+        labels = torch.full_like(labels, label)
+    return Draws(z, z, torch.zeros_like(labels), labels)
+
+
 def label_counts(G: nn.Module, class_counts: tuple[int, ...]) -> tuple[int, ...]:
     """How frequent each label of a draw for G is: its classes, or its generators if it is several; () if neither."""
     if isinstance(G, SeveralGenerators):
@@ -47,8 +69,8 @@ def label_counts(G: nn.Module, class_counts: tuple[int, ...]) -> tuple[int, ...]
 def check_truncation(G: nn.Module, psi: float, psi_cutoff: int | None, truncation: float | None) -> None:
     """ValueError unless G can be truncated so: in w, in its first `psi_cutoff` layers; and in z, below `truncation`."""
     normal = latents_of(G) == 'normal'
-    if not math.isfinite(psi):
-        raise ValueError(f'psi {psi} is not a number; 0 to 1 is usual')
+    if not abs(psi) <= MOST_PSI:
+        raise ValueError(f'psi {psi} is not a number up to {MOST_PSI:g}; 0 to 1 is usual')
     if (psi != 1 or psi_cutoff is not None) and not G.num_ws:
         raise ValueError(f'psi {psi:g}: this generator has no w to truncate in; '
                          + ('use truncation' if normal else 'leave it out'))
@@ -82,6 +104,12 @@ def generate(G: nn.Module, draws: Draws, device: torch.device, truncation_psi: f
             parts.append(to_pictures(functional.interpolate(images, G.resolution)))  # nearest, while G grows
             progress.add(len(part.z))
     return np.concatenate(parts)
+
+
+def check_batches(batches: int) -> None:
+    """ValueError unless standing statistics can be taken of so many; 0: none are."""
+    if not 0 <= batches <= MOST_BATCHES:
+        raise ValueError(f'--standing-batches {batches} is not between 0 and {MOST_BATCHES}; 16 is usual')
 
 
 @torch.no_grad()

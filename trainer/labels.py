@@ -3,6 +3,8 @@
 from torch import Tensor
 from torch.nn import functional
 
+from trainer.wording import listed
+
 
 def to_one_hot(labels: Tensor, c_dim: int) -> Tensor:
     """[N] classes -> [N, c_dim] float32; [N, 0] for an unconditional network."""
@@ -13,7 +15,7 @@ def class_index(name: str, class_names: list[str]) -> int:
     """The number of a class given by name or number. ValueError names the ones there are."""
     if name in class_names:
         return class_names.index(name)
-    if name.isdigit() and int(name) < len(class_names):
+    if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(class_names):
         return int(name)
-    raise ValueError(f'no class {name!r}; ' + (f'the model knows {", ".join(class_names)} (or 0 to {len(class_names) - 1})'
-                                               if class_names else 'the model is unconditional'))
+    known = f'the model knows {listed(class_names, name)} (or 0 to {len(class_names) - 1})'
+    raise ValueError(f'no class {name[:80]!r}; ' + (known if class_names else 'the model is unconditional'))

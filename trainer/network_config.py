@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt
 from trainer.schema import Section, Share
 
 Latents = Literal['normal', 'uniform']
+Depth = Annotated[int, Field(ge=1, le=64)]    # of what is built one by one: layers, blocks, generators
 
 
 class NetworkSection(Section):
@@ -21,7 +22,7 @@ class NetworkSection(Section):
     demodulated: ClassVar[bool] = False     # G's weights have no scale
 
     z_dim: PositiveInt = 512
-    generators: PositiveInt = 1             # MAD-GAN: several that share all but their last layers
+    generators: Depth = 1                   # MAD-GAN: several that share all but their last layers
     identity_dim: int = Field(0, ge=0)      # SD-GAN: the first so many latents are a pair's; with data.pairs
 
 
@@ -41,7 +42,7 @@ class StyleGAN2(Equalised):
     demodulated: ClassVar[bool] = True
     name: Literal['stylegan2'] = 'stylegan2'
     w_dim: PositiveInt = 512
-    mapping_layers: PositiveInt = 8
+    mapping_layers: Depth = 8
     style_mixing: Share = 0.9
 
 
@@ -51,7 +52,7 @@ class StyleGAN1(Equalised):
     name: Literal['stylegan1']
     channel_base: PositiveInt = 16384
     w_dim: PositiveInt = 512
-    mapping_layers: PositiveInt = 8
+    mapping_layers: Depth = 8
     style_mixing: Share = 0.9
 
 
@@ -76,7 +77,7 @@ class BigGANDeep(LowPrecision):
     z_dim: PositiveInt = 128
     channels: PositiveInt = 128
     shared_dim: PositiveInt = 128
-    depth: PositiveInt = 2                        # blocks at each size
+    depth: Depth = 2                              # blocks at each size
     attention: PositiveInt = 64
 
 
@@ -101,7 +102,7 @@ class R3GAN(LowPrecision):
     z_dim: PositiveInt = 64
     channel_base: PositiveInt = 24576             # as Equalised's
     channel_max: PositiveInt = 768
-    blocks: PositiveInt = 2                       # at each resolution
+    blocks: Depth = 2                             # at each resolution
     expansion: PositiveInt = 2                    # of the channels inside a block
     group_size: PositiveInt = 16                  # channels of a group of the 3x3 convolutions
     label_dim: PositiveInt = 64                   # of the class embeddings ...

@@ -1,6 +1,7 @@
 """The folder of a run: who may use it, and which configuration it belongs to."""
 
 import fcntl
+import os
 import time
 from pathlib import Path
 
@@ -25,7 +26,9 @@ class RunFolder:
         check_same_run(self.path, config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / '.lock', 'w')
+            # not through a link, which may lead anywhere, and without waiting for a pipe's other end
+            how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            self._lock = os.fdopen(os.open(self.path / '.lock', how, 0o666), 'w')
         except OSError as error:
             raise ValueError(f'run_dir={self.path} cannot be written ({error}); choose another run_dir') from error
         self._take_lock(wait_seconds)

@@ -12,6 +12,7 @@ import torch
 from accelerate.tracking import TensorBoardTracker
 from torch import Tensor
 
+from trainer.durable import open_to_append
 from trainer.history import REPORTS
 
 _LINE_SECONDS = 0.5
@@ -32,7 +33,7 @@ class Stats:
         self._shown = 0.0
         self._damaged: set[str] = set()
         if main:
-            self._jsonl = open(folder / REPORTS, 'a', buffering=1)
+            self._jsonl = open_to_append(folder / REPORTS)
             self._tracker = TensorBoardTracker('tensorboard', folder, purge_step=nimg + 1)
             self._tracker.start()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import dist
+from trainer.backend import agree_on_kernels
 from trainer.checkpoint import CheckpointError, Checkpoints
 from trainer.config import Config, load_config, parse_config, to_yaml
 from trainer.data.manifest import Manifest
@@ -52,12 +53,13 @@ def prepare(config: Config) -> Run:
     """Check everything that can be checked, and resume. ValueError, on all ranks, for what the user can mend."""
     dist.together(lambda: config.check_world(dist.world_size()))
     dataset = dist.together(lambda: open_checked(config))
+    kernels = agree_on_kernels(dist.device().type)
     folder = dist.together(lambda: RunFolder(config), main_only=True)
     strategy = make_strategy(config.parallel)
     state = make_state(config, dataset.manifest, dist.device(), strategy)
     dist.together(lambda: check_disk(Path(config.run_dir), state), main_only=True)
     evaluation = make_evaluation(config, dataset, state)
-    checkpoints = resume(config, dataset.manifest, state)
+    checkpoints = resume(config, dataset.manifest, state, kernels)
     checkpoints.best = evaluation and evaluation.best_nimg()
     if folder is not None:
         folder.record(config)
@@ -145,13 +147,17 @@ def check_pairs(manifest: Manifest) -> None:
             raise ValueError(f'data.pairs=true, but identity {name} has a single picture; pack two or more of each')
 
 
-def resume(config: Config, manifest: Manifest, state: TrainState) -> Checkpoints:
-    """Load the newest whole checkpoint into `state`, if there is one. ValueError if it is of another run."""
+def resume(config: Config, manifest: Manifest, state: TrainState, kernels: str) -> Checkpoints:
+    """Load the newest whole checkpoint into `state`, if there is one. ValueError if it is of another run.
+
+    kernels: what rounds, see `agree_on_kernels`.
+    """
     about = {'config': config.model_dump(mode='json'), 'dataset': manifest.digest(), 'pictures': manifest.num_samples,
              'parameters': {'G': num_parameters(state.G), 'D': num_parameters(state.D)},
              'generator': {'model': config.network.name, 'options': network_options(config, manifest)[0],
                            'class_names': manifest.class_names if config.data.conditional else (),
-                           'class_counts': manifest.class_counts if config.data.conditional else ()}}
+                           'class_counts': manifest.class_counts if config.data.conditional else ()},
+             'kernels': kernels}
     checkpoints = Checkpoints(Path(config.run_dir) / 'checkpoints', config.checkpoint.keep, about)
     newest = checkpoints.newest()
     if newest is None:
@@ -162,6 +168,8 @@ def resume(config: Config, manifest: Manifest, state: TrainState) -> Checkpoints
     if seal['dataset'] != about['dataset']:
         raise ValueError(f'{path} was trained on another dataset than {config.data.path}; choose another run_dir')
     checkpoints.load(path, state)
+    if seal['kernels'] not in ('', kernels):
+        dist.print0(f'kernels: {seal["kernels"]} up to here, {kernels} from here on, which rounds differently')
     ranks = seal.get('world_size', dist.world_size()), dist.world_size()
     told = told_of_micro_batches(there, config, ranks, has_batch_norm(state.G) or has_batch_norm(state.D))
     texts = f'resumed from {path} at {state.nimg / 1000:g} kimg', changes and f'changed: {changes}', told

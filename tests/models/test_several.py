@@ -8,12 +8,11 @@ from runs_for_tests import train_here
 from trainer import dist
 from trainer.config import OptimConfig
 from trainer.export import load_generator
-from trainer.images import generate, label_counts
+from trainer.images import draws_for_seeds, generate
 from trainer.models import build_generator
 from trainer.models.spectral import power_iterate
 from trainer.optim import Adam, set_rates
 from trainer.tools import export
-from trainer.tools.sample import draw_for_seeds
 
 WITHOUT_STYLES = [name for name in FAMILIES if not name.startswith('stylegan')]
 COUNT, CLASSES = 3, 2
@@ -106,7 +105,7 @@ def test_an_export_of_a_run_gives_the_same_pictures(wide_shards, tmp_path):
 
 def test_a_seed_has_its_generator_whatever_else_is_sampled():
     G = several('dcgan').eval()
-    alone, among = (draw_for_seeds(seeds, G.z_dim, label_counts(G, ()), None) for seeds in ([7], [5, 6, 7, 8]))
+    alone, among = (draws_for_seeds(seeds, G, ()) for seeds in ([7], [5, 6, 7, 8]))
     device = torch.device('cpu')
     assert (generate(G, alone, device)[0] == generate(G, among, device, batch=3)[2]).all()
-    assert len(set(draw_for_seeds(list(range(30)), G.z_dim, label_counts(G, ()), None).labels.tolist())) == COUNT
+    assert len(set(draws_for_seeds(range(30), G, ()).labels.tolist())) == COUNT

@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+from trainer.durable import open_to_append
 from trainer.history import EVALUATIONS
 from trainer.metrics.protocol import Scores
 
@@ -15,11 +16,7 @@ def record_of(scores: Scores, nimg: int | None) -> dict:
 
 
 def append(folder: Path, record: dict) -> None:
-    """ValueError where a stranger has put a pipe or a device in the file's place; OSError as `open`."""
-    path = folder / EVALUATIONS
-    if path.exists() and not path.is_file():
-        raise ValueError(f'{path} is no regular file, nothing is added to it')
-    with open(path, 'a') as file:
+    with open_to_append(folder / EVALUATIONS) as file:
         file.write(json.dumps(record) + '\n')
 
 

@@ -100,8 +100,8 @@ class Generator(nn.Module):
         learn_after_gain(self, GAINED)
 
     def forward(self, z: Tensor, c: Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None,
-                noise: str = 'random') -> Tensor:
-        """z and c -> pictures [N, img_channels, H >> f, W >> f], float32, about [-1, 1]."""
+                noise: str = 'const') -> Tensor:
+        """z and c -> pictures [N, img_channels, H >> f, W >> f], float32, about [-1, 1]; `noise` as StyleGAN2's."""
         return self.synthesis(self.mapping(z, c, truncation_psi, truncation_cutoff), noise)
 
 

@@ -190,8 +190,8 @@ class Generator(nn.Module):
         self.mapping = Mapping(z_dim, c_dim, w_dim, self.num_ws, mapping_layers)
 
     def forward(self, z: Tensor, c: Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None,
-                noise: str = 'random') -> Tensor:
-        """z and c -> pictures [NCHW], float32, about [-1, 1]."""
+                noise: str = 'const') -> Tensor:
+        """z and c -> pictures [NCHW], float32, about [-1, 1]; unless `noise` is 'random', the same in every call."""
         return self.synthesis(self.mapping(z, c, truncation_psi, truncation_cutoff), noise)
 
 

@@ -5,7 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from trainer.checkpoint import list_checkpoints, read_seal
+from trainer.checkpoint import newest_of, read_seal
+from trainer.config import Config, parse_config
 from trainer.history import best_evaluation, read_evaluations, read_reports
 
 MUST_AGREE = ('extractor', 'weights_sha256', 'resizer')
@@ -13,23 +14,28 @@ SHOULD_AGREE = ('dataset', 'resolution', 'fakes', 'reals', 'seed', 'psi', 'psi_c
 EARLIER = {'psi_cutoff': None, 'noise': 'const'}   # what records without these keys were made with
 
 
+def trained_on(checkpoint: Path) -> tuple[dict, Config]:
+    """Its seal, and the configuration there. ValueError if they do not say what is compared here."""
+    seal = read_seal(checkpoint)
+    if seal['parameters'].keys() != {'G', 'D'}:
+        raise ValueError(f'{checkpoint} does not say how many parameters G and D have')
+    return seal, parse_config(seal['config'], str(checkpoint))
+
+
 def describe_run(folder: Path, best: str | None) -> dict:
     """Facts and scores of one run: of its last evaluation, or of the one that is best by the score `best`.
 
-    ValueError if it has no checkpoint or no such evaluation.
+    ValueError if it has no checkpoint that can be read, or no such evaluation.
     """
     reports, evaluations = read_reports(folder), read_evaluations(folder)
-    checkpoints = list_checkpoints(folder / 'checkpoints')
-    if not checkpoints:
-        raise ValueError(f'{folder} has no checkpoint, which would say what it was trained on')
-    seal = read_seal(checkpoints[-1])
+    seal, config = newest_of(folder / 'checkpoints', trained_on)[1]
     evaluation = best_evaluation(evaluations, best) if best else evaluations[-1] if evaluations else None
     if evaluation is None:
         lacks = f'evaluation with {best}' if best else 'evaluation'
         raise ValueError(f'{folder} has no {lacks}; make one with: imago evaluate {folder}')
     return {
-        'run': str(folder), 'network': seal['config']['network']['name'],
-        'data': Path(seal['config']['data']['path']).name, 'pictures': seal['pictures'],
+        'run': str(folder), 'network': config.network.name,
+        'data': Path(config.data.path).name, 'pictures': seal['pictures'],
         'kimg': reports[-1]['nimg'] / 1000, 'seconds': reports[-1]['seconds'], 'ranks': seal['world_size'],
         'parameters': seal['parameters'], 'evaluated_at_kimg': evaluation['nimg'] / 1000,
         **{key: evaluation[key] for key in ('values', 'intervals', 'protocol')}}

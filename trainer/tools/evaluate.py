@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
+from torch import nn
 
 from trainer import dist
+from trainer.backend import agree_on_kernels
 from trainer.checkpoint import SEAL
 from trainer.data.manifest import FILE_NAME
 from trainer.data.shards import ShardError, open_dataset
@@ -92,6 +94,19 @@ def is_generator(path: Path) -> bool:
     return any((path / name).exists() for name in (ABOUT, SEAL, CONFIG_FILE, 'checkpoints'))
 
 
+def same_generator(path: Path) -> tuple[nn.Module, dict]:
+    """What rank 0 finds, as a run beside may save meanwhile, on all ranks, which use the same kernels; see `open_generator`.
+
+    All ranks call it together.
+    """
+    agree_on_kernels(dist.device().type)
+    while True:
+        folder, about = dist.from_main(lambda: describe(path))
+        G = dist.together(lambda: build_generator(folder, about, dist.device()))
+        if not dist.any_rank(G is None):
+            return G, about
+
+
 def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None]:
     """The `evaluate` section of a run, or the defaults, under the options; and the dataset. ValueError for bad values."""
     source = Path(options.source)
@@ -119,8 +134,8 @@ def run(options: argparse.Namespace) -> None:
     dist.init(options.device)
     path, nimg = Path(options.source), None
     if is_generator(path):
-        folder, about = dist.together(lambda: describe(path))
-        G, nimg = dist.together(lambda: build_generator(folder, about, dist.device())), about['nimg']
+        G, about = same_generator(path)
+        nimg = about['nimg']
         source = fakes_of(G, about['class_counts'], config, dist.device())
         size = G.resolution
     else:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.export import ABOUT, WEIGHTS, build_generator, describe, write_export
-from trainer.images import take_standing_statistics
+from trainer.export import ABOUT, WEIGHTS, check_new, open_generator, write_export
+from trainer.images import check_batches, take_standing_statistics
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,10 +19,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     out = Path(options.out)
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f'{out} exists and is not an empty folder; choose another')
-        folder, about = describe(options.source)
-        G = build_generator(folder, about)
+        if not options.out:
+            raise ValueError('the folder to write has no name; give one')
+        check_new(out)
+        check_batches(options.standing_batches)
+        G, about = open_generator(options.source)
         if options.standing_batches:
             take_standing_statistics(G, about['class_counts'], options.standing_batches, torch.device('cpu'))
         write_export(G, about, out)

@@ -7,82 +7,73 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from trainer.export import build_generator, describe
-from trainer.images import check_truncation, generate, grid, label_counts, take_standing_statistics
+from trainer.durable import in_place_of
+from trainer.export import open_generator
+from trainer.images import check_batches, check_truncation, draws_for_seeds, generate, grid, take_standing_statistics
 from trainer.labels import class_index
-from trainer.models import latents_of
 from trainer.progress import Progress
-from trainer.randomness import LATENTS, Draws, seed_for, truncated_normal
 
 MOST_SEEDS = 10_000   # they are all in memory before the first is written
+COLUMNS = 8
 
 
 def parse_seeds(text: str) -> list[int]:
     """`0-3,10` -> [0, 1, 2, 3, 10]. ValueError names what it cannot read."""
-    seeds = []
+    seeds: dict[int, None] = {}
     for part in text.split(','):
-        match = re.fullmatch(r'(\d+)(?:-(\d+))?', part.strip())
+        match = re.fullmatch(r'([0-9]{1,18})(?:-([0-9]{1,18}))?', part.strip())
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ValueError(f'--seeds {text}: {part!r} is not a number or a rising range; write e.g. 0-15 or 3,7,100-103')
+            raise ValueError(f'--seeds: {part[:80]!r} is not a number or a rising range, of up to 18 digits; '
+                             'write e.g. 0-15 or 3,7,100-103')
         first, last = int(match[1]), int(match[2] or match[1])
         if last - first >= MOST_SEEDS:
-            raise ValueError(f'--seeds {text}: {last - first + 1} pictures in one range; ask for at most {MOST_SEEDS} at a time')
-        seeds += range(first, last + 1)
-    return list(dict.fromkeys(seeds))
+            raise ValueError(f'--seeds: {last - first + 1} pictures in {part}; ask for at most {MOST_SEEDS} at a time')
+        seeds |= dict.fromkeys(range(first, last + 1))
+        if len(seeds) > MOST_SEEDS:
+            raise ValueError(f'--seeds: more than {MOST_SEEDS} pictures; ask for at most {MOST_SEEDS} at a time')
+    return list(seeds)
 
 
-def draw_for_seeds(seeds: list[int], z_dim: int, class_counts: list[int], label: int | None,
-                   truncation: float | None = None, latents: str = 'normal') -> Draws:
-    """One latent a seed, and one class a seed as frequent as in the data, unless `label` says which.
-
-    truncation: the largest |z|, of normal latents; None: any. latents: their distribution, of LATENTS.
-    """
-    weights = torch.tensor(class_counts or [1], dtype=torch.float64)
-
-    def one(seed: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(seed_for(seed, 0, 'sample'))
-        z = LATENTS[latents](z_dim, generator=generator) if truncation is None else \
-            truncated_normal((z_dim,), truncation, generator)
-        return z, torch.multinomial(weights, 1, generator=generator)[0]
-
-    z, labels = map(torch.stack, zip(*map(one, seeds), strict=True))
-    if label is not None:
-        labels = torch.full_like(labels, label)
-    return Draws(z, z, torch.zeros_like(labels), labels)
+def check(options: argparse.Namespace, count: int) -> None:
+    """ValueError for what makes no sense with any generator. count: of the pictures."""
+    check_batches(options.standing_batches)
+    if options.columns < 1:
+        raise ValueError(f'--columns {options.columns} is below 1')
+    if options.columns > max(count, COLUMNS):
+        raise ValueError(f'--columns {options.columns} is more than the pictures, {count}; use --columns {count}')
+    if not options.out:
+        raise ValueError('--out is empty; give the name of a folder')
+    if Path(options.out).exists() and not Path(options.out).is_dir():
+        raise ValueError(f'--out {options.out} is a file; give a folder')
 
 
 def sample(options: argparse.Namespace) -> list[Path]:
     """Write the pictures; returns their paths. ValueError for what the user can mend."""
-    seeds = parse_seeds(options.seeds)
-    folder, about = describe(options.source)
-    label = None if options.label is None else class_index(options.label, about['class_names'])
-    if options.columns < 1:
-        raise ValueError(f'--columns {options.columns} is below 1')
-    out = Path(options.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f'--out {out} is a file; give a folder')
+    seeds, out = parse_seeds(options.seeds), Path(options.out)
+    check(options, len(seeds))
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    G = build_generator(folder, about, device)
+    G, about = open_generator(options.source, device)
+    label = None if options.label is None else class_index(options.label, about['class_names'])
     check_truncation(G, options.psi, options.psi_cutoff, options.truncation)
-    counts = label_counts(G, about['class_counts'])
     if options.standing_batches:
-        take_standing_statistics(G, counts, options.standing_batches, device)
-    draws = draw_for_seeds(seeds, G.z_dim, counts, label, options.truncation, latents_of(G))
+        take_standing_statistics(G, about['class_counts'], options.standing_batches, device)
+    draws = draws_for_seeds(seeds, G, about['class_counts'], label, options.truncation)
     pictures = generate(G, draws, device, options.psi, options.psi_cutoff, title='sampling')
-    out.mkdir(parents=True, exist_ok=True)
     if options.grid:
         cutoff = '' if options.psi_cutoff is None else f'-cutoff{options.psi_cutoff}'
-        paths = [out / f'grid-seeds{seeds[0]}-{seeds[-1]}-psi{options.psi:g}{cutoff}.png']
-        grid(pictures, options.columns).save(paths[0])
-        return paths
-    paths = [out / f'seed{seed:06d}.png' for seed in seeds]
-    with Progress('writing', len(paths), 'pictures') as progress:
-        for path, picture in zip(paths, pictures, strict=True):
-            Image.fromarray(picture.squeeze()).save(path)
+        name = f'grid-seeds{seeds[0]}-{seeds[-1]}-psi{options.psi:g}{cutoff}.png'
+        images = {name: grid(pictures, options.columns)}
+    else:
+        images = {f'seed{seed:06d}.png': Image.fromarray(picture.squeeze())
+                  for seed, picture in zip(seeds, pictures, strict=True)}
+    out.mkdir(parents=True, exist_ok=True)
+    with Progress('writing', len(images), 'pictures') as progress:
+        for name, image in images.items():
+            with in_place_of(out / name) as aside:
+                image.save(aside, 'png')
             progress.add()
-    return paths
+    return [out / name for name in images]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
                         help='take batch-norm statistics anew from N batches of fakes (default: as kept while training)')
     parser.add_argument('--class', dest='label', help='name or number of a class; default: as frequent as in the data')
     parser.add_argument('--grid', action='store_true', help='one PNG with all pictures instead of one each')
-    parser.add_argument('--columns', type=int, default=8, help='of the grid (default: %(default)s)')
+    parser.add_argument('--columns', type=int, default=COLUMNS, help='of the grid (default: %(default)s)')
     try:
         paths = sample(parser.parse_args(arguments))
     except (ValueError, OSError) as error:
