@@ -120,7 +120,7 @@ def test_dotted_names_are_pictures_of_their_own(tmp_path, capsys):
             info.size = len(png(number))
             tar.addfile(info, io.BytesIO(png(number)))
     assert run(tmp_path / 'x.tar', tmp_path / 'out') == 0 and manifest_of(tmp_path / 'out').num_samples == 12
-    assert '3 WebDataset samples' in capsys.readouterr().err
+    assert 'several are in: clip.a/t0, clip.a/t1, clip.a/t2\n' in capsys.readouterr().err
 
 
 def test_a_folder_linked_twice_is_packed_once_and_told(tmp_path):
@@ -190,8 +190,10 @@ def test_joined_and_cut_tars_are_told(tmp_path):
     (tmp_path / 'x.tar').write_bytes(2 * (whole + bytes(1024)))
     with pytest.raises(ValueError, match='appended'):
         list_source(str(tmp_path / 'x.tar'))
-    (tmp_path / 'x.tar').write_bytes(2 * whole)
-    assert 'no end mark' in list_source(str(tmp_path / 'x.tar')).notes[0]
+    for number in range(30):
+        (tmp_path / f'{number:02d}.tar').write_bytes(2 * whole)
+    notes = list_source(str(tmp_path / '{00..29}.tar')).notes
+    assert len(notes) == 1 and 'no end mark' in notes[0] and '09.tar ... (30 in all)' in notes[0]
 
 
 @pytest.mark.parametrize('kind', ['tar', 'zip'])
@@ -273,6 +275,7 @@ def test_patterns_are_bounded(tmp_path, capsys, monkeypatch, pattern):
 def test_patterns_are_expanded_as_bash_does():
     assert expand_braces('x-{000..003}.tar') == ['x-000.tar', 'x-001.tar', 'x-002.tar', 'x-003.tar']
     assert expand_braces('{3..1}{a,b}.tar') == ['3a.tar', '3b.tar', '2a.tar', '2b.tar', '1a.tar', '1b.tar']
+    assert expand_braces('{0..6..3}') == ['0', '3', '6'] and expand_braces('{6..0..-3}') == ['6', '3', '0']
     assert expand_braces('{8..10}') == ['8', '9', '10'] and expand_braces('{08..10}') == ['08', '09', '10']
     assert expand_braces('{a..c}') == ['a', 'b', 'c'] and expand_braces('{,x}.tar') == ['.tar', 'x.tar']
     assert sorted(expand_braces('p{2.{5..7},3.{2,3}}')) == ['p2.5', 'p2.6', 'p2.7', 'p3.2', 'p3.3']

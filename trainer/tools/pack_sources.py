@@ -22,7 +22,7 @@ REPLACED, OUTSIDE = 'of the same name as a later one', 'outside, by a .. in the 
 MOST_TARS = 100_000       # that a pattern may name
 MOST_CHARACTERS = 4096    # of a pattern; no path is longer
 BRACES = re.compile(r'\{([^{}]*)\}')
-NUMBERS = re.compile(r'(-?[0-9]{1,9})\.\.(-?[0-9]{1,9})')
+NUMBERS = re.compile(r'(-?[0-9]{1,9})\.\.(-?[0-9]{1,9})(?:\.\.-?([0-9]{1,9}))?')
 LETTERS = re.compile(r'([a-z])\.\.([a-z])|([A-Z])\.\.([A-Z])')
 
 
@@ -86,7 +86,7 @@ def list_source(source: str, *, labels: bool = True) -> Listing:
     if not pictures:
         found = listed([f'{count} {kind}' for kind, count in ignored.most_common()]) or 'nothing'
         raise ValueError(f'{source} holds no picture ({", ".join(FORMATS)}), only: {found}')
-    notes = [note for tar, held in zip(tars, contents) for note in _notes_on_tar(tar, held)]
+    notes = _notes_on_tars(tars, contents)
     found, numeric, class_names = [None] * len(pictures), False, ()
     if labels:
         found, numeric, note = _find_labels(contents)
@@ -132,12 +132,13 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _choices(text: str) -> Sequence[str]:
-    """What stands between braces: `000..003` (also `..STEP`), `a..c`, or `this,that`."""
-    if ends := NUMBERS.fullmatch(text):
-        first, last = int(ends[1]), int(ends[2])
-        padded = any(end.lstrip('-').startswith('0') and len(end.lstrip('-')) > 1 for end in ends.groups())
-        width = max(map(len, ends.groups())) if padded else 0
-        numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+    """What stands between braces: `000..003`, with a step `000..008..2`, `a..c`, or `this,that`."""
+    if found := NUMBERS.fullmatch(text):
+        ends, step = found.groups()[:2], int(found[3] or 1) or 1
+        first, last = map(int, ends)
+        padded = any(end.lstrip('-').startswith('0') and len(end.lstrip('-')) > 1 for end in ends)
+        width = max(map(len, ends)) if padded else 0
+        numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
         if len(numbers) > MOST_TARS:
             raise ValueError(f'{{{text}}} names more than {MOST_TARS} tars; give a folder of them, or join small tars')
         return [f'{number:0{width}d}' for number in numbers]
@@ -175,13 +176,19 @@ def _find_labels(contents: Sequence[_Contents]) -> tuple[list[str | None], bool,
     return found, False, note
 
 
-def _notes_on_tar(tar: Path, contents: _Contents) -> list[str]:
+def _notes_on_tars(tars: Sequence[Path], contents: Sequence[_Contents]) -> list[str]:
     notes = []
-    if not has_end_mark(tar):
-        notes.append(f'{tar} has no end mark: it may have been cut, with the last pictures missing')
-    samples = Counter(path.rpartition('/')[0] + '/' + path.rpartition('/')[2].partition('.')[0] for path in contents.pictures)
-    several = sum(count > 1 for count in samples.values())
+    cut = [tar.name for tar in tars if not has_end_mark(tar)]
+    if cut:
+        notes.append(f'no end mark, so that the last pictures may have been cut off: {listed(cut)}')
+    several = [key for _, held in zip(tars, contents) for key, count in Counter(map(_sample_key, held.pictures)).items()
+               if count > 1]
     if several:
-        notes.append(f'{several} WebDataset samples of {tar} hold several pictures, e.g. {max(samples, key=samples.get)!r}: '
-                     'each is packed as a picture of its own')
+        notes.append(f'each picture of a WebDataset sample is packed as one of its own; several are in: {listed(several)}')
     return notes
+
+
+def _sample_key(path: str) -> str:
+    """WebDataset's: up to the first dot of the name."""
+    folder, slash, name = path.rpartition('/')
+    return folder + slash + name.partition('.')[0]
