@@ -209,8 +209,8 @@ def write_tar(path: Path) -> None:
         archive.addfile(link)
 
 
-@pytest.mark.parametrize('write, suffix, samples', [(write_zip, 'zip', 2), (write_tar, 'tar', 4)])   # '..' hides, in a zip
-def test_paths_in_archives_do_not_escape(tmp_path, capsys, write, suffix, samples):
+@pytest.mark.parametrize('write, suffix', [(write_zip, 'zip'), (write_tar, 'tar')])
+def test_paths_in_archives_do_not_escape(tmp_path, capsys, write, suffix):
     """Members are read where they lie: their names never become paths."""
     home = tmp_path / 'a' / 'b'
     home.mkdir(parents=True)
@@ -220,5 +220,5 @@ def test_paths_in_archives_do_not_escape(tmp_path, capsys, write, suffix, sample
     made = {path for path in tmp_path.rglob('*')} - before
     assert all(path.is_relative_to(home / 'shards') for path in made) and not Path(ESCAPES[1]).exists()
     manifest = json.loads((home / 'shards' / 'dataset.json').read_text())
-    assert sum(shard['samples'] for shard in manifest['shards']) == samples   # the link is none
+    assert sum(shard['samples'] for shard in manifest['shards']) == 2   # neither the link nor what has a ..
     assert all(b'root:' not in path.read_bytes() for path in (home / 'shards').iterdir())

@@ -152,7 +152,9 @@ def test_hostile_files_are_skipped_counted_and_named(hostile, tmp_path, capsys):
     skipped = {entry['name']: entry['reason'] for entry in report['skipped']}
     assert set(skipped) == {'cut.png', 'empty.jpg', 'text.jpg', 'dangling.png', 'pipe.png', 'large.png', 'nan.tiff'}
     assert 'max-pixels' in skipped['large.png'] and 'empty' in skipped['empty.jpg'] and str(tmp_path) not in str(report)
-    assert report['pictures'] == 2 and report['ignored'] == {'hidden': 2, '.db': 1, '.txt': 1}
+    assert report['pictures'] == 2 and report['ignored'] == {
+        'hidden': 2, '.db': 1, '.txt': 1, 'links to folders that are listed already': 1}
+    assert report['members'] == 14
     assert '7 skipped' in capsys.readouterr().err
 
 
@@ -181,7 +183,8 @@ def test_mixed_sizes_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize('flags', [
     ['--resolution', '24.5'], ['--resolution', '25'], ['--resolution', '99999'], ['--fit', 'pad'],
     ['--background', 'mauvish'], ['--quality', '0'], ['--lossless', '--encoding', 'png'], ['--workers', '0'],
-    ['--shard-mb', '0']])
+    ['--workers', '100000'], ['--shard-mb', '0'], ['--white-level', '0'], ['--white-level', '65536'],
+    ['--white-level', 'auto4']])
 def test_senseless_flags_are_refused(classed, tmp_path, capsys, flags):
     assert run(classed, tmp_path / 'out', *flags) == 2
     error = capsys.readouterr().err
@@ -207,14 +210,17 @@ def test_existing_out(classed, packed, tmp_path):
     assert run(tmp_path / 'absent', out, '--overwrite') == 2 and content(out) == before
     assert run(classed, out, '--overwrite', '--encoding', 'png', '--shard-mb', 0.025) == 0
     assert content(out) == content(packed)
+    (out / '.imago-pack').touch()
     out.rename(tmp_path / 'out.tmp-old')  # as a kill between the two renames leaves it
     assert run(classed, out) == 2 and content(out) == content(packed)
     assert os.listdir(tmp_path) == ['out']
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_interrupted_run_leaves_nothing_that_looks_complete(tmp_path, number):
+def test_interrupted_run_leaves_nothing_that_looks_complete(tmp_path, capsys, number):
     save(noise(0, 256, 256), tmp_path / 'one.png')
+    with tarfile.open(tmp_path / 'one.tar', 'w') as tar:
+        tar.add(tmp_path / 'one.png', 'one.png')
     (tmp_path / 'in').mkdir()
     for i in range(200):
         (tmp_path / 'in' / f'{i}.png').symlink_to(tmp_path / 'one.png')
@@ -227,6 +233,7 @@ def test_interrupted_run_leaves_nothing_that_looks_complete(tmp_path, number):
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.02)
         assert process.returncode is None
+    assert run(tmp_path / 'one.tar', tmp_path / 'out') == 2 and 'another imago pack' in capsys.readouterr().err
     process.send_signal(number)
     stderr = process.communicate(timeout=30)[1]  # ends when the workers, who share the pipe, have ended too
     assert process.returncode == (-number if number == signal.SIGKILL else 130), stderr.decode()
@@ -236,4 +243,5 @@ def test_interrupted_run_leaves_nothing_that_looks_complete(tmp_path, number):
     for i in range(2, 200):
         (tmp_path / 'in' / f'{i}.png').unlink()
     assert run(tmp_path / 'in', tmp_path / 'out') == 0 and manifest_of(tmp_path / 'out').num_samples == 2
-    assert sorted(os.listdir(tmp_path)) == ['in', 'one.png', 'out'] and len(list((tmp_path / 'out').glob('*.tar'))) == 1
+    assert sorted(os.listdir(tmp_path)) == ['in', 'one.png', 'one.tar', 'out']
+    assert len(list((tmp_path / 'out').glob('*.tar'))) == 1

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trainer.durable import write_text
+from trainer.reading import parse_json, read_text
 
 FILE_NAME = 'dataset.json'
 FORMAT = 'imago-shards/1'
@@ -75,6 +76,24 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Put `dataset.json` into `folder` in one step."""
         write_text(folder / FILE_NAME, self.to_json())
+
+
+def find_manifest(folder: Path) -> Manifest | None:
+    """That of a packed dataset; None if `folder` has no `dataset.json`, or one of another kind, such as StyleGAN's labels.
+
+    ValueError if it is damaged, of another version, or no text at all.
+    """
+    path = folder / FILE_NAME
+    try:
+        text = read_text(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        fields = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f'{path} cannot be read ({error}); mend it or move it away') from error
+    ours = isinstance(fields, dict) and str(fields.get('format')).startswith(FORMAT.partition('/')[0])
+    return Manifest.from_json(text, str(path)) if ours else None
 
 
 def sample_key(index: int) -> str:

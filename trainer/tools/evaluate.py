@@ -16,7 +16,7 @@ from torch import nn
 from trainer import dist
 from trainer.backend import agree_on_kernels
 from trainer.checkpoint import SEAL
-from trainer.data.manifest import FILE_NAME
+from trainer.data.manifest import find_manifest
 from trainer.data.shards import ShardError, open_dataset
 from trainer.data.stream import check_resolution
 from trainer.export import ABOUT, build_generator, describe
@@ -27,7 +27,8 @@ from trainer.metrics.protocol import check_evaluation, evaluate
 from trainer.run_folder import CONFIG_FILE, read_config
 from trainer.sections import EvaluateConfig
 from trainer.tools.pack_images import Limits, open_upright
-from trainer.tools.pack_sources import Picture, list_source
+from trainer.tools.pack_members import Member
+from trainer.tools.pack_sources import list_source
 from trainer.train import fail
 
 BUILT_IN = 'auto', 'inception', 'effnet_lite0'
@@ -45,8 +46,8 @@ class FolderPictures:
     labelled: bool = False
 
     @cached_property
-    def _pictures(self) -> list[Picture]:
-        pictures = list_source(self.source).pictures
+    def _pictures(self) -> list[Member]:
+        pictures = list_source(self.source, labels=False).pictures
         drawn = np.random.RandomState([self.seed, 1]).permutation(len(pictures))[:self.most]
         return [pictures[index] for index in sorted(drawn)]
 
@@ -77,7 +78,7 @@ def find_pictures(path: str, config: EvaluateConfig, most: int, size: tuple[int,
     """Of shards, at `size` (height, width) or as packed; or of a folder, zip or tars. ValueError if it holds none."""
     if not Path(path).exists() and ':' not in path and '{' not in path:
         raise ValueError(f'no such folder: {path}; give shards or pictures')
-    if ':' not in path and not (Path(path) / FILE_NAME).is_file():
+    if ':' not in path and find_manifest(Path(path)) is None:
         return FolderPictures(path, most, config.seed)
     try:
         dataset = open_dataset(path)

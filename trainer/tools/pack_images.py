@@ -12,7 +12,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from trainer.tools.pack_sources import FORMATS, Picture
+from trainer.resolution import largest_square
+from trainer.tools.pack_members import Member
+from trainer.tools.pack_sources import FORMATS
 
 SUFFIXES = {'webp': 'webp', 'png': 'png', 'jpeg': 'jpg'}
 MODES = {1: 'L', 3: 'RGB'}
@@ -20,6 +22,7 @@ SRGB = ImageCms.createProfile('sRGB')
 Image.init()
 READABLE = tuple(sorted(set(FORMATS.values()) & Image.OPEN.keys()))  # AVIF and JPEG 2000 are options of Pillow's build
 MOST_BYTES_A_PIXEL = 16  # four channels of float32: no honest file has more
+WHITEST = 65535          # of 16 bits
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,15 @@ class Recipe:
     quality: int        # 1 to 100, of WebP and JPEG; the effort of lossless WebP
     lossless: bool
     limits: Limits
+    white_level: int    # the value of files of 16 bits that becomes white
 
 
 @dataclass(frozen=True)
 class Encoded:
     data: bytes
     enlarged: bool
+    values: tuple[int, int] | None  # the smallest and the largest in a file of 16 bits ...
+    coarse: bool                    # ... of which only the upper 8 were read
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,15 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def prepare(picture: Picture, recipe: Recipe) -> Encoded | Skipped:
+def prepare(picture: Member, recipe: Recipe) -> Encoded | Skipped:
     """Read, normalise, fit and encode; or say why not. ValueError where `recipe` demands a size that it has not."""
     try:
         with _quiet():
-            image = open_upright(picture, recipe.limits, recipe.background, recipe.channels)
+            image, values = _decode(picture, recipe.limits)
+            coarse = values is not None and not _is_grey(image)
+            if coarse and recipe.white_level != WHITEST:
+                raise ValueError(f'colour of 16 bits, of which only the upper 8 can be read; leave --white-level at {WHITEST}')
+            image = to_colour(image, recipe.background, recipe.channels, recipe.white_level)
     except Exception as error:  # Pillow's readers raise nearly every kind on broken files
         return Skipped(picture.name, _reason(error))
     if recipe.fit is None and image.size[::-1] != recipe.size:
@@ -84,16 +94,28 @@ def prepare(picture: Picture, recipe: Recipe) -> Encoded | Skipped:
         image, enlarged = fit(image, recipe)
     except ValueError as error:
         return Skipped(picture.name, str(error))
-    return Encoded(_encode(image, recipe), enlarged)
+    return Encoded(_encode(image, recipe), enlarged, values, coarse)
 
 
-def open_upright(picture: Picture, limits: Limits, background: str, channels: int) -> Image.Image:
+def open_upright(picture: Member, limits: Limits, background: str, channels: int) -> Image.Image:
     """L or RGB, turned as its EXIF says. Raises whatever Pillow does on broken files."""
-    with picture.open(limits.max_bytes) as file:
-        return to_colour(ImageOps.exif_transpose(_open(file, limits)), background, channels)
+    return to_colour(_decode(picture, limits)[0], background, channels)
 
 
-def upright_size(picture: Picture, limits: Limits) -> tuple[int, int] | None:
+def largest_value(picture: Member, limits: Limits) -> int:
+    """Of a file of 16 bits; 0 for another file, and for one that cannot be packed."""
+    try:
+        with _quiet(), picture.open(limits.max_bytes) as file:
+            if not _has_16_bits(_open(file, limits)):
+                return 0
+        with _quiet():
+            least, largest = _decode(picture, limits)[1]
+    except Exception:  # prepare() will say why
+        return 0
+    return largest if least >= 0 and largest <= WHITEST else 0
+
+
+def upright_size(picture: Member, limits: Limits) -> tuple[int, int] | None:
     """(height, width) in pixels, from the header alone; None for a broken picture."""
     try:
         with _quiet(), picture.open(limits.max_bytes) as file:
@@ -108,16 +130,16 @@ def upright_size(picture: Picture, limits: Limits) -> tuple[int, int] | None:
 
 def size_mismatch(name: str, size: tuple[int, int], other: str, other_size: tuple[int, int]) -> str:
     (height, width), (h, w) = size, other_size
-    common = 1 << min(height, width, h, w).bit_length() - 1  # the largest power of two that enlarges neither
+    common = largest_square(min(height, width, h, w))  # enlarges neither, unless they are smaller than any
     return (f'{name!r} is {height}x{width} pixels, {other} {h}x{w} (height x width); '
             f'bring all to one size, e.g. --resolution {common}')
 
 
-def to_colour(image: Image.Image, background: str, channels: int) -> Image.Image:
+def to_colour(image: Image.Image, background: str, channels: int, white_level: int = WHITEST) -> Image.Image:
     """Any mode of Pillow to L (`channels` 1) or RGB (3), 8 bits. ValueError for values that have no defined white."""
     profile = image.info.get('icc_profile')
-    if image.mode.startswith(('I', 'F')):
-        image = _to_8_bits(image)
+    if _is_grey(image) or image.mode == 'F':
+        image = _to_8_bits(image, white_level)
     if image.has_transparency_data:
         image = image.convert('RGBA')
     elif image.mode not in ('L', 'RGB', 'CMYK'):
@@ -161,9 +183,36 @@ def _reason(error: Exception) -> str:
     return ' '.join(str(error).split()) or type(error).__name__
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits (also where Pillow reads it as 32) or of floats in [0, 1]; Pillow itself would clip at 255."""
-    white = 1 if image.mode == 'F' else 65535
+def _decode(picture: Member, limits: Limits) -> tuple[Image.Image, tuple[int, int] | None]:
+    """A picture in its own mode, turned as its EXIF says; and the smallest and the largest value in a file of 16 bits."""
+    with picture.open(limits.max_bytes) as file:
+        image = _open(file, limits)
+        measured = _has_16_bits(image)  # known only until it is loaded
+        image = ImageOps.exif_transpose(image)
+    if not measured:
+        return image, None
+    if _is_grey(image):
+        pixels = np.asarray(image)
+        return image, (int(pixels.min()), int(pixels.max()))
+    bands = image.convert('RGB').getextrema()
+    return image, (min(least for least, _ in bands) * 257, max(largest for _, largest in bands) * 257)
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether a file has more than 8 bits a value. Pillow keeps them where it is grey, else the upper 8."""
+    codec, _, _, raw = image.tile[0] if image.tile else ('', None, None, ())
+    raw = raw if isinstance(raw, tuple) else (raw,)
+    return _is_grey(image) or any(';16' in str(part) for part in raw) or codec == 'ppm' and raw[-1] > 255
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Of 16 bits, also where Pillow reads them as 32."""
+    return image.mode.startswith('I')
+
+
+def _to_8_bits(image: Image.Image, white_level: int) -> Image.Image:
+    """Grey of 16 bits or of floats in [0, 1]; Pillow itself would clip at 255."""
+    white = 1 if image.mode == 'F' else white_level
     pixels = np.asarray(image)  # [HW]
     if not (pixels.min() >= 0 and pixels.max() <= white):
         raise ValueError(f'grey values from {pixels.min()} to {pixels.max()}, where 0 to {white} are expected')

@@ -1,21 +1,16 @@
-"""Where pictures come from: a folder, a zip, or WebDataset tars, read in place and never extracted to disk."""
+"""Where pictures come from: a folder, a zip, or WebDataset tars; what they hold, sorted into pictures, labels and others."""
 
-import io
 import os
-import tarfile
-import zipfile
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
 
-from webdataset.shardlists import expand_urls
-from webdataset.tariterators import group_by_keys
-
-from trainer.data.manifest import FILE_NAME, Manifest
-from trainer.tools.pack_labels import label_of_json
+from trainer.data.manifest import find_manifest
+from trainer.tools.pack_labels import SIDECARS, labels_beside, labels_from_folders
+from trainer.tools.pack_members import Member, has_end_mark, members_of_folder, members_of_tar, members_of_zip, tidy
+from trainer.wording import listed
 
 # By suffix, Pillow's reader. Formats that run programs (EPS) or have no signature (TGA) are left out.
 FORMATS = {
@@ -23,204 +18,177 @@ FORMATS = {
     '.jpg': 'JPEG', '.pbm': 'PPM', '.pgm': 'PPM', '.png': 'PNG', '.pnm': 'PPM', '.ppm': 'PPM', '.tif': 'TIFF',
     '.tiff': 'TIFF', '.webp': 'WEBP',
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """`name` is the path inside the source, as in a labels file; `container` the folder, zip or tar that holds it."""
-
-    name: str
-    label: str | None
-    container: str
-
-    def open(self, max_bytes: int) -> BinaryIO:
-        """A seekable file. ValueError if it is empty or has more than `max_bytes`; OSError and others if unreadable."""
-        path = Path(self.container, self.name)
-        if not path.is_file():  # a pipe would hang, a device never end
-            raise ValueError('not a regular file, or a link to none')
-        _check_bytes(path.stat().st_size, max_bytes)
-        return open(path, 'rb')
-
-
-@dataclass(frozen=True, slots=True)
-class ZipPicture(Picture):
-    def open(self, max_bytes: int) -> BinaryIO:
-        archive = _open_zip(self.container)
-        _check_bytes(archive.getinfo(self.name).file_size, max_bytes)
-        return io.BytesIO(archive.read(self.name))
-
-
-@dataclass(frozen=True, slots=True)
-class TarPicture(Picture):
-    offset: int
-    size: int  # bytes
-
-    def open(self, max_bytes: int) -> BinaryIO:
-        _check_bytes(self.size, max_bytes)
-        with open(self.container, 'rb') as tar:
-            tar.seek(self.offset)
-            return io.BytesIO(tar.read(self.size))
+REPLACED, OUTSIDE = 'of the same name as a later one', 'outside, by a .. in the name'
+MOST_TARS = 100_000       # that a pattern may name
+MOST_CHARACTERS = 4096    # of a pattern; no path is longer
+BRACES = re.compile(r'\{([^{}]*)\}')
+NUMBERS = re.compile(r'(-?[0-9]{1,9})\.\.(-?[0-9]{1,9})(?:\.\.-?([0-9]{1,9}))?')
+LETTERS = re.compile(r'([a-z])\.\.([a-z])|([A-Z])\.\.([A-Z])')
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds: pictures sorted by name, and the number of other files by suffix.
+    """What a source holds: pictures sorted by name, the label of each if any has one, and the number of others by kind.
 
-    `numeric`: labels that are whole numbers are class numbers, which `class_names`, if known, calls by name.
+    `members` counts all: pictures and others. `numeric`: labels that are whole numbers are class numbers, which
+    `class_names`, if known, calls by name.
     """
 
-    pictures: list[Picture]
+    pictures: list[Member]
+    labels: list[str | None]
     ignored: dict[str, int]
-    note: str = ''
-    numeric: bool = False
-    class_names: tuple[str, ...] = ()
+    members: int
+    notes: list[str]
+    numeric: bool
+    class_names: tuple[str, ...]
 
 
-def list_source(source: str) -> Listing:
-    """List a folder, `.zip`, `.tar`, or brace pattern of tars. ValueError if it is none of them or holds no picture."""
-    path = Path(source)
-    if path.is_dir():
-        listing = _list_folder(path)
-    elif path.suffix.lower() == '.zip' and path.is_file():
-        listing = _list_zip(path)
-    elif path.suffix.lower() == '.tar' and path.is_file():
-        listing = _list_tars([path], path.parent)
-    elif '{' in source and source.lower().endswith('.tar'):
-        tars = [Path(name) for name in expand_urls(source)]
-        listing = _list_tars(tars, Path(os.path.commonpath([tar.parent for tar in tars])))
-    else:
-        problem = 'is no folder, .zip or .tar' if path.exists() else 'does not exist'
-        raise ValueError(f'{source} {problem}; give a folder of pictures, a .zip, or .tar files like '
-                         'x-{000..003}.tar')
-    if not listing.pictures:
-        found = ', '.join(f'{count} {suffix}' for suffix, count in listing.ignored.items()) or 'nothing'
+@dataclass
+class _Contents:
+    """The members of a folder, zip or tar, by their paths inside of it."""
+
+    pictures: dict[str, Member] = field(default_factory=dict)
+    texts: dict[str, Member] = field(default_factory=dict)  # that may hold labels, with their suffix in lower case
+    ignored: Counter = field(default_factory=Counter)
+    members: int = 0
+
+    def add(self, path: str, member: Member, why_not: str) -> None:
+        self.members += 1
+        parts, suffix = PurePosixPath(path).parts, PurePosixPath(path).suffix.lower()
+        if why_not:
+            self.ignored[why_not] += 1
+        elif '..' in parts:
+            self.ignored[OUTSIDE] += 1
+        elif any(part.startswith('.') or part == '__MACOSX' for part in parts):
+            self.ignored['hidden'] += 1
+        elif suffix in FORMATS:
+            if path in self.pictures:
+                self.ignored[REPLACED] += 1  # as when they are extracted
+            self.pictures[path] = member
+        else:
+            self.ignored[suffix or 'no suffix'] += 1
+            if suffix in SIDECARS:
+                self.texts[tidy(path)[:-len(suffix)] + suffix] = member
+
+
+def list_source(source: str, *, labels: bool = True) -> Listing:
+    """List a folder, `.zip`, `.tar`, or brace pattern of tars. ValueError if it is none of them or holds no picture.
+
+    Unless `labels` is False, labels are looked for; ValueError if one cannot be read.
+    """
+    paths = locate(source)
+    tars = paths if paths[0].suffix.lower() == '.tar' and not paths[0].is_dir() else []
+    base = Path(os.path.commonpath([path.parent for path in paths]))
+    contents = [_sort_out(members_of_tar(tar, base)) for tar in tars] or [
+        _sort_out(members_of_folder(paths[0]) if paths[0].is_dir() else members_of_zip(paths[0]))]
+    ignored = sum((held.ignored for held in contents), Counter())
+    pictures = [member for held in contents for member in held.pictures.values()]
+    if not pictures:
+        found = listed([f'{count} {kind}' for kind, count in ignored.most_common()]) or 'nothing'
         raise ValueError(f'{source} holds no picture ({", ".join(FORMATS)}), only: {found}')
+    notes = _notes_on_tars(tars, contents)
+    found, numeric, class_names = [None] * len(pictures), False, ()
+    if labels:
+        found, numeric, note = _find_labels(contents)
+        notes += [note] if note else []
+        manifest = find_manifest(base) if tars else None  # that of `imago pack`, which knows the names of the classes
+        class_names = manifest.class_names if manifest else ()
+    order = sorted(range(len(pictures)), key=lambda i: pictures[i].name)
+    listing = Listing([pictures[i] for i in order], [found[i] for i in order], dict(sorted(ignored.items())),
+                      sum(held.members for held in contents), notes, numeric, class_names)
+    assert listing.members == len(listing.pictures) + sum(listing.ignored.values()), 'a member is in no list'
     return listing
 
 
-def _check_bytes(size: int, max_bytes: int) -> None:
-    if size == 0:
-        raise ValueError('empty file')
-    if size > max_bytes:
-        raise ValueError(f'{size} bytes, more than a picture of --max-pixels can need ({max_bytes})')
+def locate(source: str) -> list[Path]:
+    """The folder, the zip or the tars that SOURCE names. ValueError if it names none."""
+    path = Path(source)
+    if path.is_dir():
+        return _tars_in(path) or [path]
+    if path.suffix.lower() in ('.zip', '.tar') and path.is_file():
+        return [path]
+    if '{' in source and source.lower().endswith('.tar'):
+        return [Path(name) for name in expand_braces(source)]
+    problem = 'is no folder, .zip or .tar' if path.exists() else 'does not exist'
+    raise ValueError(f'{source} {problem}; give a folder of pictures, a .zip, or .tar files like x-{{000..003}}.tar')
 
 
-def _list_folder(root: Path) -> Listing:
-    names, ignored = _sort_out(_files_below(root))
-    tars = sorted(path for path in root.iterdir() if path.suffix.lower() == '.tar')
-    if tars and names:
-        raise ValueError(f'{root} holds both tars ({tars[0].name}) and pictures ({names[0]!r}); '
+def expand_braces(pattern: str) -> list[str]:
+    """`x-{000..003}.tar` or `{a,b}.tar` -> the names, as bash has them. ValueError if they are no such list, or too many."""
+    if len(pattern) > MOST_CHARACTERS:
+        raise ValueError(f'the pattern has {len(pattern)} characters, more than {MOST_CHARACTERS}; give a folder of tars')
+    names, waiting = {}, [pattern]
+    while waiting:
+        text = waiting.pop()
+        braces = BRACES.search(text)
+        if braces is None:
+            names[text] = None
+            continue
+        choices = _choices(braces[1])
+        if len(names) + len(waiting) + len(choices) > MOST_TARS:
+            raise ValueError(f'{pattern} names more than {MOST_TARS} tars; give a folder of them, or join small tars')
+        waiting += [text[:braces.start()] + choice + text[braces.end():] for choice in reversed(choices)]
+    return list(names)
+
+
+def _choices(text: str) -> Sequence[str]:
+    """What stands between braces: `000..003`, with a step `000..008..2`, `a..c`, or `this,that`."""
+    if found := NUMBERS.fullmatch(text):
+        ends, step = found.groups()[:2], int(found[3] or 1) or 1
+        first, last = map(int, ends)
+        padded = any(end.lstrip('-').startswith('0') and len(end.lstrip('-')) > 1 for end in ends)
+        width = max(map(len, ends)) if padded else 0
+        numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+        if len(numbers) > MOST_TARS:
+            raise ValueError(f'{{{text}}} names more than {MOST_TARS} tars; give a folder of them, or join small tars')
+        return [f'{number:0{width}d}' for number in numbers]
+    if ends := LETTERS.fullmatch(text):
+        first, last = (ord(end) for end in ends.groups() if end)
+        return [chr(code) for code in (range(first, last + 1) if first <= last else range(first, last - 1, -1))]
+    if ',' in text:
+        return text.split(',')
+    raise ValueError(f'{{{text}}} is no list of names; write e.g. {{000..003}} or {{a,b}}')
+
+
+def _tars_in(folder: Path) -> list[Path]:
+    """ValueError if there are tars, and pictures too."""
+    tars = sorted(path for path in folder.iterdir() if path.suffix.lower() == '.tar' and not path.is_dir())
+    if tars and (pictures := _sort_out(members_of_folder(folder)).pictures):
+        raise ValueError(f'{folder} holds both tars ({tars[0].name}) and pictures ({min(pictures)!r}); '
                          f'name the tars ({tars[0]} or a brace pattern), or move them away')
-    if tars:
-        return _list_tars(tars, root)
-    labels, note = _labels_from_folders(names, 0)
-    return Listing([Picture(*pair, str(root)) for pair in zip(names, labels, strict=True)], ignored, note)
+    return tars
 
 
-def _files_below(root: Path) -> Iterator[str]:
-    """Paths relative to `root`. Links to folders are followed once, and not if their target holds or is in `root`."""
-    home, followed = root.resolve(), set()
-
-    def enter(folder: Path) -> bool:
-        if not folder.is_symlink():
-            return True
-        target = folder.resolve()
-        known = target in followed or target.is_relative_to(home) or home.is_relative_to(target)
-        followed.add(target)
-        return not known
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=fail):
-        folders[:] = [name for name in sorted(folders) if enter(Path(folder, name))]
-        prefix = Path(folder).relative_to(root)
-        yield from (str(prefix / name) for name in files)
+def _sort_out(members: Iterable[tuple[str, Member, str]]) -> _Contents:
+    contents = _Contents()
+    for path, member, why_not in members:
+        contents.add(path, member, why_not)
+    return contents
 
 
-def _sort_out(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
-    """Pictures by name, and the number of other files by suffix."""
-    pictures, ignored = [], Counter()
-    for name in names:
-        path = PurePosixPath(name)
-        if any(part.startswith('.') or part == '__MACOSX' for part in path.parts):
-            ignored['hidden'] += 1
-        elif path.suffix.lower() in FORMATS:
-            pictures.append(name)
-        else:
-            ignored[path.suffix.lower() or 'no suffix'] += 1
-    return sorted(pictures), dict(sorted(ignored.items()))
+def _find_labels(contents: Sequence[_Contents]) -> tuple[list[str | None], bool, str]:
+    """The label of each picture, whether numbers in them are class numbers, and a note."""
+    paths = [[tidy(path) for path in held.pictures] for held in contents]
+    beside = [labels_beside(inside, held.texts) for inside, held in zip(paths, contents)]
+    if any(found is not None for found in beside):
+        return [label for inside, found in zip(paths, beside) for label in found or [None] * len(inside)], True, ''
+    found, note = labels_from_folders([path for inside in paths for path in inside])
+    return found, False, note
 
 
-def _labels_from_folders(names: list[str], depth: int) -> tuple[list[str | None], str]:
-    """The folder at `depth` of each name, or None for all if some have none there; and a note where only some have."""
-    parts = [PurePosixPath(name).parts for name in names]
-    loose = [name for name, path in zip(names, parts) if len(path) < depth + 2]
-    if not loose:
-        return [path[depth] for path in parts], ''
-    mixed = len(loose) < len(names)
-    note = f'no labels: {len(loose)} pictures, e.g. {loose[0]!r}, are in no class folder (--labels FILE gives labels)'
-    return [None] * len(names), note if mixed else ''
+def _notes_on_tars(tars: Sequence[Path], contents: Sequence[_Contents]) -> list[str]:
+    notes = []
+    cut = [tar.name for tar in tars if not has_end_mark(tar)]
+    if cut:
+        notes.append(f'no end mark, so that the last pictures may have been cut off: {listed(cut)}')
+    several = [key for _, held in zip(tars, contents) for key, count in Counter(map(_sample_key, held.pictures)).items()
+               if count > 1]
+    if several:
+        notes.append(f'each picture of a WebDataset sample is packed as one of its own; several are in: {listed(several)}')
+    return notes
 
 
-@lru_cache(1)
-def _open_zip(path: str) -> zipfile.ZipFile:
-    """Kept open in each worker; processes must not share one, they would share its file position."""
-    return zipfile.ZipFile(path)
-
-
-def _list_zip(path: Path) -> Listing:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename for info in archive.infolist() if not info.is_dir()}
-    except zipfile.BadZipFile as error:
-        raise ValueError(f'{path} is not a readable zip: {error}') from error
-    names, ignored = _sort_out(members)
-    # Zip tools put everything into one folder named after the archive: no class.
-    outermost = {PurePosixPath(name).parts[0] for name in names}
-    labels, note = _labels_from_folders(names, int(len(outermost) == 1))
-    return Listing([ZipPicture(*pair, str(path)) for pair in zip(names, labels, strict=True)], ignored, note)
-
-
-def _list_tars(tars: list[Path], base: Path) -> Listing:
-    pictures, ignored = [], Counter()
-    for tar in tars:
-        try:
-            for sample in _samples(tar):
-                member = next((value for suffix, value in sample.items() if _is_picture(suffix)), None)
-                if member is None:
-                    ignored['samples without a picture'] += 1
-                    continue
-                name = f'{tar.relative_to(base)}/{member.name}'
-                pictures.append(TarPicture(name, _label(tar, sample), str(tar), member.offset_data, member.size))
-        except (tarfile.TarError, ValueError, OSError) as error:
-            raise ValueError(f'{tar} cannot be read as a WebDataset tar: {error}') from error
-    manifest = base / FILE_NAME  # that of `imago pack`, which knows the names of the classes
-    class_names = Manifest.from_json(manifest.read_text(), str(manifest)).class_names if manifest.is_file() else ()
-    return Listing(sorted(pictures, key=lambda picture: picture.name), dict(ignored),
-                   numeric=True, class_names=class_names)
-
-
-def _samples(path: Path) -> Iterator[dict[str, Any]]:
-    """WebDataset's samples, with the members' headers for values, so that the pictures can be read in any order."""
-    with tarfile.open(path, 'r:') as tar:
-        files = ({'fname': member.name, 'data': member, '__url__': ''} for member in tar if member.isreg())
-        yield from group_by_keys(files)
-        tar.fileobj.seek(tar.offset)
-        if any(tar.fileobj.read(tarfile.BLOCKSIZE)):  # a broken header reads like the end
-            raise ValueError(f'broken at byte {tar.offset}')
-
-
-def _is_picture(suffix: str) -> bool:
-    return not suffix.startswith('__') and '.' + suffix.rpartition('.')[2] in FORMATS
-
-
-def _label(tar: Path, sample: dict[str, Any]) -> str | None:
-    """Of `.cls` (text), else of the `label` in `.json`; None if there is neither."""
-    kind = next((kind for kind in ('cls', 'json') if kind in sample), None)
-    if kind is None:
-        return None
-    with open(tar, 'rb') as file:
-        file.seek(sample[kind].offset_data)
-        text = file.read(sample[kind].size).decode()
-    return text.strip() if kind == 'cls' else label_of_json(text, sample[kind].name)
+def _sample_key(path: str) -> str:
+    """WebDataset's: up to the first dot of the name."""
+    folder, slash, name = path.rpartition('/')
+    return folder + slash + name.partition('.')[0]
