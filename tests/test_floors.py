@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {'kernels', 'trainer.config', 'trainer.combinations', 'trainer.network_config', 'trainer.schema', 'trainer.sections',
      'trainer.schedule', 'trainer.dist', 'trainer.heartbeat', 'trainer.durable', 'trainer.reading', 'trainer.wording',
-     'trainer.machine', 'trainer.resolution'},
+     'trainer.machine', 'trainer.resolution', 'trainer.yaml_words',
+     'trainer.division'},
     {'trainer.models', 'trainer.losses', 'trainer.regularizers', 'trainer.ema', 'trainer.optim', 'trainer.data',
      'trainer.labels', 'trainer.randomness', 'trainer.augment'},
     {'trainer.parallel', 'trainer.zero', 'trainer.state', 'trainer.checkpoint', 'trainer.checkpoint_reader',
