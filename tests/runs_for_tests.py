@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -74,6 +76,17 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     assert one.keys() == other.keys()
     scale = {name: tensor.abs().max().clamp(min=1e-12) for name, tensor in one.items()}
     return max(((one[name] - other[name]).abs().max() / scale[name]).item() for name in one)
+
+
+@contextmanager
+def file_size_limit(most: int) -> Iterator[None]:
+    """Writing past `most` bytes of a file fails, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def on_ranks(world: int, work: Callable, *arguments: object) -> list:

@@ -41,6 +41,8 @@ def check_path(value: str) -> str:
     """ValueError for what no shell would have meant, and for control characters, which would break lines."""
     if value != one_line(value, len(value)):
         raise ValueError('it has control characters; choose another name')
+    if (longest := max(len(os.fsencode(part)) for part in value.split('/'))) > 255:
+        raise ValueError(f'a part of it has {longest} bytes, of 255 that a name may have; choose a shorter one')
     if value.startswith('~'):
         whole = os.path.expanduser(value)
         raise ValueError('~ stands for a home folder in a shell alone; write the whole path'

@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection
 
 MOST_NAMED = 10
-MOST_SHOWN = 100      # characters of a value in a message
+MOST_SHOWN = 200      # characters of a value in a message
 MOST_TOLD = 1500      # of a message
 _CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 

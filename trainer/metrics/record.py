@@ -4,7 +4,8 @@ import json
 import time
 from pathlib import Path
 
-from trainer.history import EVALUATIONS
+from trainer.durable import open_to_append
+from trainer.history import EVALUATIONS, drop_torn_line
 from trainer.metrics.protocol import Scores
 
 
@@ -15,7 +16,8 @@ def record_of(scores: Scores, nimg: int | None) -> dict:
 
 
 def append(folder: Path, record: dict) -> None:
-    with open(folder / EVALUATIONS, 'a') as file:
+    drop_torn_line(folder / EVALUATIONS)
+    with open_to_append(folder / EVALUATIONS) as file:
         file.write(json.dumps(record) + '\n')
 
 

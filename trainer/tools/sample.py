@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainer.command import Parser, tell_error
 from trainer.export import build_generator, describe
 from trainer.images import generate, grid, label_counts, take_standing_statistics
 from trainer.labels import class_index
@@ -86,7 +87,7 @@ def sample(options: argparse.Namespace) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='imago sample', description=__doc__)
+    parser = Parser(prog='imago sample', description=__doc__)
     parser.add_argument('source', help='a run folder (its newest checkpoint), a checkpoint, or an export')
     parser.add_argument('--out', default='samples', help='folder for the pictures (default: %(default)s)')
     parser.add_argument('--seeds', default='0-31', help='numbers and ranges, e.g. 0-15,42 (default: %(default)s)')
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         paths = sample(parser.parse_args(arguments))
     except (ValueError, OSError) as error:
-        print(f'imago sample: error: {error}', file=sys.stderr)
+        tell_error('imago sample', error)
         return 2
     print(f'wrote {paths[0]}' if len(paths) == 1 else f'wrote {len(paths)} pictures: {paths[0]} to {paths[-1].name}')
     return 0
