@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import NoReturn
 
 from launch import local
-from launch.cluster import Parser
+from trainer.command import Parser
 
 MODULES = {
     'pack': ('trainer.tools.pack', 'a folder, a zip or tars of pictures -> shards to train from'),
@@ -26,7 +26,7 @@ LAUNCHERS = ('slurm', 'kubernetes', 'node', 'local')
 
 def main() -> int:
     commands = '\n'.join(f'  {name:9}{text}' for name, (_, text) in MODULES.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='imago', description='Train GANs for high-resolution pictures.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f'commands:\n{commands}\n\nimago COMMAND --help says more.')

@@ -2,19 +2,11 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
+from trainer.command import Parser
 from trainer.config import Config, load_config
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells an error in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f'{self.prog}: error: {message}\n')
 
 
 def positive(text: str) -> int:
@@ -70,12 +62,3 @@ def write_new(path: Path, text: str) -> None:
             file.write(text)
     except FileExistsError:
         raise ValueError(f'{path} is there already; remove it, or choose another -o FILE') from None
-
-
-def tell_errors(prog: str, work: Callable[[], int]) -> int:
-    """The exit status of `work`; 2 and one line for what the user can mend."""
-    try:
-        return work()
-    except (ValueError, OSError) as error:
-        print(f'{prog}: error: {error}', file=sys.stderr)
-        return 2

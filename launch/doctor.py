@@ -1,6 +1,5 @@
 """`imago doctor`: what this machine has, each line with what it means for a run."""
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -15,6 +14,7 @@ import torch.distributed
 
 import kernels
 from kernels.build import BuildError, find_compiler, find_nvcc
+from trainer.command import Parser
 from trainer.config import CONFIGS
 
 TESTED_TORCH = ('2.11', '2.14')   # from, below
@@ -91,7 +91,7 @@ def _collectives() -> Iterator[tuple[str, str, str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     about = f'{__doc__} It compiles the kernels if that is still to do.'
-    argparse.ArgumentParser(prog='imago doctor', description=about).parse_args(arguments)
+    Parser(prog='imago doctor', description=about).parse_args(arguments)
     for subject, found, meaning in findings():
         print(f'{subject:18} {found:28} {meaning}')
     return 0

@@ -6,7 +6,8 @@ from pathlib import PurePosixPath
 
 import yaml
 
-from launch.cluster import job_name, job_parser, load_run, positive, tell_errors, write_new
+from launch.cluster import job_name, job_parser, load_run, positive, write_new
+from trainer.command import tell_errors
 from trainer.config import Config, to_yaml
 
 PROG = 'imago launch kubernetes'

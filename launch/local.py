@@ -3,8 +3,9 @@
 import os
 import sys
 
-from launch.cluster import Parser, positive
+from launch.cluster import positive
 from launch.torchrun import run_torchrun
+from trainer.command import Parser
 
 
 def start(module: str, arguments: list[str], prog: str, flag: str = '--gpus') -> int:

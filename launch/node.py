@@ -14,9 +14,10 @@ from pathlib import Path
 
 import psutil
 
-from launch.cluster import load_run, run_parser, tell_errors
+from launch.cluster import load_run, run_parser
 from launch.torchrun import STOPPED, run_torchrun
 from trainer.checkpoint_names import list_checkpoints
+from trainer.command import tell_errors
 from trainer.config import Config
 
 PROG, MAX_RESTARTS = 'imago launch node', 3

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.cluster import job_name, job_parser, load_run, positive, tell_errors, write_new
+from launch.cluster import job_name, job_parser, load_run, positive, write_new
+from trainer.command import tell_errors
 from trainer.config import Config
 
 PROG = 'imago launch slurm'

@@ -9,6 +9,7 @@ from types import FrameType
 
 import psutil
 
+from trainer.command import tell_error
 from trainer.machine import usable_cores
 
 STOPPED = 128 + signal.SIGTERM   # exit status of what is to be started again; schedulers tell it from a failure
@@ -35,7 +36,7 @@ def run_torchrun(ranks: int, arguments: list[str]) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            print(f'imago train: error: rank {rank} was killed by signal {-failure.exitcode}', file=sys.stderr)
+            tell_error('imago train', f'rank {rank} was killed by signal {-failure.exitcode}')
         return failure.exitcode if failure.exitcode > 0 else 1
     return 0
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -92,6 +93,17 @@ def in_float64() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(usual)
+
+
+@contextmanager
+def file_size_limit(most: int) -> Iterator[None]:
+    """Writing past `most` bytes of a file fails, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def on_ranks(world: int, work: Callable, *arguments: object) -> list:

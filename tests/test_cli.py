@@ -53,14 +53,24 @@ def test_dry_run_prints_configuration_and_needs_and_makes_nothing(shards, tmp_pa
     (['CONFIG', 'data.lanes=36', 'batch=36'], 'lanes'),
     (['CONFIG', 'device=cuda'], 'device=cuda'),
     (['CONFIG', 'run_dir=CONFIG'], 'is a file'),
-    (['CONFIG', 'run_dir=/proc/nothing'], 'run_dir=/proc/nothing cannot be written'),
+    (['CONFIG', 'run_dir=/proc/nothing'], 'run_dir=/proc/nothing'),
+    (['CONFIG', 'run_dir=CONFIG/run'], 'c.yaml is no folder'),
+    (['CONFIG', f'run_dir=RUN/{"x" * 300}'], '300 bytes'),
+    (['CONFIG', 'evaluate.interval_kimg=1', 'evaluate.extractor=no-such-file.pt'], 'no-such-file.pt: no such file'),
+    (['CONFIG', 'evaluate.interval_kimg=1', 'evaluate.extractor=CONFIG'], 'does not work as a feature network'),
+    (['CONFIG', 'evaluate.interval_kimg=1', 'evaluate.metrics=[intra_fid]'], 'intra_fid'),
+    (['CONFIG', 'network.z_dim=65536', 'network.w_dim=65536', 'network.mapping_layers=64'], 'set smaller widths'),
+    (['CONFIG', 'network.channel_base=4'], 'channel_base 4 leaves the finest block no channels'),
+    (['CONFIG', 'network=null', 'network={name: biggan}', 'regularizers={r1: 0, path_length: 0}'], 'resolution 16x16'),
+    (['CONFIG', 'guard.data=nowhere', 'guard.action=warn'], 'nowhere is no packed dataset'),
+    (['CONFIG', 'growth={start_resolution: 3}', 'network=null', 'network={name: pggan}', 'regularizers={r1: 0, path_length: 0}'], 'is no stage'),
 ])
 def test_bad_input_is_one_line_and_status_2(shards, tmp_path, capsys, arguments, message):
     path = str(write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml'))
-    assert main([argument.replace('CONFIG', path) for argument in arguments]) == 2
+    assert main([argument.replace('CONFIG', path).replace('RUN', str(tmp_path / 'run')) for argument in arguments]) == 2
     told = capsys.readouterr().err
     assert message in told and told.startswith('imago train: error: ') and told.count('\n') == 1
-    assert not (tmp_path / 'run').exists()
+    assert {entry.name for entry in tmp_path.iterdir()} == {'c.yaml'}
 
 
 def test_a_conditional_model_needs_labels(tmp_path, capsys):

@@ -10,11 +10,12 @@ FLOORS = [
     {'kernels', 'trainer.config', 'trainer.combinations', 'trainer.network_config', 'trainer.schema', 'trainer.sections',
      'trainer.schedule', 'trainer.dist', 'trainer.heartbeat', 'trainer.durable', 'trainer.reading', 'trainer.wording',
      'trainer.machine', 'trainer.progress', 'trainer.resolution', 'trainer.sealed', 'trainer.checkpoint_names',
-     'trainer.backend'},
+     'trainer.backend', 'trainer.yaml_words', 'trainer.command', 'trainer.division'},
     {'trainer.models', 'trainer.losses', 'trainer.regularizers', 'trainer.ema', 'trainer.optim', 'trainer.data',
      'trainer.labels', 'trainer.randomness', 'trainer.augment'},
     {'trainer.parallel', 'trainer.zero', 'trainer.state', 'trainer.checkpoint', 'trainer.checkpoint_reader',
-     'trainer.export', 'trainer.description', 'trainer.run_folder', 'trainer.signals', 'trainer.images', 'trainer.stats', 'trainer.history',
+     'trainer.export', 'trainer.description', 'trainer.run_folder', 'trainer.signals', 'trainer.images', 'trainer.stats',
+     'trainer.events', 'trainer.history',
      'trainer.metrics', 'trainer.reals', 'trainer.alarms', 'trainer.spikes', 'trainer.diversity'},
     {'trainer.phase'},
     {'trainer.recipe', 'trainer.game'},
@@ -45,7 +46,8 @@ def test_imports_run_downward(path):
     own = '.'.join(path.with_suffix('').parts).removesuffix('.__init__')
     ours = {name for name in imports(path) if name.split('.')[0] in ('trainer', 'kernels', 'launch', 'tests')}
     if path.parts[0] == 'launch':
-        assert all(name.startswith(('launch', 'trainer.config', 'trainer.machine', 'trainer.checkpoint_names', 'kernels')) for name in ours), ours
+        assert all(name.startswith(('launch', 'trainer.command', 'trainer.config', 'trainer.machine', 'trainer.schema', 'trainer.wording',
+                                    'trainer.checkpoint_names', 'kernels')) for name in ours), ours
     elif path.parts[0] == 'kernels':
         assert all(name.startswith('kernels') for name in ours), ours
     else:

@@ -5,7 +5,7 @@ from runs_for_tests import on_ranks, whole
 from torch import nn
 
 from trainer import dist
-from trainer.config import OptimConfig, ParallelConfig
+from trainer.config import OptimConfig, ParallelConfig, is_fixed
 from trainer.parallel import make_strategy
 from trainer.phase import NonFiniteGradient, Phase, run_phase
 
@@ -16,7 +16,7 @@ def strategy_of(network, name='data'):
     return strategy
 
 
-def poisoned_step(bad_rank, name='data'):
+def poisoned_step(bad_rank, name='data', nimg=24_000):
     """A step whose gradient is NaN on one rank; returns what was raised and whether the weights stayed."""
     torch.manual_seed(0)
     network = nn.Linear(3, 1)
@@ -26,7 +26,7 @@ def poisoned_step(bad_rank, name='data'):
     optimizer = strategy.optimizer(network, OptimConfig())
     phase = Phase('D_main', network, optimizer, 1, lambda micro: (network(micro).mean() * factor, {}))
     try:
-        run_phase(phase, [torch.ones(2, 3)], 0, 24_000, strategy)
+        run_phase(phase, [torch.ones(2, 3)], 0, nimg, strategy)
     except NonFiniteGradient as error:
         return str(error), torch.equal(whole(network.weight), before)
     return None, False
@@ -38,6 +38,16 @@ def test_a_non_finite_gradient_is_named_by_phase_images_and_rank():
     for name in ('data', 'fsdp', 'zero'):
         for message, untouched in on_ranks(2, poisoned_step, 1, name):
             assert 'on rank 1;' in message and untouched
+
+
+def test_what_can_be_done_about_it_depends_on_what_is_there():
+    before, _ = poisoned_step(0, nimg=0)
+    assert 'no checkpoint is there' in before and 'start with another run_dir' in before and 'resume' not in before
+    later, _ = poisoned_step(0)
+    assert 'goes on from the last checkpoint' in later
+    # what is told to be changed may be changed on resume, or another run_dir is told
+    assert not is_fixed('optim.g_lr') and not is_fixed('optim.d_lr') and is_fixed('network.low_precision')
+    assert 'network.low_precision=none needs another run_dir' in later
 
 
 def test_accumulated_micro_batches_equal_one_batch():

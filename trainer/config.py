@@ -2,15 +2,18 @@
 
 import difflib
 import importlib.util
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, model_validator
 
 from trainer.combinations import check_combinations
+from trainer.division import check_division
 from trainer.network_config import NETWORK_NAMES, NetworkConfig, StyleGAN2
-from trainer.schema import Section
+from trainer.reading import read_text
+from trainer.schema import Images, Kimg, PathName, Section, Seed
 from trainer.sections import (
     AugmentConfig,
     CheckpointConfig,
@@ -25,8 +28,12 @@ from trainer.sections import (
     ParallelConfig,
     RegularizerConfig,
 )
+from trainer.wording import MOST_NAMED, listed, one_line, shown
+from trainer.yaml_words import parse_yaml
 
+MOST_BYTES, MOST_DOTS = 1 << 18, 9    # of a file; in a key
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+UNCHECKED = 'unchecked'    # context of a validation
 
 
 def named(network: object) -> object:
@@ -35,13 +42,13 @@ def named(network: object) -> object:
 
 
 class Config(Section):
-    run_dir: str
-    seed: int = Field(0, ge=0)
+    run_dir: PathName
+    seed: Seed = 0
     device: Literal['auto', 'cpu', 'cuda'] = 'auto'
     compile: bool = False                         # torch.compile G and D for the main phases; penalties stay eager
-    total_kimg: PositiveFloat = 25000.0
-    batch: PositiveInt = 64                       # images a step, over all ranks
-    micro_batch: PositiveInt = 8                  # images a forward pass on one rank
+    total_kimg: Kimg = 25000.0
+    batch: Images = 64                            # images a step, over all ranks
+    micro_batch: Images = 8                       # images a forward pass on one rank
     data: DataConfig
     network: Annotated[NetworkConfig, BeforeValidator(named)] = StyleGAN2()
     growth: GrowthConfig | None = None            # of networks that grow; None: at full size from the start
@@ -61,9 +68,17 @@ class Config(Section):
         return round(self.total_kimg * 1000)
 
     @model_validator(mode='after')
-    def check(self) -> Self:
-        check_combinations(self)
+    def check(self, info: ValidationInfo) -> Self:
+        if info.context != UNCHECKED:
+            check_combinations(self)
         return self
+
+    def changed(self, overrides: list[str]) -> Self:
+        """As if these had been given as well; what goes together is not checked. ValueError as `load_config`."""
+        tree = self.model_dump(mode='json', exclude_unset=True)
+        for override in overrides:
+            tree = _merged(tree, _parse_override(override))
+        return type(self).model_validate(tree, context=UNCHECKED)
 
     def check_world(self, world: int) -> None:
         """ValueError unless batch, lanes, micro-batch and `world` ranks divide as data order and parts need."""
@@ -73,16 +88,7 @@ class Config(Section):
         if world % self.parallel.replicas:
             raise ValueError(f'parallel.replicas={self.parallel.replicas} does not divide the {world} ranks; '
                              'use the number of nodes, or 1')
-        if self.data.lanes % world:
-            raise ValueError(f'data.lanes={self.data.lanes} is not a multiple of the {world} ranks; '
-                             f'choose lanes that every number of ranks you will use divides, e.g. {self.data.lanes * world}')
-        for name, batch, micro_name, micro_batch in self.batches():
-            if batch % self.data.lanes:
-                raise ValueError(f'{name}={batch} is not a multiple of data.lanes={self.data.lanes}; '
-                                 f'use {name}={_next_multiple(batch, self.data.lanes)} or lanes that divide the batch')
-            if batch % (world * micro_batch):
-                raise ValueError(f'{name}={batch} is not a multiple of {world} ranks x {micro_name}={micro_batch}; '
-                                 f'use {name}={_next_multiple(batch, world * micro_batch)} or another {micro_name}')
+        check_division(self, world)
 
     def batches(self) -> list[tuple[str, int, str, int]]:
         """(key, batch, key, micro-batch) of each stage, and of what is outside of growth."""
@@ -126,18 +132,20 @@ def parse_config(tree: dict, source: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(f'{source}: ' + '; '.join(_explain(detail) for detail in error.errors())) from None
+        told = [_explain(detail) for detail in error.errors()[:MOST_NAMED]]
+        more = error.error_count() - len(told)
+        raise ValueError(f'{shown(source)}: {"; ".join(told)}' + (f'; and {more} more' if more else '')) from None
 
 
 def find_config(source: str | Path) -> Path:
     path = Path(source)
     packaged = CONFIGS / f'{source}.yaml'
-    if not path.is_file() and packaged.is_file():
+    if os.path.isfile(path):    # a name that is too long raises nothing here
+        return path
+    if os.path.isfile(packaged):
         return packaged
-    if not path.is_file():
-        known = ', '.join(sorted(p.stem for p in CONFIGS.glob('*.yaml')))
-        raise ValueError(f'no configuration file {source}; give a path, or one of: {known}')
-    return path
+    known = sorted(p.stem for p in CONFIGS.glob('*.yaml'))
+    raise ValueError(f'no configuration file {shown(source)}; give a path, or one of: {listed(known, str(source))}')
 
 
 def to_yaml(config: Config) -> str:
@@ -163,25 +171,25 @@ def is_fixed(key: str) -> bool:
 
 
 def read_yaml(path: Path) -> dict:
-    if not path.is_file():
-        raise ValueError(f'no configuration file {path}')
+    if not os.path.isfile(path):
+        raise ValueError(f'no configuration file {shown(path)}')
     try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f'{path} is not valid YAML: {" ".join(str(error).split())}') from None
+        tree = parse_yaml(read_text(path, MOST_BYTES))
+    except ValueError as error:
+        raise ValueError(f'{shown(path)} cannot be read: {error}') from error
     if not isinstance(tree, dict):
-        raise ValueError(f'{path} does not hold `key: value` lines')
+        raise ValueError(f'{shown(path)} does not hold `key: value` lines')
     return tree
 
 
 def _parse_override(text: str) -> dict:
     key, equals, value = text.partition('=')
-    if not equals or not key:
-        raise ValueError(f'override {text!r} is not of the form dotted.key=value')
+    if not equals or not key or key.count('.') > MOST_DOTS:
+        raise ValueError(f'override {shown(text)} is not of the form dotted.key=value')
     try:
-        tree = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f'the value of override {text!r} is not valid YAML; quote it') from None
+        tree = parse_yaml(value)
+    except ValueError as error:
+        raise ValueError(f'the value of override {shown(text)} cannot be read: {error}; quote it') from error
     for part in reversed(key.split('.')):
         tree = {part: tree}
     return tree
@@ -197,7 +205,7 @@ def _merged(below: dict, above: dict) -> dict:
 
 def _explain(detail: dict) -> str:
     """One pydantic error in our words: key, value, limit, fix."""
-    key = '.'.join(str(part) for part in detail['loc'] if part not in UNION_TAGS)
+    key = shown('.'.join(str(part) for part in detail['loc'] if part not in UNION_TAGS))
     if detail['type'] == 'extra_forbidden':
         known = _known_keys(Config)
         if key in known:
@@ -205,11 +213,11 @@ def _explain(detail: dict) -> str:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
         return f'unknown key {key}' + (f'; did you mean {near[0]}?' if near else '; imago train --dry-run prints the known ones')
     if detail['type'] == 'union_tag_invalid':
-        return f'{key}.name={detail["ctx"]["tag"]}: take one of {", ".join(NETWORK_NAMES)}'
+        return f'{key}.name={shown(detail["ctx"]["tag"])}: take one of {", ".join(NETWORK_NAMES)}'
     if detail['type'] == 'missing':
         return f'{key} is missing; add it to the file or give {key}=VALUE'
-    message = detail['msg'].removeprefix('Value error, ')
-    return f'{key}={detail["input"]!r}: {message}' if key else message
+    message = one_line(detail['msg'].removeprefix('Value error, '))
+    return f'{key}={shown(detail["input"])}: {message}' if detail['loc'] else message
 
 
 def _known_keys(section: type[BaseModel], prefix: str = '') -> list[str]:
@@ -220,7 +228,3 @@ def _known_keys(section: type[BaseModel], prefix: str = '') -> list[str]:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 keys += _known_keys(kind, f'{prefix}{name}.')
     return list(dict.fromkeys(keys))
-
-
-def _next_multiple(value: int, of: int) -> int:
-    return -(-value // of) * of

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from torch.distributed import DistError, TCPStore
 
+from trainer.command import tell_error
+
 _FAILURE = 'imago/failure'
 
 
@@ -141,7 +143,7 @@ class Heartbeat:
         return [Place(*json.loads(text)) for text in store.multi_get([f'imago/place/{rank}' for rank in range(self._world)])]
 
     def _end(self, message: str, status: int) -> None:
-        print(f'imago train: error: {message}', file=sys.stderr, flush=True)
+        tell_error('imago train', message)
         os._exit(status)    # the main thread stands in a collective that may never return
 
 

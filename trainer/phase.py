@@ -66,12 +66,19 @@ def run_phase(phase: Phase, micro_batches: list[MicroBatch], seed: int, nimg: in
         norm, bad_ranks = strategy.sync_gradients(phase.network)
     if not math.isfinite(norm):
         where = f'rank {", ".join(map(str, bad_ranks))}' if bad_ranks else 'the sum over ranks'
-        raise NonFiniteGradient(f'phase {phase.name} at {nimg} images: the gradient is not finite on {where}; '
-                                'resume from the last checkpoint with a lower learning rate or higher precision')
+        raise NonFiniteGradient(f'phase {phase.name} at {nimg} images: the gradient is not finite on {where}; {_what_then(nimg)}')
     phase.optimizer.step()
     means = strategy.mean(means)
     phase.finish(means)
     return PhaseResult(means, norm, time.perf_counter() - started)
+
+
+def _what_then(nimg: int) -> str:
+    if nimg == 0:
+        return ('nothing is learned and no checkpoint is there: lower the learning rates (optim) or the weights of penalties '
+                '(regularizers), or set network.low_precision=none, and start with another run_dir')
+    return ('the same command with lower learning rates (optim.g_lr, optim.d_lr) goes on from the last checkpoint, or from the '
+            'beginning where there is none; network.low_precision=none needs another run_dir')
 
 
 def accumulate(phase: Phase, micro_batches: list[MicroBatch], seed: int, nimg: int) -> dict[str, Tensor]:

@@ -59,11 +59,19 @@ def read_config(folder: Path) -> Config:
 
 
 def check_same_run(folder: Path, config: Config) -> None:
-    """ValueError if `folder` holds a run that `config` cannot go on with; names the keys that differ."""
+    """ValueError if `folder` holds a run that `config` cannot go on with, naming the keys that differ, or cannot be made."""
     if (folder / CONFIG_FILE).is_file():
         refuse_changes(read_config(folder), config, str(folder))
     elif folder.exists() and not folder.is_dir():
         raise ValueError(f'run_dir={folder} is a file; choose another run_dir')
+    elif not (there := nearest(folder)).is_dir() or not os.access(there, os.W_OK):
+        why = 'no folder' if not there.is_dir() else 'a folder where you may not write'
+        raise ValueError(f'run_dir={folder} cannot be made, as {there} is {why}; choose another run_dir')
+
+
+def nearest(path: Path) -> Path:
+    """`path`, or the first above it that exists."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
 def refuse_changes(old: Config, new: Config, where: str) -> str:

@@ -5,15 +5,17 @@ import resource
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.tracking import TensorBoardTracker
 from torch import Tensor
 
 from trainer.durable import open_to_append
-from trainer.history import REPORTS
+from trainer.events import Events
+from trainer.history import REPORTS, drop_torn_line
 
 _LINE_SECONDS = 0.5
 
@@ -25,7 +27,7 @@ class Stats:
     """
 
     def __init__(self, folder: Path, total_nimg: int, nimg: int, main: bool):
-        self.total_nimg, self._main = total_nimg, main
+        self.total_nimg, self._main, self._folder = total_nimg, main, folder
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
         self._last = (time.perf_counter(), nimg)
@@ -33,9 +35,10 @@ class Stats:
         self._shown = 0.0
         self._damaged: set[str] = set()
         if main:
-            self._jsonl = open_to_append(folder / REPORTS)
-            self._tracker = TensorBoardTracker('tensorboard', folder, purge_step=nimg + 1)
-            self._tracker.start()
+            with self._to_disk():
+                drop_torn_line(folder / REPORTS)
+                self._jsonl = open_to_append(folder / REPORTS)
+                self._events = Events(folder / 'tensorboard', purge_step=nimg + 1)
 
     def add(self, phase: str, means: dict[str, Tensor], gradient_norm: float, seconds: float) -> None:
         self.record({f'gradient_norm/{phase}': gradient_norm, f'seconds/{phase}': seconds})
@@ -61,8 +64,9 @@ class Stats:
         print(f'\r\x1b[K{line}' if sys.stdout.isatty() else line, end='' if sys.stdout.isatty() else '\n', flush=True)
         values = {**self._means(), 'speed/img_per_s': self._speed(nimg), 'memory/peak_gb': peak_memory_gb(),
                   'data/damaged': len(self._damaged), **self._notes}
-        self._jsonl.write(json.dumps({'nimg': nimg, 'time': time.time(), **values}) + '\n')
-        self._tracker.log(values, step=nimg)
+        with self._to_disk():
+            self._jsonl.write(json.dumps({'nimg': nimg, 'time': time.time(), **values}) + '\n')
+            self._events.add(values, nimg)
         self._sums.clear()
         self._counts.clear()
         self._notes.clear()
@@ -71,7 +75,8 @@ class Stats:
     def add_picture(self, name: str, picture: np.ndarray, nimg: int) -> None:
         """A [HWC] uint8 picture for TensorBoard."""
         if self._main:
-            self._tracker.log_images({name: picture[None]}, step=nimg, dataformats='NHWC')
+            with self._to_disk():
+                self._events.add_picture(name, picture, nimg)
 
     def leave_out(self, seconds: float) -> None:
         """Time that was not spent on training does not count in its speed."""
@@ -82,8 +87,8 @@ class Stats:
         if self._main:
             if sys.stdout.isatty():
                 print()
-            self._jsonl.close()
-            self._tracker.finish()
+            with closing(self._jsonl), closing(self._events):
+                pass    # both, also where one fails
 
     def record(self, values: dict[str, float]) -> None:
         """Values whose mean goes into the next report."""
@@ -94,6 +99,14 @@ class Stats:
     def note(self, name: str, text: str) -> None:
         """Words that go into the next report."""
         self._notes[name] = text
+
+    @contextmanager
+    def _to_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f'{self._folder}: figures cannot be written ({error}); make room there, and run the same command '
+                          'again') from error
 
     def _means(self) -> dict[str, float]:
         return {name: total / self._counts[name] for name, total in sorted(self._sums.items())}
@@ -114,7 +127,8 @@ def peak_memory_gb() -> float:
     """Most memory used so far, in GB: of the GPU if there is one, else of this process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == 'darwin' else 1024) / 1e9    # Linux counts in KiB
 
 
 def _duration(seconds: float) -> str:

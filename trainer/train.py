@@ -1,7 +1,5 @@
 """`imago train`: a run, from configuration to last checkpoint. The same command starts and resumes it."""
 
-import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,6 +8,7 @@ from pathlib import Path
 from trainer import dist
 from trainer.backend import agree_on_kernels
 from trainer.checkpoint import CheckpointError, Checkpoints
+from trainer.command import Parser, tell_error
 from trainer.config import Config, load_config, parse_config, to_yaml
 from trainer.data.manifest import Manifest
 from trainer.data.order import Order
@@ -25,11 +24,11 @@ from trainer.parallel import Strategy, make_strategy
 from trainer.phase import NonFiniteGradient, run_phase
 from trainer.recipe import Recipe
 from trainer.resolution import base_and_doublings
-from trainer.run_folder import RunFolder, refuse_changes, told_of_micro_batches
+from trainer.run_folder import RunFolder, check_same_run, refuse_changes, told_of_micro_batches
 from trainer.schedule import check_growth, stage_at
 from trainer.signals import StopSignals
 from trainer.state import TrainState, make_state, network_options, picture_size
-from trainer.tools.preflight import check_disk, describe_run
+from trainer.tools.preflight import check_disk, check_memory, describe_run
 from trainer.watch import Watch, due
 
 FINISHED, STOPPED, ROLLED_BACK, GUARDED = 'finished', 'stopped', 'rolled back', 'stopped by the guard'
@@ -50,15 +49,20 @@ class Run:
 
 
 def prepare(config: Config) -> Run:
-    """Check everything that can be checked, and resume. ValueError, on all ranks, for what the user can mend."""
+    """Check everything that can be checked, then make the run's folder, and resume.
+
+    ValueError, on all ranks, for what the user can mend.
+    """
     dist.together(lambda: config.check_world(dist.world_size()))
     dataset = dist.together(lambda: open_checked(config))
+    dist.together(lambda: check_same_run(Path(config.run_dir), config), main_only=True)
+    dist.together(lambda: check_memory(config, dataset.manifest))
     kernels = agree_on_kernels(dist.device().type)
-    folder = dist.together(lambda: RunFolder(config), main_only=True)
     strategy = make_strategy(config.parallel)
     state = make_state(config, dataset.manifest, dist.device(), strategy)
     dist.together(lambda: check_disk(Path(config.run_dir), state), main_only=True)
     evaluation = make_evaluation(config, dataset, state)
+    folder = dist.together(lambda: RunFolder(config), main_only=True)
     checkpoints = resume(config, dataset.manifest, state, kernels)
     checkpoints.best = evaluation and evaluation.best_nimg()
     if folder is not None:
@@ -187,8 +191,8 @@ def open_stream(config: Config, dataset: Dataset, nimg: int) -> Iterator[Batch]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='imago train', description=__doc__,
-                                     epilog='imago train also takes --gpus N: N processes here, by torchrun.')
+    parser = Parser(prog='imago train', description=__doc__,
+                    epilog='imago train also takes --gpus N: N processes here, by torchrun.')
     parser.add_argument('config', help='a YAML file, or the name of one in configs/')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, e.g. data.path=my-shards batch=32')
     parser.add_argument('--dry-run', action='store_true', help='print the configuration, parameter counts, memory and disk')
@@ -220,7 +224,7 @@ def end(error: Exception) -> int:
     lost = dist.why_lost(error)
     if lost is not None:
         message, status = lost
-        print(f'imago train: error: {message}', file=sys.stderr, flush=True)
+        tell_error('imago train', message)
         return status
     status = 2 if isinstance(error, (CheckpointError, OSError)) else 1
     dist.tell_failure(str(error) or repr(error), status)
@@ -232,5 +236,5 @@ def end(error: Exception) -> int:
 def fail(error: Exception, status: int, prog: str = 'imago train') -> int:
     """One line for people; errors that all ranks share are told once."""
     if dist.is_main() or isinstance(error, (ShardError, OSError)):
-        print(f'{prog}: error: {error}', file=sys.stderr, flush=True)
+        tell_error(prog, error)
     return status

@@ -11,6 +11,7 @@ from trainer import dist
 from trainer.config import Config
 from trainer.data.shards import Dataset
 from trainer.data.stream import Batch
+from trainer.durable import in_place_of
 from trainer.evaluation import Evaluation
 from trainer.guard import Guard, Verdict
 from trainer.images import fixed_draws, generate, grid
@@ -107,7 +108,8 @@ class Watch:
         sheet = grid(pictures, self.columns)
         path = self.folder / 'grids' / f'{name}.png'
         path.parent.mkdir(exist_ok=True)
-        sheet.save(path)
+        with in_place_of(path) as aside:
+            sheet.save(aside, 'png')
         self.stats.add_picture('pictures/' + name.split('-')[0], np.atleast_3d(np.asarray(sheet)), self.state.nimg)
 
 

@@ -1,9 +1,13 @@
 """Words for people: a message names a few of many, the likeliest first."""
 
 import difflib
+import re
 from collections.abc import Collection
 
 MOST_NAMED = 10
+MOST_SHOWN = 200      # characters of a value in a message
+MOST_TOLD = 1500      # of a message
+_CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 
 def listed(names: Collection[object], wanted: str | None = None) -> str:
@@ -14,3 +18,16 @@ def listed(names: Collection[object], wanted: str | None = None) -> str:
     if wanted is not None:
         words = list(dict.fromkeys([*difflib.get_close_matches(wanted, words, MOST_NAMED, cutoff=0.3), *words]))
     return f'{", ".join(words[:MOST_NAMED])} ... ({len(names)} in all)'
+
+
+def shown(value: object, most: int = MOST_SHOWN) -> str:
+    """A value as people type it, in one line of about `most` characters."""
+    if value is None or isinstance(value, bool):
+        return 'null' if value is None else str(value).lower()
+    return one_line(str(value), most) or "''"
+
+
+def one_line(text: str, most: int = MOST_TOLD) -> str:
+    """`text` with line ends and other control characters escaped; of a longer one the beginning, and how long it is."""
+    kept = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text[:most])
+    return kept if len(text) <= most else f'{kept} ... ({len(text)} characters)'

@@ -5,10 +5,11 @@ import shutil
 
 import matplotlib.pyplot as plt
 import pytest
-from runs_for_tests import tiny_config, train_here
+from runs_for_tests import file_size_limit, tiny_config, train_here
 
 from trainer import dist
-from trainer.history import best_evaluation, read_evaluations, read_reports
+from trainer.checkpoint import SEAL, list_checkpoints
+from trainer.history import best_evaluation, drop_torn_line, read_evaluations, read_reports
 from trainer.tools import compare, plot
 
 PROTOCOL = {'extractor': 'net', 'weights_sha256': 'ab', 'resizer': 'clean', 'dataset': 'd', 'resolution': [16, 16],
@@ -81,7 +82,96 @@ def test_curves_say_where_and_what(runs):
 
 def test_plot_refuses_what_is_not_there(runs, tmp_path, capsys):
     assert plot.main([str(tmp_path)]) == 2 and 'holds no stats.jsonl' in capsys.readouterr().err
-    assert plot.main([str(runs[0]), '--keys', 'nothing']) == 2 and 'loss/D' in capsys.readouterr().err
+    assert plot.main([str(runs[0]), '--keys', 'los/D']) == 2 and 'loss/D' in capsys.readouterr().err
+
+
+DAMAGED = [  # a line in place of the last one, a piece of the message
+    ('[]', '[] is no report'), ('{}', 'nimg=null is no count'), ('null', 'null is no report'),
+    ('{"nimg": "many", "speed/img_per_s": 1}', 'nimg=many is no count'), ('{"nimg": true, "speed/img_per_s": 1}', 'nimg=true is'),
+    ('{"nimg": 48, "speed/img_per_s": 0}', 'speed/img_per_s=0 is no speed'), ('{"nimg": 48}', 'speed/img_per_s=null is no speed'),
+    ('{"nimg": -1, "speed/img_per_s": 1}', 'nimg=-1 is no count'), ('{"nimg": 1e400, "speed/img_per_s": 1}', 'nimg=inf'),
+    ('{"nimg": ' + '9' * 5000 + '}', 'Exceeds the limit'), ('[' * 100_000, 'nested too deeply'), ('{"nimg": 4', "Expecting ',' delimiter"),
+    ('{"nimg": 48, "speed/img_per_s": 1, "loss/D": [1]}', 'loss/D=[1] is no number'),
+    ('{"nimg": 48, "speed/img_per_s": 1, "loss/D": ' + '9' * 400 + '}', 'is no number'), ('\udcff\udcfe\x00', "can't decode byte"),
+    ('{"nimg": 48, "speed/img_per_s": NaN}', 'is no speed'),
+]
+
+
+@pytest.mark.parametrize('command', [plot, compare], ids=['plot', 'compare'])
+@pytest.mark.parametrize('line, message', DAMAGED, ids=[message for _, message in DAMAGED])
+def test_a_damaged_report_is_named_with_its_line(runs, capsys, command, line, message):
+    path = runs[0] / 'stats.jsonl'
+    lines = path.read_text().splitlines()
+    path.write_text('\n'.join([*lines[:3], line]) + '\n', errors='surrogateescape')
+    assert command.main([str(runs[0])]) == 2
+    told = capsys.readouterr().err
+    assert f'{path}, line 4: ' in told and message in told and told.count('\n') == 1
+    assert not (runs[0] / 'curves.png').exists()
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'values': 5}, 'values=5 is no table'), ({'values': {'kid_net': 'low'}}, 'kid_net=low is no number'),
+    ({'intervals': {}}, 'the interval of kid_net is null'), ({'intervals': {'kid_net': [0.1]}}, 'the interval of kid_net is [0.1]'),
+    ({'intervals': {'kid_net': [0.1, {}]}}, 'kid_net={} is no number'), ({'protocol': []}, 'protocol=[] is no table'),
+    ({'nimg': None}, 'nimg=null is no count'),
+])
+def test_a_damaged_evaluation_is_named_with_its_line(runs, capsys, change, message):
+    path = runs[0] / 'metrics.jsonl'
+    lines = path.read_text().splitlines()
+    path.write_text(lines[0] + '\n' + json.dumps(json.loads(lines[1]) | change) + '\n')
+    for command in (plot, compare):
+        assert command.main([str(runs[0])]) == 2
+        told = capsys.readouterr().err
+        assert f'{path}, line 2: {message}' in told and told.count('\n') == 1
+
+
+@pytest.mark.parametrize('change', [{'config': None}, {'config': {'network': {}}}, {'parameters': {'G': 'many', 'D': 1}},
+                                    {'parameters': [1, 2]}, {'pictures': None}, {'world_size': 'x'}])
+def test_compare_tells_of_a_damaged_checkpoint(runs, capsys, change):
+    path = list_checkpoints(runs[0] / 'checkpoints')[-1] / SEAL
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert compare.main([str(runs[0])]) == 2
+    told = capsys.readouterr().err
+    assert 'does not say what it was trained on' in told and told.count('\n') == 1
+
+
+def test_a_torn_line_is_cut_off_before_the_next_one(trained, tmp_path):
+    path = shutil.copy(trained / 'stats.jsonl', tmp_path / 'stats.jsonl')
+    whole = path.read_text()
+    for tail in ('', '{"nimg": 60, "loss', '{"nimg"' * 1000):
+        path.write_text(whole + tail)
+        drop_torn_line(path)
+        assert path.read_text() == whole
+    path.write_text('torn')
+    drop_torn_line(path)
+    assert path.read_text() == ''
+
+
+def test_words_of_the_guard_are_no_curve(runs):
+    path = runs[0] / 'stats.jsonl'
+    lines = path.read_text().splitlines()
+    path.write_text('\n'.join([*lines[:-1], lines[-1][:-1] + ', "guard/warning/diversity": "few pictures"}']) + '\n')
+    assert 'guard/warning/diversity' not in plot.curves_of(runs[0], by_hours=False)
+
+
+def test_plot_leaves_nothing_on_a_full_disk(runs, tmp_path, capsys):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'old.png').write_bytes(b'old')
+    with file_size_limit(1000):
+        for name in ('old.png', 'new.png', 'new'):
+            assert plot.main([str(runs[0]), '--out', str(tmp_path / 'out' / name), '--keys', 'loss/*']) == 2
+            told = capsys.readouterr().err
+            assert 'File too large' in told and told.count('\n') == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == {'old.png': b'old'}
+
+
+def test_plot_draws_so_many_panels_and_no_more(runs, tmp_path, capsys):
+    path = runs[0] / 'stats.jsonl'
+    report = json.loads(path.read_text().splitlines()[0]) | {f'x/{number}': 1.0 for number in range(300)}
+    path.write_text(json.dumps(report) + '\n')
+    assert plot.main([str(runs[0]), '--keys', 'x/*']) == 2
+    told = capsys.readouterr().err
+    assert '300 curves are named' in told and '(300 in all)' in told and len(told) < 500
 
 
 def test_noise_is_compared_where_there_is_some(runs, capsys):
@@ -118,3 +208,5 @@ def test_compare_says_what_else_differs(runs, capsys):
     assert compare.main(list(map(str, runs))) == 0
     assert 'fakes=100' in capsys.readouterr().err
     assert compare.main([str(runs[0]), str(runs[0].parent)]) == 2
+    assert compare.main([str(runs[0]), '--best', 'kid_ne']) == 2
+    assert 'has no evaluation with kid_ne; its scores are kid_net' in capsys.readouterr().err

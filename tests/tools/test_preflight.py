@@ -1,3 +1,5 @@
+import psutil
+import pytest
 import torch
 from runs_for_tests import flat, tiny_config
 
@@ -9,6 +11,8 @@ from trainer.randomness import draw
 from trainer.recipe import Recipe
 from trainer.state import make_networks, make_state
 from trainer.tools.preflight import (
+    check_memory,
+    describe_run,
     phase_activations,
     rank_bytes,
     saved_bytes,
@@ -51,3 +55,28 @@ def test_a_rank_of_zero_keeps_a_part_of_the_moments(shards, tmp_path):
     sizes = [4 * num_parameters(network) for network in networks]
     everything, _ = rank_bytes(tiny_config(shards, tmp_path), *networks, 4)
     assert everything - own == 3 * sum(sizes) - 3 * sum(sizes) // 4 and gradients == max(sizes)
+
+
+def test_networks_larger_than_the_machine_are_refused_before_they_are_made(shards, tmp_path, monkeypatch):
+    config, manifest = tiny_config(shards, tmp_path / 'run'), open_dataset(shards).manifest
+    G, D = make_networks(config, manifest)
+    needed = 2 * tensor_bytes(G.state_dict()) + tensor_bytes(D.state_dict())
+    for ranks, total, refused in ((1, needed, False), (1, needed - 1, True), (2, 2 * needed, False), (2, 2 * needed - 1, True)):
+        monkeypatch.setenv('LOCAL_WORLD_SIZE', str(ranks))
+        monkeypatch.setattr(psutil, 'virtual_memory', lambda total=total: type('Memory', (), {'total': total}))
+        if refused:
+            with pytest.raises(ValueError, match=f'on {ranks} ranks, and this machine has'):
+                check_memory(config, manifest)
+        else:
+            check_memory(config, manifest)
+
+
+def test_the_largest_networks_that_can_be_asked_for_take_nothing_to_refuse_or_describe(shards, tmp_path):
+    """Each of them would take hundreds of GB."""
+    widths = {'z_dim': 65536, 'w_dim': 65536, 'mapping_layers': 64, 'channel_base': 1 << 24, 'channel_max': 65536}
+    config, manifest = tiny_config(shards, tmp_path / 'run', network=widths), open_dataset(shards).manifest
+    with pytest.raises(ValueError, match='G has 502,517,.* parameters .* set smaller widths'):
+        check_memory(config, manifest)
+    before = psutil.Process().memory_info().rss
+    assert '# parameters    G 502,517' in describe_run(config, manifest, 1)
+    assert psutil.Process().memory_info().rss - before < 2e9

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from trainer.durable import open_to_append
-from trainer.history import EVALUATIONS
+from trainer.history import EVALUATIONS, drop_torn_line
 from trainer.metrics.protocol import Scores
 
 
@@ -16,6 +16,7 @@ def record_of(scores: Scores, nimg: int | None) -> dict:
 
 
 def append(folder: Path, record: dict) -> None:
+    drop_torn_line(folder / EVALUATIONS)
     with open_to_append(folder / EVALUATIONS) as file:
         file.write(json.dumps(record) + '\n')
 

@@ -1,13 +1,15 @@
 """`imago compare`: runs beside one another: data, images seen, hours, parameters, and scores with their intervals."""
 
-import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
 from trainer.checkpoint import newest_of, read_seal
+from trainer.command import Parser, tell_errors
 from trainer.config import Config, parse_config
 from trainer.history import best_evaluation, read_evaluations, read_reports
+from trainer.wording import listed, shown
 
 MUST_AGREE = ('extractor', 'weights_sha256', 'resizer')
 SHOULD_AGREE = ('dataset', 'resolution', 'fakes', 'reals', 'seed', 'psi', 'psi_cutoff', 'truncation', 'noise')
@@ -30,9 +32,11 @@ def describe_run(folder: Path, best: str | None) -> dict:
     reports, evaluations = read_reports(folder), read_evaluations(folder)
     seal, config = newest_of(folder / 'checkpoints', trained_on)[1]
     evaluation = best_evaluation(evaluations, best) if best else evaluations[-1] if evaluations else None
+    if evaluation is None and evaluations:
+        known = list(dict.fromkeys(name for line in evaluations for name in line['values']))
+        raise ValueError(f'{shown(folder)} has no evaluation with {shown(best)}; its scores are {listed(known, best)}')
     if evaluation is None:
-        lacks = f'evaluation with {best}' if best else 'evaluation'
-        raise ValueError(f'{folder} has no {lacks}; make one with: imago evaluate {folder}')
+        raise ValueError(f'{shown(folder)} has no evaluation; make one with: imago evaluate {shown(shlex.quote(str(folder)))}')
     return {
         'run': str(folder), 'network': config.network.name,
         'data': Path(config.data.path).name, 'pictures': seal['pictures'],
@@ -41,16 +45,29 @@ def describe_run(folder: Path, best: str | None) -> dict:
         **{key: evaluation[key] for key in ('values', 'intervals', 'protocol')}}
 
 
+def facts_of(checkpoint: Path) -> dict:
+    """What a checkpoint says of its run. ValueError where it is damaged."""
+    seal = read_seal(checkpoint)
+    try:
+        network, data = str(seal['config']['network']['name']), str(seal['config']['data']['path'])
+        counts = {key: int(seal[key]) for key in ('pictures', 'world_size')}
+        parameters = {name: int(seal['parameters'][name]) for name in 'GD'}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f'{shown(checkpoint)} does not say what it was trained on ({error!r}); it is damaged') from error
+    return {'network': network, 'data': Path(data).name, 'pictures': counts['pictures'], 'ranks': counts['world_size'],
+            'parameters': parameters}
+
+
 def check_comparable(runs: list[dict]) -> list[str]:
     """What differs in how scores were taken, as sentences. ValueError if they are of different extractors or resizers."""
     first, differences = runs[0], []
     for run in runs[1:]:
         for key in (*MUST_AGREE, *SHOULD_AGREE):
-            one, other = ((EARLIER | each['protocol'])[key] for each in (first, run))
+            one, other = ((EARLIER | each['protocol']).get(key) for each in (first, run))    # an older protocol may lack it
             # where a generator adds no noise there is nothing to agree on
             if one == other or key == 'noise' and None in (one, other):
                 continue
-            told = f'{first["run"]} was scored with {key}={one}, {run["run"]} with {key}={other}'
+            told = f'{shown(first["run"])} was scored with {key}={shown(one)}, {shown(run["run"])} with {key}={shown(other)}'
             if key in MUST_AGREE:
                 raise ValueError(f'{told}; such scores cannot stand in one table: evaluate one of them again')
             differences.append(told)
@@ -64,7 +81,7 @@ def table(runs: list[dict]) -> str:
     rows = [head, ['---'] * len(head)]
     for run in runs:
         G, D = (run['parameters'][name] / 1e6 for name in 'GD')
-        rows.append([run['run'], run['network'], f'{run["data"]}, {run["pictures"]}', f'{run["kimg"]:g}',
+        rows.append([run['run'], shown(run['network']), f'{shown(run["data"])}, {run["pictures"]}', f'{run["kimg"]:g}',
                      f'{run["seconds"]:.0f} x {run["ranks"]}', f'{G:.2f} / {D:.2f}', f'{run["evaluated_at_kimg"]:g}',
                      *(_score(run, name) for name in scores)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -80,19 +97,19 @@ def _score(run: dict, name: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='imago compare', description=__doc__)
+    parser = Parser(prog='imago compare', description=__doc__)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='a run folder with evaluations')
     parser.add_argument('--best', metavar='SCORE', help='of each run the evaluation that is best by this score, e.g. '
                         'kid_effnet_lite0 (default: its last)')
     parser.add_argument('--json', action='store_true', help='for machines')
     options = parser.parse_args(arguments)
-    try:
-        runs = [describe_run(folder, options.best) for folder in dict.fromkeys(options.runs)]
-        differences = check_comparable(runs)
-    except (ValueError, OSError) as error:
-        print(f'imago compare: error: {error}', file=sys.stderr)
-        return 2
-    print(json.dumps(runs, indent=1) if options.json else table(runs))
+    return tell_errors('imago compare', lambda: compare(list(dict.fromkeys(options.runs)), options.best, options.json))
+
+
+def compare(folders: list[Path], best: str | None, as_json: bool) -> int:
+    runs = [describe_run(folder, best) for folder in folders]
+    differences = check_comparable(runs)
+    print(json.dumps(runs, indent=1) if as_json else table(runs))
     for difference in differences:
         print(f'not alike: {difference}', file=sys.stderr)
     return 0

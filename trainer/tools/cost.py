@@ -11,6 +11,7 @@ from typing import get_args
 
 from torch import nn
 
+from trainer.command import Parser, tell_error
 from trainer.config import Config, load_config
 from trainer.data.manifest import Manifest
 from trainer.models import num_parameters
@@ -193,13 +194,13 @@ def main(arguments: list[str] | None = None) -> int:
         manifest = Manifest(config.data.resolution, options.channels, 'webp', names, counts, ())
         print(table(config, manifest, machine, memory_gb, options.nodes, options.gpus_per_node))
     except (ValueError, OSError) as error:
-        print(f'imago cost: error: {error}', file=sys.stderr)
+        tell_error('imago cost', error)
         return 2
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='imago cost', description=__doc__)
+def parser() -> Parser:
+    parser = Parser(prog='imago cost', description=__doc__)
     parser.add_argument('config', help='a YAML file, or the name of one in configs/')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, as imago train takes them')
     parser.add_argument('--nodes', type=int, nargs='+', default=[1], metavar='N')

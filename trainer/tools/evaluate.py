@@ -16,6 +16,7 @@ from torch import nn
 from trainer import dist
 from trainer.backend import agree_on_kernels
 from trainer.checkpoint import SEAL
+from trainer.command import Parser
 from trainer.data.manifest import find_manifest
 from trainer.data.shards import ShardError, open_dataset
 from trainer.data.stream import check_resolution
@@ -153,9 +154,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='imago evaluate', description=__doc__, allow_abbrev=False,
-                                     epilog='imago evaluate also takes --gpus N: N processes here, by torchrun. What is not '
-                                            'given is taken from the section `evaluate` of the run.')
+    parser = Parser(prog='imago evaluate', description=__doc__, allow_abbrev=False,
+                    epilog='imago evaluate also takes --gpus N: N processes here, by torchrun. What is not '
+                           'given is taken from the section `evaluate` of the run.')
     parser.add_argument('source', help='a run folder, a checkpoint, an export, a folder of pictures, or shards')
     parser.add_argument('--data', help="shards, or a folder of pictures, to compare with (default: the run's own)")
     parser.add_argument('--metrics', type=lambda text: tuple(text.split(',')),

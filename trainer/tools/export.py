@@ -1,17 +1,17 @@
 """`imago export`: the EMA generator as safetensors and JSON, for use without its run."""
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
 
+from trainer.command import Parser, tell_error
 from trainer.export import ABOUT, WEIGHTS, check_new, open_generator, write_export
 from trainer.images import check_batches, take_standing_statistics
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='imago export', description=__doc__)
+    parser = Parser(prog='imago export', description=__doc__)
     parser.add_argument('source', help='a run folder (its newest checkpoint) or a checkpoint')
     parser.add_argument('out', help='folder to write; must not exist, or be empty')
     parser.add_argument('--standing-batches', type=int, default=0, metavar='N',
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
             take_standing_statistics(G, about['class_counts'], options.standing_batches, torch.device('cpu'))
         write_export(G, about, out)
     except (ValueError, OSError) as error:
-        print(f'imago export: error: {error}', file=sys.stderr)
+        tell_error('imago export', error)
         return 2
     print(f'wrote {out / WEIGHTS} and {out / ABOUT} ({about["nimg"] / 1000:g} kimg)')
     return 0

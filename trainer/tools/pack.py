@@ -22,6 +22,7 @@ from typing import TypeVar
 from PIL import ImageColor
 from tqdm import tqdm
 
+from trainer.command import Parser, tell_error
 from trainer.data.manifest import Manifest
 from trainer.durable import write_text
 from trainer.machine import usable_cores
@@ -236,8 +237,8 @@ def write_samples(writer: ShardWriter, results: Iterator[Encoded | Skipped], lab
     return tally
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='imago pack', description=__doc__)
+def make_parser() -> Parser:
+    parser = Parser(prog='imago pack', description=__doc__)
     parser.add_argument('source', metavar='SOURCE', help='a folder or .zip of pictures, in one sub-folder a class or '
                         'in none; or WebDataset tars: one, a folder of them, or a pattern like x-{000..003}.tar. Labels in '
                         "it go before sub-folders: StyleGAN's dataset.json, or KEY.cls or KEY.json beside KEY.png")
@@ -278,14 +279,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         pack(options)
     except ValueError as error:
-        print(f'imago pack: error: {error}', file=sys.stderr)
+        tell_error('imago pack', error)
         return 2
     except OSError as error:
-        print(f'imago pack: error: {error}; {options.out} is as it was', file=sys.stderr)
+        tell_error('imago pack', f'{error}; {options.out} is as it was')
         return 2
     except BrokenProcessPool:
         fewer = f'fewer than --workers {options.workers}, or ' if options.workers > 1 else ''
-        print(f'imago pack: error: a worker process died (out of memory?); try {fewer}a smaller --max-pixels', file=sys.stderr)
+        tell_error('imago pack', f'a worker process died (out of memory?); try {fewer}a smaller --max-pixels')
         return 2
     except KeyboardInterrupt:
         print(f'imago pack: interrupted; {options.out} is as it was', file=sys.stderr)

@@ -1,6 +1,5 @@
 """`imago plot`: learning curves of one run, or of several side by side, as one PNG."""
 
-import argparse
 import fnmatch
 import math
 import sys
@@ -11,9 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from trainer.command import Parser, tell_errors
+from trainer.durable import in_place_of
 from trainer.history import read_evaluations, read_reports
+from trainer.wording import listed
 
 DEFAULT = ('metrics/*', 'loss/D', 'loss/G', 'logits/*_sign', 'penalty/*', 'path_length', 'augment/p', 'guard/*', 'speed/*')
+MOST_PANELS = 120
 Curve = list[tuple[float, float, tuple[float, float] | None]]   # kimg or hours, value, interval
 
 
@@ -26,8 +29,10 @@ def plot(folders: list[Path], out: Path, keys: list[str], by_hours: bool = False
     names = list(dict.fromkeys(name for pattern in keys
                                for name in sorted(set().union(*runs.values())) if fnmatch.fnmatch(name, pattern)))
     if not names:
-        known = ', '.join(sorted(set().union(*runs.values())))
-        raise ValueError(f'no curve is named {" or ".join(keys)}; there are {known}')
+        known = sorted(set().union(*runs.values()))
+        raise ValueError(f'no curve is named {listed(keys)}; there are {listed(known, keys[0])}')
+    if len(names) > MOST_PANELS:
+        raise ValueError(f'{len(names)} curves are named, {listed(names)}; --keys takes up to {MOST_PANELS} of them')
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure((5 * columns, 3 * rows + 0.4), layout='constrained')
@@ -39,7 +44,8 @@ def plot(folders: list[Path], out: Path, keys: list[str], by_hours: bool = False
         axes.remove()
     handles = [Line2D([], [], color=f'C{number}', label=run) for number, run in enumerate(runs)]
     figure.legend(handles=handles, loc='outside upper center', ncols=min(3, len(runs)), frameon=False)
-    figure.savefig(out, dpi=110)
+    with in_place_of(out) as aside:
+        figure.savefig(aside, dpi=110, format=out.suffix[1:] or 'png')
     return len(names)
 
 
@@ -60,7 +66,7 @@ def curves_of(folder: Path, by_hours: bool) -> dict[str, Curve]:
     shown, hours = zip(*((report['nimg'], report['seconds'] / 3600) for report in reports), strict=True)
     for report in reports:
         for name, value in report.items():
-            if name not in ('nimg', 'time', 'seconds') and not name.startswith('metrics/'):
+            if name not in ('nimg', 'time', 'seconds') and not name.startswith('metrics/') and not isinstance(value, str):
                 curves.setdefault(name, []).append((report['nimg'], value, None))
     for evaluation in read_evaluations(folder):
         for name, value in evaluation['values'].items():
@@ -72,7 +78,7 @@ def curves_of(folder: Path, by_hours: bool) -> dict[str, Curve]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='imago plot', description=__doc__)
+    parser = Parser(prog='imago plot', description=__doc__)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='a run folder')
     parser.add_argument('--out', type=Path, help='the PNG to write (default: curves.png in the first run)')
     parser.add_argument('--hours', action='store_true', help='hours of training on the axis, not kimg')
@@ -80,13 +86,12 @@ def main(arguments: list[str] | None = None) -> int:
                         help='names or patterns of stats.jsonl and metrics/SCORE (default: %(default)s)')
     options = parser.parse_args(arguments)
     out = options.out or options.runs[0] / 'curves.png'
-    try:
+
+    def work() -> int:
         panels = plot(list(dict.fromkeys(options.runs)), out, options.keys, options.hours)
-    except (ValueError, OSError) as error:
-        print(f'imago plot: error: {error}', file=sys.stderr)
-        return 2
-    print(f'wrote {out}: {panels} panels, {len(options.runs)} runs')
-    return 0
+        print(f'wrote {out}: {panels} panels, {len(options.runs)} runs')
+        return 0
+    return tell_errors('imago plot', work)
 
 
 if __name__ == '__main__':

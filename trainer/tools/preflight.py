@@ -1,10 +1,12 @@
 """What a run will need, before it starts: parameters, memory and disk."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,12 +18,14 @@ from trainer.parallel import parts_of
 from trainer.phase import MicroBatch, Phase
 from trainer.randomness import draw
 from trainer.recipe import Recipe
+from trainer.run_folder import nearest
 from trainer.state import SCALARS, TrainState, make_networks
 
 
 def describe_run(config: Config, manifest: Manifest, world: int) -> str:
     """Parameter counts, and estimates of memory (a rank) and disk, as lines for people."""
-    G, D = make_networks(config, manifest)
+    with torch.device('meta'):
+        G, D = make_networks(config, manifest)
     kept = state_bytes(G, D)
     own, whole = rank_bytes(config, G, D, world)
     on_host = kept // parts_of(config.parallel, world)
@@ -110,9 +114,21 @@ def saved_bytes(forward: Callable[[], object]) -> int:
     return size
 
 
+def check_memory(config: Config, manifest: Manifest) -> None:
+    """ValueError, before any of it is taken, if the new networks of this machine's ranks are larger than its memory."""
+    with torch.device('meta'):
+        G, D = make_networks(config, manifest)
+    ranks, there = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), psutil.virtual_memory().total
+    needed = ranks * (2 * tensor_bytes(G.state_dict()) + tensor_bytes(D.state_dict()))
+    if needed > there:
+        raise ValueError(f'G has {num_parameters(G):,} parameters and D {num_parameters(D):,}: with the average they take '
+                         f'{needed / 1e9:.1f} GB on {ranks} ranks, and this machine has {there / 1e9:.1f} GB; set smaller '
+                         'widths of the network')
+
+
 def check_disk(run_dir: Path, state: TrainState) -> None:
     """ValueError if the disk cannot take two checkpoints: the newest, and the next one being written."""
-    free, needed = shutil.disk_usage(run_dir).free, 2 * state_bytes(state.G, state.D)
+    free, needed = shutil.disk_usage(nearest(run_dir)).free, 2 * state_bytes(state.G, state.D)
     if free < needed:
         raise ValueError(f'run_dir={run_dir}: {free / 1e9:.2f} GB are free, two checkpoints take {needed / 1e9:.2f} GB; '
                          'make room or choose another run_dir')

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from trainer.command import Parser, tell_error
 from trainer.durable import in_place_of
 from trainer.export import open_generator
 from trainer.images import check_batches, check_truncation, draws_for_seeds, generate, grid, take_standing_statistics
@@ -77,7 +78,7 @@ def sample(options: argparse.Namespace) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='imago sample', description=__doc__)
+    parser = Parser(prog='imago sample', description=__doc__)
     parser.add_argument('source', help='a run folder (its newest checkpoint), a checkpoint, or an export')
     parser.add_argument('--out', default='samples', help='folder for the pictures (default: %(default)s)')
     parser.add_argument('--seeds', default='0-31', help='numbers and ranges, e.g. 0-15,42 (default: %(default)s)')
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         paths = sample(parser.parse_args(arguments))
     except (ValueError, OSError) as error:
-        print(f'imago sample: error: {error}', file=sys.stderr)
+        tell_error('imago sample', error)
         return 2
     print(f'wrote {paths[0]}' if len(paths) == 1 else f'wrote {len(paths)} pictures: {paths[0]} to {paths[-1].name}')
     return 0

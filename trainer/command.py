@@ -1,0 +1,34 @@
+"""How every command reads its arguments, and how it ends: what is wrong is one line, with exit status 2."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from trainer.wording import one_line, shown
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells an error in one line."""
+
+    def parse_known_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None) -> tuple:
+        for argument in sys.argv[1:] if args is None else args:
+            if any('\ud800' <= character <= '\udfff' for character in argument):
+                self.error(f'argument {shown(argument)} is no UTF-8 text')    # it could not even be printed
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{self.prog}: error: {one_line(message)}\n')
+
+
+def tell_error(prog: str, error: object) -> None:
+    print(f'{prog}: error: {one_line(str(error))}', file=sys.stderr, flush=True)
+
+
+def tell_errors(prog: str, work: Callable[[], int]) -> int:
+    """The exit status of `work`; 2 and one line for what the user can mend."""
+    try:
+        return work()
+    except (ValueError, OSError) as error:
+        tell_error(prog, error)
+        return 2
