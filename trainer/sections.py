@@ -129,7 +129,7 @@ class GrowthConfig(Section):
     # Pictures that D's gradient penalties are taken at. full, as published: the stage's, enlarged to full size, which D
     # averages down again: |grad D|^2 is 4**floor(lod) times smaller, so R1 is weaker and slopes are drawn to 2**floor(lod).
     penalty_at: Literal['stage', 'full'] = 'stage'
-    restart: Literal['start', 'both'] = 'start'   # Adam's moments, at the start of a fade; both, as published: at its end too
+    restart: Literal['start', 'both'] = 'start'   # Adam forgets its moments as a fade starts; both, as published: as it ends too
 
 
 class ParallelConfig(Section):
