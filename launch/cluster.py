@@ -7,22 +7,41 @@ from pathlib import Path
 
 from trainer.command import Parser
 from trainer.config import Config, load_config
+from trainer.wording import shown
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{value} is below 1')
-    return value
+MOST_NODES, MOST_RANKS = 10_000, 1024   # of a run; of a node
 
 
-def run_parser(prog: str, about: str, nodes: Callable[[str], object] = positive, nodes_help: str | None = None) -> Parser:
+def up_to(most: int) -> Callable[[str], int]:
+    """The kind of an argument that is a whole number from 1 on."""
+    def parse(text: str) -> int:
+        if not re.fullmatch('[0-9]{1,9}', text) or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f'{shown(text)} is no whole number from 1 to {most}')
+        return int(text)
+    return parse
+
+
+def spelled(pattern: str, advice: str, most: int = 253) -> Callable[[str], str]:
+    """The kind of an argument that others read, by their grammar."""
+    def parse(text: str) -> str:
+        if len(text) > most or not re.fullmatch(pattern, text, re.ASCII):
+            raise argparse.ArgumentTypeError(f'{shown(text)}: {advice}')
+        return text
+    return parse
+
+
+# what Docker and its kin call an image: [REGISTRY[:PORT]/]NAME[:TAG][@DIGEST]
+REFERENCE = r'[A-Za-z0-9][\w.-]*(:[0-9]{1,5}(?=/))?(/[\w.-]+)*(:[\w][\w.-]{0,127})?(@[A-Za-z0-9]+:[0-9a-fA-F]{32,128})?'
+
+
+def run_parser(prog: str, about: str, nodes: Callable[[str], object] = up_to(MOST_NODES), nodes_help: str | None = None) -> Parser:
     """For a run of `--nodes` x `--gpus-per-node` ranks; overrides may stand between the options."""
     parser = Parser(prog=prog, description=about)
     parser.add_argument('config', help='a YAML file, or the name of one in configs/')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, as imago train takes them')
     parser.add_argument('--nodes', type=nodes, required=True, help=nodes_help)
-    parser.add_argument('--gpus-per-node', type=positive, required=True, help='ranks on each node; on CPUs with device=cpu')
+    parser.add_argument('--gpus-per-node', type=up_to(MOST_RANKS), required=True, help='ranks on each node; on CPUs with device=cpu')
     return parser
 
 
@@ -30,7 +49,7 @@ def job_parser(prog: str, about: str) -> Parser:
     """For a job that is written down for a scheduler."""
     parser = run_parser(prog, about)
     parser.add_argument('--name', help="of the job; else the run folder's")
-    parser.add_argument('--cpus-per-gpu', type=positive, default=8)
+    parser.add_argument('--cpus-per-gpu', type=up_to(1024), default=8)
     parser.add_argument('-o', '--out', type=Path, metavar='FILE', help='a new file; else it is printed')
     return parser
 
@@ -51,14 +70,19 @@ def job_name(options: argparse.Namespace, config: Config) -> str:
     else:
         name = options.name
     if not re.fullmatch('[a-z]([a-z0-9-]{0,48}[a-z0-9])?', name):
-        raise ValueError(f'--name {name!r}: take at most 50 small letters, digits and -, the first one a letter')
+        raise ValueError(f'--name {shown(name)}: take at most 50 small letters, digits and -, the first one a letter')
     return name
 
 
 def write_new(path: Path, text: str) -> None:
-    """ValueError where a file is already, which somebody may have edited."""
+    """ValueError where a file is already, which somebody may have edited. On a disk that is full none is left."""
     try:
-        with open(path, 'x') as file:
-            file.write(text)
+        file = open(path, 'x')
     except FileExistsError:
         raise ValueError(f'{path} is there already; remove it, or choose another -o FILE') from None
+    try:
+        with file:
+            file.write(text)
+    except OSError:
+        path.unlink()
+        raise

@@ -1,30 +1,46 @@
 """`imago launch kubernetes`: a PyTorchJob, of the Kubeflow training operator, with the configuration beside it."""
 
 import argparse
+import posixpath
+import re
 import sys
 from pathlib import PurePosixPath
 
 import yaml
 
-from launch.cluster import job_name, job_parser, load_run, positive, write_new
+from launch.cluster import (
+    REFERENCE,
+    job_name,
+    job_parser,
+    load_run,
+    spelled,
+    up_to,
+    write_new,
+)
 from trainer.command import tell_errors
 from trainer.config import Config, to_yaml
+from trainer.schema import check_path
+from trainer.wording import shown
 
 PROG = 'imago launch kubernetes'
 PORT = 23456             # the one that the operator's services open
 CONFIG_FOLDER = '/etc/imago'
+OWN_FOLDERS = (CONFIG_FOLDER, '/dev', '/proc', '/sys', '/usr', '/bin', '/lib')   # of the pod, and above them
+LABEL = '[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?'
+UNITS = {'': 1, 'k': 10 ** 3, 'M': 10 ** 6, 'G': 10 ** 9, 'T': 10 ** 12, 'P': 10 ** 15,
+         'Ki': 1 << 10, 'Mi': 1 << 20, 'Gi': 1 << 30, 'Ti': 1 << 40, 'Pi': 1 << 50}
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = job_parser(PROG, 'Write a manifest for the PyTorch training operator: kubectl apply -f FILE starts it.')
-    parser.add_argument('--image', required=True, help='with imago in it')
+    parser.add_argument('--image', required=True, type=spelled(REFERENCE, 'write it as [REGISTRY/]NAME[:TAG]'), help='with imago in it')
     parser.add_argument('--pvc', action='append', required=True, metavar='NAME:/PATH', type=claim,
                         help='a volume claim that all nodes see, and where; repeatable; relative paths of the configuration '
                         'start from the first')
-    parser.add_argument('--namespace')
-    parser.add_argument('--grace', type=positive, default=300, metavar='SECONDS',
+    parser.add_argument('--namespace', type=spelled(LABEL, 'take small letters, digits and -, as Kubernetes does', 63))
+    parser.add_argument('--grace', type=up_to(86_400), default=300, metavar='SECONDS',
                         help='for the last checkpoint, %(default)s')
-    parser.add_argument('--shm', default='16Gi', metavar='SIZE', help='shared memory of a node, %(default)s')
+    parser.add_argument('--shm', default='16Gi', metavar='SIZE', type=quantity, help='shared memory of a node, %(default)s')
     options = parser.parse_intermixed_args(arguments)
     return tell_errors(PROG, lambda: launch(options))
 
@@ -40,16 +56,38 @@ def launch(options: argparse.Namespace) -> int:
 
 
 def claim(text: str) -> tuple[str, str]:
-    name, colon, path = text.partition(':')
-    if not name or not PurePosixPath(path).is_absolute():
-        raise argparse.ArgumentTypeError(f'{text!r} is not of the form NAME:/PATH')
+    name, _, path = text.partition(':')
+    if not path.startswith('/') or len(name) > 253 or not re.fullmatch(rf'{LABEL}(\.{LABEL})*', name):
+        raise argparse.ArgumentTypeError(f'{shown(text)} is not of the form NAME:/PATH, with a name of small letters, digits, - '
+                                         'and .')
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'{shown(text)}: {error}') from error
+    if ':' in path or posixpath.normpath(path) != path or any(PurePosixPath(path).is_relative_to(own) or
+                                                              PurePosixPath(own).is_relative_to(path) for own in OWN_FOLDERS):
+        raise argparse.ArgumentTypeError(f'{shown(text)}: no volume goes there; choose a plain folder of its own, e.g. '
+                                         f'{name}:/mnt/{name}')
     return name, path
+
+
+def quantity(text: str) -> str:
+    """An amount of memory as Kubernetes writes it: 16Gi, 500M, 1.5e9."""
+    match = re.fullmatch(r'([0-9]{1,15}(?:\.[0-9]{1,9})?)(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P|[eE][0-9]{1,2}|)', text)
+    factor = match and (10 ** int(match[2][1:]) if match[2][:1] in ('e', 'E') else UNITS[match[2]])
+    if match is None or not 1 << 20 <= float(match[1]) * factor <= 1 << 50:
+        raise argparse.ArgumentTypeError(f'{shown(text)} is no amount of memory from 1Mi to 1Pi; write e.g. 16Gi')
+    return text
 
 
 def manifest(options: argparse.Namespace, config: Config) -> str:
     """ConfigMap and PyTorchJob, as YAML. ValueError for paths that no claim holds."""
-    for key, path in ('run_dir', config.run_dir), ('data.path', config.data.path):
-        check_on_a_claim(key, path, [where for _, where in options.pvc])
+    claims = [where for _, where in options.pvc]
+    if len(set(claims)) < len(claims):
+        raise ValueError(f'--pvc: two claims at {shown(max(claims, key=claims.count))}; give each a folder of its own')
+    for key, path in ('run_dir', config.run_dir), ('data.path', config.data.path), ('guard.data', config.guard.data):
+        if path is not None:
+            check_on_a_claim(key, path, claims)
     name = job_name(options, config)
     metadata = {'name': name} | ({'namespace': options.namespace} if options.namespace else {})
     template = {'spec': pod(options, config, name)}
@@ -89,9 +127,11 @@ def pod(options: argparse.Namespace, config: Config, name: str) -> dict:
 
 
 def check_on_a_claim(key: str, path: str, claims: list[str]) -> None:
-    """ValueError for an absolute local path that a pod would not see."""
-    if path.startswith('/') and not any(PurePosixPath(path).is_relative_to(claim) for claim in claims):
-        raise ValueError(f'{key}={path} lies on no --pvc; mount one at a folder above it, or set {key}')
+    """ValueError for a local path that a pod would not see. Relative ones start from the first claim."""
+    whole = posixpath.normpath(posixpath.join(claims[0], path))
+    local = re.match('[A-Za-z][A-Za-z0-9+.-]*:', path) is None
+    if local and not any(PurePosixPath(whole).is_relative_to(claim) for claim in claims):
+        raise ValueError(f'{key}={shown(path)} lies on no --pvc; mount one at a folder above it, or set {key}')
 
 
 class Readable(yaml.SafeDumper):

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from launch.cluster import positive
+from launch.cluster import MOST_RANKS, up_to
 from launch.torchrun import run_torchrun
 from trainer.command import Parser
 
@@ -11,7 +11,7 @@ from trainer.command import Parser
 def start(module: str, arguments: list[str], prog: str, flag: str = '--gpus') -> int:
     """Become `python -m MODULE ARGUMENTS`, or with `flag` N > 1 run N of them under torchrun. Returns its exit status."""
     parser = Parser(prog=prog, add_help=False, allow_abbrev=False)
-    parser.add_argument(flag, dest='ranks', type=positive, default=1)
+    parser.add_argument(flag, dest='ranks', type=up_to(MOST_RANKS), default=1)
     options, rest = parser.parse_known_args(arguments)
     if options.ranks == 1:
         os.execv(sys.executable, [sys.executable, '-m', module, *rest])

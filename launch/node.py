@@ -14,13 +14,15 @@ from pathlib import Path
 
 import psutil
 
-from launch.cluster import load_run, run_parser
+from launch.cluster import MOST_NODES, load_run, run_parser, spelled
 from launch.torchrun import STOPPED, run_torchrun
 from trainer.checkpoint_names import list_checkpoints
 from trainer.command import tell_errors
 from trainer.config import Config
+from trainer.wording import shown
 
 PROG, MAX_RESTARTS = 'imago launch node', 3
+HOST = re.compile(r'[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]', re.ASCII)   # a name or an address
 LAST_CALL = 10   # seconds that an elastic run waits for more nodes than it needs
 
 
@@ -28,16 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = run_parser(PROG, 'One node of several: torchrun, which every node starts with the same arguments.',
                         nodes=node_range, nodes_help='N, or MIN:MAX to go on with what is left after a loss')
     parser.add_argument('--rendezvous', required=True, metavar='HOST:PORT', help='where the nodes meet: on one of them')
-    parser.add_argument('--id', default='imago', help='the same on all nodes, another one for each job')
+    parser.add_argument('--id', default='imago', type=spelled('[A-Za-z0-9_.-]+', 'take letters, digits and . _ -', 100), help='the same on all nodes, another one for each job')
     options = parser.parse_intermixed_args(arguments)
     return tell_errors(PROG, lambda: run_node(options))
 
 
 def node_range(text: str) -> range:
     """'4' -> range(4, 5); '2:4' -> range(2, 5)"""
-    match = re.fullmatch(r'([1-9]\d*)(?::([1-9]\d*))?', text)
-    if match is None or int(match[2] or match[1]) < int(match[1]):
-        raise argparse.ArgumentTypeError(f'{text!r} is not of the form N or MIN:MAX, 1 or more')
+    match = re.fullmatch('([1-9][0-9]{0,8})(?::([1-9][0-9]{0,8}))?', text)
+    if match is None or not int(match[1]) <= int(match[2] or match[1]) <= MOST_NODES:
+        raise argparse.ArgumentTypeError(f'{shown(text)} is not of the form N or MIN:MAX, from 1 to {MOST_NODES}')
     return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
@@ -66,8 +68,8 @@ def meeting_point(rendezvous: str) -> tuple[str, str | None]:
     of the rendezvous leads nowhere yet, or only to this machine: then torchrun finds out by itself.
     """
     host, _, port = rendezvous.rpartition(':')
-    if not host or not port.isdigit():
-        raise ValueError(f'--rendezvous {rendezvous!r} is not of the form HOST:PORT')
+    if not HOST.fullmatch(host) or not re.fullmatch('[0-9]{1,5}', port) or not 1 <= int(port) < 1 << 16:
+        raise ValueError(f'--rendezvous {shown(rendezvous)} is not of the form HOST:PORT, with a port from 1 to 65535')
     try:
         family, kind, _, _, there = socket.getaddrinfo(host.strip('[]'), int(port), type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
@@ -77,9 +79,9 @@ def meeting_point(rendezvous: str) -> tuple[str, str | None]:
         return rendezvous, None
     if ipaddress.ip_address(address).is_loopback:
         return rendezvous, None
-    interface = next(name for name, entries in psutil.net_if_addrs().items()
-                     if address in [entry.address for entry in entries])
-    os.environ.setdefault('GLOO_SOCKET_IFNAME', interface)
+    interfaces = [name for name, entries in psutil.net_if_addrs().items() if address in [entry.address for entry in entries]]
+    if interfaces:
+        os.environ.setdefault('GLOO_SOCKET_IFNAME', interfaces[0])
     return (f'localhost:{port}' if address == there[0] else rendezvous), address
 
 

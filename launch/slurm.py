@@ -1,6 +1,7 @@
 """`imago launch slurm`: an sbatch script that trains, stops before its time is up, and queues itself again."""
 
 import argparse
+import os
 import re
 import shlex
 import shutil
@@ -8,12 +9,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.cluster import job_name, job_parser, load_run, positive, write_new
+from launch.cluster import (
+    REFERENCE,
+    job_name,
+    job_parser,
+    load_run,
+    spelled,
+    up_to,
+    write_new,
+)
 from trainer.command import tell_errors
 from trainer.config import Config
+from trainer.schema import check_path
+from trainer.wording import shown
 
 PROG = 'imago launch slurm'
-TIME = re.compile(r'(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})')
+TIME = re.compile('(?:(?P<days>[0-9]{1,6})-)?(?P<fields>[0-9]{1,9}(?::[0-9]{1,9}){0,2})')
+LONGEST = 366 * 86400     # s of one start
+NAMES = spelled(r'[A-Za-z0-9_][\w.@+-]*(,[A-Za-z0-9_][\w.@+-]*)*', 'take letters, digits and . @ + - _, and a comma between names')
 
 SCRIPT = '''\
 #!/bin/bash
@@ -52,18 +65,40 @@ exit "$status"
 def main(arguments: list[str] | None = None) -> int:
     parser = job_parser(PROG, 'Write an sbatch script that trains over several nodes, and requeues itself until it is done.')
     parser.add_argument('--time', help="of one start, as Slurm writes it: 24:00:00, 2-12; else the partition's")
-    parser.add_argument('--partition')
-    parser.add_argument('--account')
-    parser.add_argument('--notice', type=positive, default=180, metavar='SECONDS',
+    parser.add_argument('--partition', type=NAMES)
+    parser.add_argument('--account', type=NAMES)
+    parser.add_argument('--notice', type=up_to(65535), default=180, metavar='SECONDS',
                         help='for the last checkpoint, %(default)s')
     where = parser.add_mutually_exclusive_group()
-    where.add_argument('--venv', type=Path, help='with imago in it, seen by all nodes; else the one that runs this')
-    where.add_argument('--container', metavar='IMAGE', help='with imago in it, for Slurm with pyxis')
-    parser.add_argument('--mount', action='append', default=[], metavar='PATH',
+    where.add_argument('--venv', type=a_path, help='with imago in it, seen by all nodes; else the one that runs this')
+    where.add_argument('--container', type=container, metavar='IMAGE', help='with imago in it, for Slurm with pyxis')
+    parser.add_argument('--mount', action='append', default=[], metavar='PATH', type=mounted,
                         help='also seen in the container; repeatable')
     parser.add_argument('--submit', action='store_true', help='and give it to sbatch')
     options = parser.parse_intermixed_args(arguments)
     return tell_errors(PROG, lambda: launch(options))
+
+
+def a_path(text: str) -> Path:
+    try:
+        return Path(check_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'{shown(text)}: {error}') from error
+
+
+def container(text: str) -> str:
+    """A file, or what pyxis takes for an image: [docker://][USER@][REGISTRY#]IMAGE[:TAG]"""
+    if text.startswith(('/', './', '../')):
+        return str(a_path(text))
+    return spelled(rf'(dockerd?://|podman://)?([\w.-]+@)?([\w.:-]+#)?{REFERENCE}',
+                   'write an image as [REGISTRY#]NAME[:TAG], or the path of a file, with a / in front')(text)
+
+
+def mounted(text: str) -> str:
+    """An absolute path, at which a container sees it too."""
+    if ':' in text or ',' in text:    # which part mounts, and their two sides
+        raise argparse.ArgumentTypeError(f'{shown(text)}: give one folder, without : or , in its name; it is seen at the same place')
+    return os.path.abspath(a_path(text))
 
 
 def launch(options: argparse.Namespace) -> int:
@@ -90,12 +125,14 @@ def batch_script(options: argparse.Namespace, config: Config) -> str:
         'job-name': name, 'nodes': options.nodes, 'ntasks-per-node': 1, 'cpus-per-task': cpus,
         'gpus-per-node': None if config.device == 'cpu' else gpus,
         'time': options.time, 'partition': options.partition, 'account': options.account,
-        'signal': f'B:USR1@{options.notice}', 'requeue': '', 'output': f'{name}-%j.log', 'open-mode': 'append'}
+        'signal': f'B:USR1@{options.notice}', 'requeue': True, 'output': f'{name}-%j.log', 'open-mode': 'append'}
     folder = Path.cwd()
     # srun does not take over the CPUs, and a node that has stopped must not end one that is still saving
     srun = [f'--cpus-per-task={cpus}', '--kill-on-bad-exit=0']
     if options.container:
-        mounts = [str(folder), *(str(Path(mount).absolute()) for mount in options.mount)]
+        if re.search('[,:]', str(folder)):
+            raise ValueError(f'--container cannot see this folder, {shown(folder)}, as its name holds : or , ; start from another one')
+        mounts = list(dict.fromkeys([str(folder), *options.mount]))
         srun += [f'--container-image={options.container}', f'--container-workdir={folder}',
                  f'--container-mounts={",".join(f"{mount}:{mount}" for mount in mounts)}']
     run = [options.config, *options.overrides, f'--nodes={options.nodes}', f'--gpus-per-node={gpus}']
@@ -106,9 +143,9 @@ def batch_script(options: argparse.Namespace, config: Config) -> str:
 
 def directive(key: str, value: object) -> str:
     """ValueError for a value that would end the line or begin another option."""
-    if value != '' and not re.fullmatch(r'[\w.,:@%+/-]+', str(value)):
-        raise ValueError(f'--{key} {value!r}: take letters, digits and . , : @ % + / - _ only')
-    return f'#SBATCH --{key}' + (f'={value}' if value != '' else '')
+    if not re.fullmatch(r'[\w.,:@%+/-]+', str(value), re.ASCII):
+        raise ValueError(f'--{key} {shown(value)}: take letters, digits and . , : @ % + / - _ only')
+    return f'#SBATCH --{key}' + (f'={value}' if value is not True else '')
 
 
 def check_time(options: argparse.Namespace) -> None:
@@ -117,10 +154,13 @@ def check_time(options: argparse.Namespace) -> None:
         return
     match = TIME.fullmatch(options.time)
     if match is None:
-        raise ValueError(f'--time {options.time!r}: write it as 24:00:00 or 2-12:00:00')
+        raise ValueError(f'--time {shown(options.time)}: write it as 24:00:00 or 2-12:00:00')
     fields = [int(field) for field in match['fields'].split(':')]
     units = (3600, 60, 1) if match['days'] or len(fields) == 3 else (60, 1)
     seconds = 86400 * int(match['days'] or 0) + sum(field * unit for field, unit in zip(fields, units))
+    if seconds > LONGEST:
+        raise ValueError(f'--time {options.time} is {seconds // 86400} days, of {LONGEST // 86400} that one start may take; the '
+                         'job goes on by itself in the next one')
     if seconds <= options.notice:
         raise ValueError(f'--time {options.time} is {seconds} s, no longer than --notice {options.notice}; '
                          'take a longer --time or a shorter --notice')

@@ -73,6 +73,15 @@ def test_bad_input_is_one_line_and_status_2(shards, tmp_path, capsys, arguments,
     assert {entry.name for entry in tmp_path.iterdir()} == {'c.yaml'}
 
 
+def test_lanes_that_a_small_dataset_allows_are_accepted(shards, tmp_path, capsys):
+    path = str(write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml'))
+    for overrides, told in ((['data.lanes=36', 'batch=36'], 'use data.lanes=18'),
+                            (['data.lanes=37', 'batch=37', 'micro_batch=1'], 'use data.lanes=1')):
+        assert main([path, *overrides]) == 2
+        assert f'is more than the 30 pictures of the dataset; {told}, or pack more' in capsys.readouterr().err
+        assert main([path, *overrides, '--dry-run', told.removeprefix('use ')]) == 0
+
+
 def test_a_conditional_model_needs_labels(tmp_path, capsys):
     data = write_dataset(tmp_path / 'plain', (20,), size=16)
     path = write_tiny(data, tmp_path / 'run', tmp_path / 'c.yaml')

@@ -166,7 +166,9 @@ def shutdown() -> None:
 
 def _die_with_parent() -> None:
     """A worker whose torchrun was killed would go on training and saving beside its successor."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'prctl'):    # Linux has it
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _keep_large_allocations() -> None:

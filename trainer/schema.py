@@ -39,6 +39,8 @@ def no_boolean(value: object) -> object:
 
 def check_path(value: str) -> str:
     """ValueError for what no shell would have meant, and for control characters, which would break lines."""
+    if not value:
+        raise ValueError('it is empty; give a path')
     if value != one_line(value, len(value)):
         raise ValueError('it has control characters; choose another name')
     if (longest := max(len(os.fsencode(part)) for part in value.split('/'))) > 255:
@@ -60,7 +62,7 @@ def real(least: float, most: float) -> object:
     return Annotated[float, BeforeValidator(no_boolean), Field(ge=least, le=most)]
 
 
-PathName = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(check_path)]
+PathName = Annotated[str, Field(max_length=4096), AfterValidator(check_path)]
 
 Seed = whole(0, (1 << 63) - 1)
 Count = whole(1, 1_000_000)          # of what repeats: steps, reports, checkpoints

@@ -11,9 +11,9 @@ from trainer.checkpoint import CheckpointError, Checkpoints
 from trainer.command import Parser, tell_error
 from trainer.config import Config, load_config, parse_config, to_yaml
 from trainer.data.manifest import Manifest
-from trainer.data.order import Order
 from trainer.data.shards import Dataset, ShardError, open_dataset
 from trainer.data.stream import Batch, check_resolution, stream
+from trainer.division import most_lanes
 from trainer.ema import ema_decay, update_ema
 from trainer.evaluation import Evaluation, make_evaluation
 from trainer.game import to_device
@@ -136,7 +136,10 @@ def open_checked(config: Config) -> Dataset:
     base_and_doublings(picture_size(config, manifest))
     check_growth(config, picture_size(config, manifest))
     check_resolution(dataset, picture_size(config, manifest))
-    Order(manifest, config.data.lanes, config.seed)
+    if config.data.lanes > manifest.num_samples:
+        fit = most_lanes(config, dist.world_size(), manifest.num_samples)
+        raise ValueError(f'data.lanes={config.data.lanes} is more than the {manifest.num_samples} pictures of the '
+                         f'dataset; {f"use data.lanes={fit}, or pack more" if fit else "pack more"}')
     if config.guard.data:
         open_held_out(config, manifest)
     return dataset

@@ -93,6 +93,15 @@ def test_pods_read_the_very_configuration(shards, tmp_path):
     assert '/etc/imago/config.yaml' in command
 
 
+@pytest.mark.parametrize('arguments', [
+    ['--shm', '1.5Gi'], ['--shm', '500M'], ['--shm', '2e9'], ['--namespace', 'lab-1'], ['--pvc', 'my.claim-2:/mnt/x'],
+    ['--image', 'registry:5000/lab/imago:1'], ['--image', 'imago@sha256:' + 'a' * 64], ['run_dir=runs/../runs/x'],
+    ['data.path=https://host/shards'],
+])
+def test_what_kubernetes_takes_is_taken(shards, tmp_path, arguments):
+    write(shards, tmp_path, '--nodes', '2', *arguments)
+
+
 def test_the_schema_refuses(shards, tmp_path):
     _, job = write(shards, tmp_path, '--nodes', '2')
     job['spec']['pytorchReplicaSpecs']['Master']['restartPolicy'] = 'Sometimes'
@@ -103,11 +112,37 @@ def test_the_schema_refuses(shards, tmp_path):
 
 @pytest.mark.parametrize('arguments, message', [
     (['--nodes', '5'], 'data.lanes=12 is not a multiple of the 5 ranks'),
-    (['--pvc', 'claim'], "argument --pvc: 'claim' is not of the form NAME:/PATH"),
-    (['--pvc', 'claim:lab'], "argument --pvc: 'claim:lab' is not of the form NAME:/PATH"),
+    (['--pvc', 'claim'], 'argument --pvc: claim is not of the form NAME:/PATH'),
+    (['--pvc', 'claim:lab'], 'argument --pvc: claim:lab is not of the form NAME:/PATH'),
     (['run_dir=/elsewhere/run'], 'run_dir=/elsewhere/run lies on no --pvc'),
     (['--name', 'x' * 51], 'take at most 50 small letters'),
-    (['--grace', '0'], 'argument --grace: 0 is below 1'),
+    (['--grace', '0'], 'argument --grace: 0 is no whole number from 1 to 86400'),
+    (['--pvc', 'A B:/x'], 'argument --pvc: A B:/x is not of the form'),
+    (['--pvc', 'a..b:/x'], 'is not of the form'),
+    (['--pvc', 'a:/'], 'no volume goes there; choose a plain folder of its own, e.g. a:/mnt/a'),
+    (['--pvc', 'a:/etc'], 'no volume goes there'),
+    (['--pvc', 'a:/dev/shm'], 'no volume goes there'),
+    (['--pvc', 'a:/x/../etc/imago'], 'no volume goes there'),
+    (['--pvc', 'a:/x:y'], 'no volume goes there'),
+    (['--pvc', 'a:/x\ny'], 'control characters'),
+    (['--pvc', 'other:/lab'], '--pvc: two claims at /lab'),
+    (['run_dir=/lab/../../etc/r'], 'run_dir=/lab/../../etc/r lies on no --pvc'),
+    (['run_dir=../r'], 'run_dir=../r lies on no --pvc'),
+    (['guard.data=/elsewhere'], 'guard.data=/elsewhere lies on no --pvc'),
+    (['--image', ''], "argument --image: '': write it as"),
+    (['--image', 'a b'], 'argument --image: a b: write it as'),
+    (['--image', 'x\n'], r'argument --image: x\n: write it as'),
+    (['--namespace', ''], "argument --namespace: '': take small letters"),
+    (['--namespace', 'a b'], 'argument --namespace: a b: take small letters'),
+    (['--namespace', 'Lab'], 'argument --namespace: Lab: take small letters'),
+    (['--namespace', 'x' * 64], 'take small letters'),
+    (['--shm', 'lots'], 'argument --shm: lots is no amount of memory'),
+    (['--shm', ''], "argument --shm: '' is no amount of memory"),
+    (['--shm', '0'], 'argument --shm: 0 is no amount of memory'),
+    (['--shm', '16'], 'argument --shm: 16 is no amount of memory from 1Mi'),
+    (['--shm', '500m'], 'is no amount of memory'),
+    (['--shm', '9e99'], 'is no amount of memory'),
+    (['--nodes', '100000000'], 'argument --nodes: 100000000 is no whole number'),
 ])
 def test_bad_input_is_one_line_and_status_2(shards, tmp_path, capsys, arguments, message):
     config = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml', data={'path': '/lab/shards', 'lanes': 12})

@@ -13,7 +13,7 @@ import pytest
 from runs_for_tests import tiny_config, write_tiny
 
 from launch.cluster import load_run, run_parser
-from launch.node import finished, meeting_point, node_range
+from launch.node import finished, main, meeting_point, node_range
 from launch.torchrun import STOPPED
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def test_local_is_train_on_several_ranks(shards, tmp_path):
     told = subprocess.run([*command, '--nproc', '2', 'micro_batch=12'], cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 2 and 'batch=12 is not a multiple of 2 ranks x micro_batch=12' in told.stderr
     told = subprocess.run([*command, '--nproc', '0'], cwd=ROOT, capture_output=True, text=True)
-    assert (told.returncode, told.stderr) == (2, 'imago launch local: error: argument --nproc: 0 is below 1\n')
+    assert (told.returncode, told.stderr) == (2, 'imago launch local: error: argument --nproc: 0 is no whole number from 1 to 1024\n')
 
 
 def free_port():
@@ -107,7 +107,7 @@ def test_elastic_runs_are_checked_for_each_number_of_nodes(text, counts):
     assert list(node_range(text)) == counts
 
 
-@pytest.mark.parametrize('text', ['0', '2:1', '0:2', '1:', 'two', '1:2:3'])
+@pytest.mark.parametrize('text', ['0', '2:1', '0:2', '1:', 'two', '1:2:3', '1:10001', '100000000', '\u0663', '9' * 5000])
 def test_nodes_that_are_no_range_are_refused(text):
     with pytest.raises(ArgumentTypeError, match='not of the form N or MIN:MAX'):
         node_range(text)
@@ -124,7 +124,16 @@ def test_where_the_nodes_meet(monkeypatch):
     monkeypatch.delenv('GLOO_SOCKET_IFNAME', raising=False)
     for left_to_torchrun in 'localhost:1', 'not-known-yet.invalid:1':
         assert meeting_point(left_to_torchrun) == (left_to_torchrun, None)
-    for wrong in 'host', 'host:', ':1', 'host:port':
+    for wrong in 'host', 'host:', ':1', 'host:port', 'host:0', 'host:65536', 'host:\u0663', 'a b:1', 'a\nb:1', '[::1:1', 'x' * 300 + ':1', 'host:' + '9' * 5000:
         with pytest.raises(ValueError, match='not of the form HOST:PORT'):
             meeting_point(wrong)
     assert 'GLOO_SOCKET_IFNAME' not in os.environ
+
+
+@pytest.mark.parametrize('name', ['', 'a b', 'a\nb', 'x' * 101, '\u00fc'])
+def test_an_id_that_torchrun_could_misread_is_refused(shards, tmp_path, capsys, name):
+    path = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml')
+    with pytest.raises(SystemExit):
+        main([str(path), '--nodes', '1', '--gpus-per-node', '1', '--rendezvous', 'localhost:1', '--id', name])
+    told = capsys.readouterr().err
+    assert told.startswith('imago launch node: error: argument --id') and told.count('\n') == 1

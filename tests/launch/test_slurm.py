@@ -4,10 +4,11 @@ import json
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import slurm_for_tests
-from runs_for_tests import read_checkpoint, tiny_tree, write_tiny
+from runs_for_tests import file_size_limit, read_checkpoint, tiny_tree, write_tiny
 
 from launch.slurm import main
 from trainer.checkpoint import list_checkpoints
@@ -101,7 +102,7 @@ def test_a_cancelled_job_stays_cancelled(shards, tmp_path, job):
 def test_the_script_is_bash_and_quotes_what_it_is_given(shards, tmp_path, capsys):
     config = write_tiny(shards, tmp_path / 'run', tmp_path / 'it\'s $(touch harm).yaml')
     assert main([str(config), "data.path=a b; touch 'harm'", '--nodes', '2', '--gpus-per-node', '2',
-                 '--container', 'lab#i m:1', '--mount', '/a b']) == 0
+                 '--container', './i m.sqsh', '--mount', '/a b/../c']) == 0
     script = capsys.readouterr().out
     for line in ('#SBATCH --job-name=imago-run', '#SBATCH --nodes=2', '#SBATCH --ntasks-per-node=1',
                  '#SBATCH --signal=B:USR1@180', '#SBATCH --requeue'):
@@ -110,19 +111,61 @@ def test_the_script_is_bash_and_quotes_what_it_is_given(shards, tmp_path, capsys
     assert subprocess.run(['bash', '-n'], input=script, text=True, capture_output=True).stderr == ''
     command = script[script.index('srun '):script.index(' &\n')].replace('srun', 'printf %s\\\\n', 1)
     words = subprocess.run(['bash', '-c', command], text=True, capture_output=True, cwd=tmp_path).stdout.splitlines()
-    assert {str(config), "data.path=a b; touch 'harm'", '--container-image=lab#i m:1'} <= set(words)
+    assert {str(config), "data.path=a b; touch 'harm'", '--container-image=i m.sqsh', f'--container-mounts={Path.cwd()}:{Path.cwd()},/c:/c'} <= set(words)
     assert not (tmp_path / 'harm').exists()
 
 
+@pytest.mark.parametrize('arguments', [
+    ['--partition', 'gpu,big-2.a+b', '--account', 'lab@v100'], ['--time', '2-12'], ['--time', '90:00:00'],
+    *(['--container', image] for image in ('ubuntu', 'registry.org:5000/lab/imago:1.2', 'nvcr.io#nvidia/pytorch:24.01-py3',
+                                           'docker://me@registry#lab/imago:1', '/images/imago.sqsh', 'a/b@sha256:' + 'f' * 64)),
+])
+def test_what_slurm_and_pyxis_take_is_taken(shards, tmp_path, capsys, arguments):
+    config = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml')
+    assert main([str(config), '--nodes', '2', '--gpus-per-node', '1', *arguments]) == 0
+    assert arguments[-1] in capsys.readouterr().out
+
+
+def test_a_script_that_does_not_fit_on_the_disk_is_not_left(shards, tmp_path, capsys):
+    config = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml')
+    with file_size_limit(100):
+        assert main([str(config), '--nodes', '2', '--gpus-per-node', '1', '-o', str(tmp_path / 'job')]) == 2
+    assert 'File too large' in capsys.readouterr().err and not (tmp_path / 'job').exists()
+
+
 @pytest.mark.parametrize('arguments, message', [
-    (['--nodes', '0'], 'argument --nodes: 0 is below 1'),
-    (['--nodes', 'many'], "argument --nodes: invalid positive value: 'many'"),
+    (['--nodes', '0'], 'argument --nodes: 0 is no whole number from 1 to 10000'),
+    (['--nodes', 'many'], 'argument --nodes: many is no whole number'),
+    (['--nodes', '100000000'], 'argument --nodes: 100000000 is no whole number'),
+    (['--nodes', '\u0663'], 'is no whole number'),    # a digit, but none that Slurm reads
+    (['--gpus-per-node', '1_0'], 'argument --gpus-per-node: 1_0 is no whole number'),
+    (['--cpus-per-gpu', '0'], 'argument --cpus-per-gpu: 0 is no whole number'),
+    (['--notice', '65536'], 'argument --notice: 65536 is no whole number from 1 to 65535'),
+    (['--account', ''], "argument --account: '': take letters"),
+    (['--account', 'a b'], 'argument --account: a b: take letters'),
+    (['--partition', ''], "argument --partition: '': take letters"),
+    (['--partition', 'gpu,'], 'argument --partition: gpu,: take letters'),
+    (['--partition=-x'], 'argument --partition: -x: take letters'),
+    (['--container', ''], "argument --container: '': write an image as"),
+    (['--container', 'lab#i m:1'], 'argument --container: lab#i m:1: write an image as'),
+    (['--container', 'a\nb'], r'argument --container: a\nb: write an image as'),
+    (['--container', '/a\nb'], 'it has control characters'),
+    (['--container', 'x', '--mount', ''], "argument --mount: '': it is empty"),
+    (['--container', 'x', '--mount', '/a:/etc,/b'], 'argument --mount: /a:/etc,/b: give one folder'),
+    (['--container', 'x', '--mount=~/x'], 'write the whole path'),
+    (['--venv', ''], "argument --venv: '': it is empty"),
+    (['--time', ''], "--time '': write it as 24:00:00"),
+    (['--time', '\u0662:00:00'], 'write it as 24:00:00'),
+    (['--time', '367-0'], '--time 367-0 is 367 days, of 366'),
+    (['--time', '9' * 5000], 'write it as 24:00:00'),
+    (['--name', ''], "--name '': take at most"),
+    (['-o', 'nowhere/x.sbatch'], 'No such file'),
     (['--nodes', '5'], 'data.lanes=12 is not a multiple of the 5 ranks'),
     (['bacth=24'], 'unknown key bacth; did you mean batch?'),
-    (['--time', 'noon'], "--time 'noon': write it as 24:00:00"),
+    (['--time', 'noon'], "--time noon: write it as 24:00:00"),
     (['--time', '2:30'], '--time 2:30 is 150 s, no longer than --notice 180'),
     (['--partition', 'a\n#SBATCH --exclusive'], '--partition'),
-    (['--name', 'Big_Run'], "--name 'Big_Run': take at most 50 small letters"),
+    (['--name', 'Big_Run'], "--name Big_Run: take at most 50 small letters"),
     (['--venv', 'nowhere'], '--venv nowhere has no bin/python'),
     (['--mount', '/data'], '--mount is for --container'),
     (['--venv', '.', '--container', 'image'], 'not allowed with argument'),

@@ -165,7 +165,13 @@ def test_table(shards, tmp_path, capsys):
 
 @pytest.mark.parametrize('arguments, message', [
     (['--nodes', '0'], '--nodes 0 is not above 0'),
-    (['--tflops', '-1'], '--tflops -1 is not above 0'),
+    (['--nodes', '1', '20000', '2'], '--nodes 20000 is not above 0 and at most 10000'),
+    (['--tflops', '-1'], '--tflops -1.0 is not above 0'),
+    (['--tflops', 'nan'], '--tflops nan is not above 0'),
+    (['--link-gbit', 'inf'], '--link-gbit inf is not above 0'),
+    (['--classes', '-1', 'data.conditional=true'], '--classes -1 is not above 0'),
+    (['--classes', '1000000000', 'data.conditional=true'], 'at most 1e+06'),
+    (['--channels', '1000000'], 'at most 64'),
     (['--sustained', '1.5'], '--sustained 1.5 is more than the peak'),
     (['--gpus-per-node', '5'], 'data.lanes=12 is not a multiple of the 5 ranks'),
     (['micro_batch=5', '--gpus-per-node', '1'], 'batch=12 is not a multiple of 1 ranks x micro_batch=5'),

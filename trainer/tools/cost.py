@@ -11,7 +11,7 @@ from typing import get_args
 
 from torch import nn
 
-from trainer.command import Parser, tell_error
+from trainer.command import Parser, tell_errors
 from trainer.config import Config, load_config
 from trainer.data.manifest import Manifest
 from trainer.models import num_parameters
@@ -21,10 +21,12 @@ from trainer.sections import ParallelConfig
 from trainer.tools.preflight import rank_bytes
 from trainer.tools.traffic import Collective, Group, mesh, phase_traffic
 from trainer.tools.work import Operation, PhaseWork, Work, count_work
+from trainer.wording import shown
 
 # Times that each parameter is read or written in float32: by Adam's foreach kernels; by zeroing, two norms and an average;
 # by gathering; by cutting gradients into parts; by EMA
 ADAM, GRADIENT, GATHER, CUT, EMA = 18, 5, 4, 4, 3
+MOST = {'nodes': 10_000, 'gpus_per_node': 1024, 'classes': 1_000_000, 'channels': 64}    # of others 1e9
 STRATEGIES = get_args(ParallelConfig.model_fields['strategy'].annotation)
 CAUSES = {'arithmetic': 'arithmetic', 'bandwidth': "GPU memory's bandwidth",
           'launches': 'kernel launches: too few images a GPU', 'inside': 'links inside nodes',
@@ -184,7 +186,8 @@ def limit(found: Cost, memory_gb: float) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
-    try:
+
+    def work() -> int:
         config = load_config(options.config, options.overrides)
         machine, memory_gb = machine_of(options)
         if config.data.conditional and not options.classes:
@@ -193,10 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
         names, counts = tuple(map(str, range(classes))), (1,) * classes
         manifest = Manifest(config.data.resolution, options.channels, 'webp', names, counts, ())
         print(table(config, manifest, machine, memory_gb, options.nodes, options.gpus_per_node))
-    except (ValueError, OSError) as error:
-        tell_error('imago cost', error)
-        return 2
-    return 0
+        return 0
+    return tell_errors('imago cost', work)
 
 
 def parser() -> Parser:
@@ -226,9 +227,10 @@ def machine_of(options: argparse.Namespace) -> tuple[Machine, float]:
     """And its memory in GB. ValueError for numbers that no machine has."""
     given = vars(options)
     for name, value in given.items():
-        low = min(value) if isinstance(value, list) and name == 'nodes' else value
-        if isinstance(low, (int, float)) and low <= 0 and name != 'classes':
-            raise ValueError(f'--{name.replace("_", "-")} {low:g} is not above 0')
+        most = MOST.get(name, 1e9)
+        for number in value if name == 'nodes' else [value]:
+            if isinstance(number, (int, float)) and not (0 if name == 'classes' else sys.float_info.min) <= number <= most:
+                raise ValueError(f'--{name.replace("_", "-")} {shown(number)} is not above 0 and at most {most:g}')
     for name in ('sustained', 'sustained_memory'):
         if given[name] > 1:
             raise ValueError(f'--{name.replace("_", "-")} {given[name]:g} is more than the peak; give a share of at most 1')
