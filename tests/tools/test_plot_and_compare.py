@@ -127,12 +127,16 @@ def test_a_damaged_evaluation_is_named_with_its_line(runs, capsys, change, messa
 
 @pytest.mark.parametrize('change', [{'config': None}, {'config': {'network': {}}}, {'parameters': {'G': 'many', 'D': 1}},
                                     {'parameters': [1, 2]}, {'pictures': None}, {'world_size': 'x'}])
-def test_compare_tells_of_a_damaged_checkpoint(runs, capsys, change):
-    path = list_checkpoints(runs[0] / 'checkpoints')[-1] / SEAL
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert compare.main([str(runs[0])]) == 2
-    told = capsys.readouterr().err
-    assert 'does not say what it was trained on' in told and told.count('\n') == 1
+def test_compare_passes_over_damaged_checkpoints(runs, capsys, change):
+    """With a warning each, to the next older one; of none that is whole it says so in one line more."""
+    checkpoints = list_checkpoints(runs[0] / 'checkpoints')[::-1]
+    for damaged, path in enumerate(checkpoints, start=1):
+        (path / SEAL).write_text(json.dumps(json.loads((path / SEAL).read_text()) | change))
+        status = compare.main([str(runs[0])])
+        *warnings, last = capsys.readouterr().err.splitlines() + [''] * (damaged < len(checkpoints))
+        assert status == (2 if damaged == len(checkpoints) else 0)
+        assert len(warnings) == damaged and all('is passed over' in line for line in warnings)
+        assert bool(last) == (status == 2)
 
 
 def test_a_torn_line_is_cut_off_before_the_next_one(trained, tmp_path):
@@ -178,7 +182,7 @@ def test_noise_is_compared_where_there_is_some(runs, capsys):
     """Records from before the key are of the constant map; of generators without noise it is None."""
     for one, other, told in (({}, {'noise': 'const', 'psi_cutoff': None}, ''), ({}, {'noise': 'random'}, 'noise=const'),
                              ({'noise': 'random'}, {'noise': None}, ''), ({}, {'noise': None}, ''),
-                             ({}, {'psi_cutoff': 8}, 'psi_cutoff=None')):
+                             ({}, {'psi_cutoff': 8}, 'psi_cutoff=null')):
         append(runs[0], 48, 0.2, **one)
         append(runs[1], 48, 0.2, **other)
         assert compare.main(list(map(str, runs))) == 0
