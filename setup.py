@@ -5,7 +5,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-ZERO = ['deepspeed>=0.19,<0.20']   # trainer/zero.py sets an attribute of its optimizer
+ZERO = ['deepspeed>=0.19,<0.20']   # trainer/engine/zero.py sets an attribute of its optimizer
 
 
 class BuildKernels(build_ext):
@@ -42,7 +42,7 @@ setup(
     description='Trains GANs for high-resolution pictures, from one laptop to many nodes',
     license='Apache-2.0',
     python_requires='>=3.11',
-    packages=['trainer', 'trainer.data', 'trainer.augment', 'trainer.models', 'trainer.metrics', 'trainer.tools', 'kernels', 'launch',
+    packages=['trainer', 'trainer.data', 'trainer.objectives.augment', 'trainer.models', 'trainer.metrics', 'trainer.tools', 'kernels', 'launch',
               'configs'],
     package_data={'configs': ['*.yaml'], 'kernels': ['csrc/**/*', 'lib/*.so']},
     ext_modules=[Extension('kernels.lib.imago', [])],

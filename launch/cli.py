@@ -10,14 +10,14 @@ from launch import local
 from trainer.command import Parser
 
 MODULES = {
-    'pack': ('trainer.tools.pack', 'a folder, a zip or tars of pictures -> shards to train from'),
+    'pack': ('trainer.pack.command', 'a folder, a zip or tars of pictures -> shards to train from'),
     'train': ('trainer', 'train, or go on training; --gpus N for several processes on this machine'),
     'sample': ('trainer.tools.sample', 'pictures from a run, a checkpoint or an export'),
     'export': ('trainer.tools.export', 'the trained generator as safetensors'),
     'evaluate': ('trainer.tools.evaluate', 'scores of a generator or of pictures beside a dataset; --gpus N as for train'),
     'plot': ('trainer.tools.plot', 'learning curves of one or several runs as one PNG'),
     'compare': ('trainer.tools.compare', 'one table of several runs and their scores'),
-    'cost': ('trainer.tools.cost', 'seconds, traffic and memory of a run on GPUs and nodes that need not be there'),
+    'cost': ('trainer.plan.cost', 'seconds, traffic and memory of a run on GPUs and nodes that need not be there'),
     'launch': ('', 'the same run elsewhere: slurm, kubernetes, node (one of several), or local with --nproc N'),
     'doctor': ('launch.doctor', 'what this machine has, and what it means for a run'),
 }

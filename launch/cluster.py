@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.command import Parser
-from trainer.config import Config, load_config
+from trainer.config.load import Config, load_config
 from trainer.wording import shown
-
 
 MOST_NODES, MOST_RANKS = 10_000, 1024   # of a run; of a node
 

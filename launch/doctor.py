@@ -15,7 +15,7 @@ import torch.distributed
 import kernels
 from kernels.build import BuildError, find_compiler, find_nvcc
 from trainer.command import Parser
-from trainer.config import CONFIGS
+from trainer.config.load import CONFIGS
 
 TESTED_TORCH = ('2.11', '2.14')   # from, below
 PACKAGES = ('accelerate', 'webdataset', 'tensorboard', 'pillow', 'numpy', 'pydantic', 'safetensors')

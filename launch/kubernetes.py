@@ -18,8 +18,8 @@ from launch.cluster import (
     write_new,
 )
 from trainer.command import tell_errors
-from trainer.config import Config, to_yaml
-from trainer.schema import check_path
+from trainer.config.load import Config, to_yaml
+from trainer.config.schema import check_path
 from trainer.wording import shown
 
 PROG = 'imago launch kubernetes'

@@ -16,9 +16,9 @@ import psutil
 
 from launch.cluster import MOST_NODES, load_run, run_parser, spelled
 from launch.torchrun import STOPPED, run_torchrun
-from trainer.checkpoint_names import list_checkpoints
 from trainer.command import tell_errors
-from trainer.config import Config
+from trainer.config.load import Config
+from trainer.runs.checkpoint_names import list_checkpoints
 from trainer.wording import shown
 
 PROG, MAX_RESTARTS = 'imago launch node', 3

@@ -19,8 +19,8 @@ from launch.cluster import (
     write_new,
 )
 from trainer.command import tell_errors
-from trainer.config import Config
-from trainer.schema import check_path
+from trainer.config.load import Config
+from trainer.config.schema import check_path
 from trainer.wording import shown
 
 PROG = 'imago launch slurm'

@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from torch.distributed.tensor import DTensor
 
-from trainer.config import Config, parse_config
+from trainer.config.load import Config, parse_config
 from trainer.models import layers
 
 
@@ -119,7 +119,7 @@ def on_ranks(world: int, work: Callable, *arguments: object) -> list:
 
 
 def _as_rank(rank: int, world: int, port: int, work: Callable, arguments: tuple) -> object:
-    from trainer import dist
+    from trainer.ranks import dist
     torch.set_num_threads(1)
     os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(world), 'LOCAL_WORLD_SIZE': str(world),
                    'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'OMP_NUM_THREADS': '1'}

@@ -7,19 +7,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {'kernels', 'trainer.config', 'trainer.combinations', 'trainer.network_config', 'trainer.schema', 'trainer.sections',
-     'trainer.schedule', 'trainer.dist', 'trainer.heartbeat', 'trainer.durable', 'trainer.reading', 'trainer.wording',
-     'trainer.machine', 'trainer.progress', 'trainer.resolution', 'trainer.sealed', 'trainer.checkpoint_names',
-     'trainer.backend', 'trainer.yaml_words', 'trainer.command', 'trainer.division'},
-    {'trainer.models', 'trainer.losses', 'trainer.regularizers', 'trainer.ema', 'trainer.optim', 'trainer.data',
-     'trainer.labels', 'trainer.randomness', 'trainer.augment'},
-    {'trainer.parallel', 'trainer.zero', 'trainer.state', 'trainer.checkpoint', 'trainer.checkpoint_reader',
-     'trainer.export', 'trainer.description', 'trainer.run_folder', 'trainer.signals', 'trainer.images', 'trainer.stats',
-     'trainer.events', 'trainer.history',
-     'trainer.metrics', 'trainer.reals', 'trainer.alarms', 'trainer.spikes', 'trainer.diversity'},
-    {'trainer.phase'},
-    {'trainer.recipe', 'trainer.game'},
-    {'trainer.train', 'trainer.watch', 'trainer.guard', 'trainer.evaluation', 'trainer.tools', 'trainer.__main__'},
+    {'kernels', 'trainer.config.load', 'trainer.config.rules', 'trainer.config.networks', 'trainer.config.schema', 'trainer.config.sections',
+     'trainer.config.schedule', 'trainer.ranks.dist', 'trainer.ranks.heartbeat', 'trainer.data.durable', 'trainer.data.reading', 'trainer.wording',
+     'trainer.ranks.machine', 'trainer.ranks.progress', 'trainer.config.resolution', 'trainer.data.sealed', 'trainer.runs.checkpoint_names',
+     'trainer.ranks.backend', 'trainer.config.yaml_words', 'trainer.command', 'trainer.config.division'},
+    {'trainer.models', 'trainer.objectives.losses', 'trainer.objectives.regularizers', 'trainer.engine.ema', 'trainer.engine.optim', 'trainer.data',
+     'trainer.data.labels', 'trainer.engine.randomness', 'trainer.objectives.augment'},
+    {'trainer.engine.parallel', 'trainer.engine.zero', 'trainer.engine.state', 'trainer.runs.checkpoint', 'trainer.runs.checkpoint_reader',
+     'trainer.runs.export', 'trainer.runs.description', 'trainer.runs.run_folder', 'trainer.ranks.stop_signals', 'trainer.watch.grids', 'trainer.runs.stats',
+     'trainer.runs.events', 'trainer.runs.history',
+     'trainer.metrics', 'trainer.data.reals', 'trainer.watch.alarms', 'trainer.watch.spikes', 'trainer.watch.diversity'},
+    {'trainer.engine.phase'},
+    {'trainer.games.recipe', 'trainer.games.latent'},
+    {'trainer.train', 'trainer.watch.watch', 'trainer.watch.guard', 'trainer.watch.evaluation', 'trainer.tools', 'trainer.__main__'},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 FILES = sorted(path.relative_to(ROOT) for part in ('trainer', 'kernels', 'launch') for path in (ROOT / part).rglob('*.py'))
@@ -46,8 +46,8 @@ def test_imports_run_downward(path):
     own = '.'.join(path.with_suffix('').parts).removesuffix('.__init__')
     ours = {name for name in imports(path) if name.split('.')[0] in ('trainer', 'kernels', 'launch', 'tests')}
     if path.parts[0] == 'launch':
-        assert all(name.startswith(('launch', 'trainer.command', 'trainer.config', 'trainer.machine', 'trainer.schema', 'trainer.wording',
-                                    'trainer.checkpoint_names', 'kernels')) for name in ours), ours
+        assert all(name.startswith(('launch', 'trainer.command', 'trainer.config.load', 'trainer.ranks.machine', 'trainer.config.schema', 'trainer.wording',
+                                    'trainer.runs.checkpoint_names', 'kernels')) for name in ours), ours
     elif path.parts[0] == 'kernels':
         assert all(name.startswith('kernels') for name in ours), ours
     else:
@@ -55,7 +55,7 @@ def test_imports_run_downward(path):
         assert not above, f'{path} is on floor {FLOOR[module_of(own)]} and imports {above}'
 
 
-@pytest.mark.parametrize('path', [path for path in FILES if str(path).startswith(('trainer/models', 'trainer/losses',
-                                                                                 'trainer/regularizers'))], ids=str)
+@pytest.mark.parametrize('path', [path for path in FILES if str(path).startswith(('trainer/models', 'trainer/objectives/losses',
+                                                                                 'trainer/objectives/regularizers'))], ids=str)
 def test_networks_and_losses_know_nothing_of_ranks(path):
     assert not {name for name in imports(path) if 'dist' in name.split('.') or 'distributed' in name.split('.')}

@@ -1,7 +1,7 @@
 import os
 import sys
 
-from trainer.signals import hold_signals
+from trainer.ranks.stop_signals import hold_signals
 
 # of a rank that was lost torch would tell in stack traces; we do in one line
 os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')

@@ -5,31 +5,31 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import dist
-from trainer.backend import agree_on_kernels
-from trainer.checkpoint import CheckpointError, Checkpoints
 from trainer.command import Parser, tell_error
-from trainer.config import Config, load_config, parse_config, to_yaml
+from trainer.config.division import most_lanes
+from trainer.config.load import Config, load_config, parse_config, to_yaml
+from trainer.config.resolution import base_and_doublings
+from trainer.config.schedule import check_growth, stage_at
 from trainer.data.manifest import Manifest
 from trainer.data.shards import Dataset, ShardError, open_dataset
 from trainer.data.stream import Batch, check_resolution, stream
-from trainer.division import most_lanes
-from trainer.ema import ema_decay, update_ema
-from trainer.evaluation import Evaluation, make_evaluation
-from trainer.game import to_device
-from trainer.guard import open_held_out, roll_back
+from trainer.engine.ema import ema_decay, update_ema
+from trainer.engine.parallel import Strategy, make_strategy
+from trainer.engine.phase import NonFiniteGradient, run_phase
+from trainer.engine.state import TrainState, make_state, network_options, picture_size
+from trainer.games.latent import to_device
+from trainer.games.recipe import Recipe
 from trainer.models import num_parameters
 from trainer.models.batch_norm import has_batch_norm
-from trainer.parallel import Strategy, make_strategy
-from trainer.phase import NonFiniteGradient, run_phase
-from trainer.recipe import Recipe
-from trainer.resolution import base_and_doublings
-from trainer.run_folder import RunFolder, check_same_run, refuse_changes, told_of_micro_batches
-from trainer.schedule import check_growth, stage_at
-from trainer.signals import StopSignals
-from trainer.state import TrainState, make_state, network_options, picture_size
-from trainer.tools.preflight import check_disk, check_memory, describe_run
-from trainer.watch import Watch, due
+from trainer.plan.preflight import check_disk, check_memory, describe_run
+from trainer.ranks import dist
+from trainer.ranks.backend import agree_on_kernels
+from trainer.ranks.stop_signals import StopSignals
+from trainer.runs.checkpoint import CheckpointError, Checkpoints
+from trainer.runs.run_folder import RunFolder, check_same_run, refuse_changes, told_of_micro_batches
+from trainer.watch.evaluation import Evaluation, make_evaluation
+from trainer.watch.guard import open_held_out, roll_back
+from trainer.watch.watch import Watch, due
 
 FINISHED, STOPPED, ROLLED_BACK, GUARDED = 'finished', 'stopped', 'rolled back', 'stopped by the guard'
 GUARD_STATUS = 3   # exit status of GUARDED: to start it again would change nothing

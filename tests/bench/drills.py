@@ -32,7 +32,7 @@ os.environ |= {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'no_proxy': '*'}
 from runs_for_tests import differing, read_checkpoint, write_tiny  # noqa: E402
 from shards_for_tests import write_dataset  # noqa: E402
 
-from trainer.checkpoint import find_damage, list_checkpoints  # noqa: E402
+from trainer.runs.checkpoint import find_damage, list_checkpoints  # noqa: E402
 
 SCRATCH = Path(tempfile.mkdtemp(prefix='imago-drills-'))
 with socket.socket() as probe:

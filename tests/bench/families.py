@@ -10,8 +10,8 @@ import math
 import time
 from pathlib import Path
 
-from trainer import dist
-from trainer.config import load_config
+from trainer.config.load import load_config
+from trainer.ranks import dist
 from trainer.train import prepare, train
 
 DATA = Path(__file__).parents[1] / 'data' / 'fluent-emoji'

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from trainer.losses import LOSSES, mad_gan_d, mad_gan_g
 from trainer.models.spectral import normalise_weights, power_iterate
-from trainer.regularizers import (
+from trainer.objectives.losses import LOSSES, mad_gan_d, mad_gan_g
+from trainer.objectives.regularizers import (
     GRADIENT_PENALTIES,
     clip_weights_,
     gradient_norm_squared,

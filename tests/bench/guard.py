@@ -10,12 +10,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer import dist
-from trainer.alarms import SIGNALS
-from trainer.config import load_config
+from trainer.config.load import load_config
 from trainer.data.shards import SampleReader, open_dataset
-from trainer.tools.pack import main as pack
+from trainer.pack.command import main as pack
+from trainer.ranks import dist
 from trainer.train import prepare, train
+from trainer.watch.alarms import SIGNALS
 
 EMOJI = Path(__file__).parents[1] / 'data' / 'fluent-emoji'
 SIZE = 16   # px

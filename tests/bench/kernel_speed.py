@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import kernels
 from kernels.library import serves
-from trainer import dist
+from trainer.ranks import dist
 
 LAYOUTS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
 RESAMPLING = {'up 2': (2, 1, (2, 1, 2, 1)), 'down 2': (1, 2, (1, 1, 1, 1)), 'same': (1, 1, (2, 1, 2, 1))}

@@ -15,13 +15,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from trainer import dist
-from trainer.checkpoint import Checkpoints
-from trainer.config import load_config
+from trainer.config.load import load_config
 from trainer.data.manifest import Manifest, Shard
-from trainer.parallel import Strategy
-from trainer.state import make_state
-from trainer.tools.preflight import tensor_bytes
+from trainer.engine.parallel import Strategy
+from trainer.engine.state import make_state
+from trainer.plan.preflight import tensor_bytes
+from trainer.ranks import dist
+from trainer.runs.checkpoint import Checkpoints
 
 ROUNDS = 5
 

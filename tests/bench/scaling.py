@@ -26,13 +26,13 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), 
 from runs_for_tests import on_ranks
 from step import DEFAULTS, Trainer
 
-from trainer import dist
-from trainer.config import Config, load_config
+from trainer.config.load import Config, load_config
 from trainer.data.shards import open_dataset
-from trainer.game import to_device
-from trainer.tools.cost import Cost, Machine, cost
-from trainer.tools.traffic import PASSES
-from trainer.tools.work import count_work
+from trainer.games.latent import to_device
+from trainer.plan.cost import Cost, Machine, cost
+from trainer.plan.traffic import PASSES
+from trainer.plan.work import count_work
+from trainer.ranks import dist
 from trainer.train import open_stream
 
 OWN = 4         # pictures a rank

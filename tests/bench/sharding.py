@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), 
 from runs_for_tests import on_ranks
 from step import Trainer
 
-from trainer.config import Config, load_config
+from trainer.config.load import Config, load_config
 
 DEFAULTS = ['device=cpu', 'data.resolution=32', 'data.conditional=false', 'data.lanes=4', 'batch=4', 'micro_batch=1',
             'network.z_dim=512', 'network.w_dim=512', 'network.mapping_layers=8', 'network.channel_base=32768',
@@ -36,7 +36,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, float]]:
     trainer = Trainer(config)
     trainer.seconds()   # warms up
     seconds = [trainer.seconds() for _ in range(ROUNDS)]
-    state = trainer.state
+    state = trainer.engine.state
     networks = [*state.G.parameters(), *state.D.parameters()]
     moments = [tensor for adam in (state.opt_G, state.opt_D) for entry in adam.state.values() for tensor in entry.values()]
     held = {'parameters': megabytes(networks), 'gradients': megabytes([p.grad for p in networks]),

@@ -24,15 +24,15 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import kernels
-from trainer import dist
-from trainer.config import Config, load_config
+from trainer.config.load import Config, load_config
 from trainer.data.manifest import Manifest, Shard
 from trainer.data.stream import Batch
+from trainer.engine.parallel import make_strategy
+from trainer.engine.phase import run_phase
+from trainer.engine.state import make_state
+from trainer.games.recipe import Recipe
 from trainer.models import stylegan2
-from trainer.parallel import make_strategy
-from trainer.phase import run_phase
-from trainer.recipe import Recipe
-from trainer.state import make_state
+from trainer.ranks import dist
 
 DEFAULTS = ['data.resolution=64', 'data.conditional=false', 'data.lanes=1', 'batch=8', 'micro_batch=8', 'network.z_dim=512',
             'network.w_dim=512', 'network.mapping_layers=8', 'network.channel_base=4096', 'network.channel_max=128',
@@ -122,7 +122,7 @@ def main() -> None:
         step = sum(medians[phase.name] / phase.interval for phase in trainer.phases)
         baseline = baseline or step
         print(f'{form:10} {"".join(f"{1e3 * value:9.1f}" for value in medians.values())}  {1e3 * step:7.1f}  '
-              f'{trainer.config.batch / step:7.1f}   {step / baseline:.2f} times the first')
+              f'{trainer.config.load.batch / step:7.1f}   {step / baseline:.2f} times the first')
     if arguments.profile:
         print_profile(trainers[arguments.forms[0]], FORMS[arguments.forms[0]])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from runs_for_tests import differing, on_ranks, read_checkpoint, tiny_config, train_here, write_tiny
 
-from trainer.checkpoint import list_checkpoints
+from trainer.runs.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240

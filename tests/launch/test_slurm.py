@@ -11,7 +11,7 @@ import slurm_for_tests
 from runs_for_tests import file_size_limit, read_checkpoint, tiny_tree, write_tiny
 
 from launch.slurm import main
-from trainer.checkpoint import list_checkpoints
+from trainer.runs.checkpoint import list_checkpoints
 
 TIMEOUT = 120
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from trainer.models import biggan, biggan_deep, num_parameters
 from trainer.models.spectral import power_iterate
-from trainer.regularizers import orthogonal_penalty
+from trainer.objectives.regularizers import orthogonal_penalty
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 FAMILIES = {'biggan': biggan, 'biggan_deep': biggan_deep}

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from trainer.config import OptimConfig
+from trainer.config.load import OptimConfig
 from trainer.data.shards import open_dataset
+from trainer.engine.optim import Adam, set_rates
+from trainer.engine.parallel import Strategy
+from trainer.engine.phase import MicroBatch
+from trainer.engine.state import make_state
+from trainer.games.recipe import Recipe
 from trainer.models import num_parameters, pggan, stylegan1
 from trainer.models.growing import conv_down2d, up_conv2d
-from trainer.optim import Adam, set_rates
-from trainer.parallel import Strategy
-from trainer.phase import MicroBatch
-from trainer.recipe import Recipe
-from trainer.regularizers import GRADIENT_PENALTIES
-from trainer.state import make_state
+from trainer.objectives.regularizers import GRADIENT_PENALTIES
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 FAMILIES = {'pggan': pggan, 'stylegan1': stylegan1}

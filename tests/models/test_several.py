@@ -5,14 +5,14 @@ import torch
 from families_for_tests import FAMILIES, config_of
 from runs_for_tests import train_here
 
-from trainer import dist
-from trainer.config import OptimConfig
-from trainer.export import load_generator
-from trainer.images import draws_for_seeds, generate
+from trainer.config.load import OptimConfig
+from trainer.engine.optim import Adam, set_rates
 from trainer.models import build_generator
 from trainer.models.spectral import power_iterate
-from trainer.optim import Adam, set_rates
+from trainer.ranks import dist
+from trainer.runs.export import load_generator
 from trainer.tools import export
+from trainer.watch.grids import draws_for_seeds, generate
 
 WITHOUT_STYLES = [name for name in FAMILIES if not name.startswith('stylegan')]
 COUNT, CLASSES = 3, 2

@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 import pytest
 from runs_for_tests import file_size_limit, tiny_config, train_here
 
-from trainer import dist
-from trainer.checkpoint import SEAL, list_checkpoints
-from trainer.history import best_evaluation, drop_torn_line, read_evaluations, read_reports
+from trainer.ranks import dist
+from trainer.runs.checkpoint import SEAL, list_checkpoints
+from trainer.runs.history import best_evaluation, drop_torn_line, read_evaluations, read_reports
 from trainer.tools import compare, plot
 
 PROTOCOL = {'extractor': 'net', 'weights_sha256': 'ab', 'resizer': 'clean', 'dataset': 'd', 'resolution': [16, 16],

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from runs_for_tests import tiny_config, train_here
 
-from trainer import dist
-from trainer.export import load_generator
-from trainer.labels import class_index
-from trainer.sealed import write_sealed
+from trainer.data.labels import class_index
+from trainer.data.sealed import write_sealed
+from trainer.ranks import dist
+from trainer.runs.export import load_generator
 from trainer.tools import export, sample
 
 README = Path(__file__).parents[2] / 'README.md'

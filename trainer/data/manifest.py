@@ -5,8 +5,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trainer.durable import write_text
-from trainer.reading import parse_json, read_text
+from trainer.data.durable import write_text
+from trainer.data.reading import parse_json, read_text
 
 FILE_NAME = 'dataset.json'
 FORMAT = 'imago-shards/1'

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.labels import to_one_hot
+from trainer.data.labels import to_one_hot
+from trainer.engine.randomness import seed_for
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.features import Rows, over_ranks, resizing_threads
 from trainer.metrics.pictures import Fakes
 from trainer.models import latents_of
 from trainer.models.several import SeveralGenerators
-from trainer.randomness import seed_for
 
 EPSILON = 1e-4
 BATCH = 16   # pictures that the generator makes at a time

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from trainer.config.sections import EvaluateConfig
 from trainer.data.shards import Dataset, SampleReader
-from trainer.images import generate, label_counts
+from trainer.engine.randomness import Draws, draw, seed_for, truncated_normal
 from trainer.models import latents_of
-from trainer.randomness import Draws, draw, seed_for, truncated_normal
-from trainer.sections import EvaluateConfig
+from trainer.watch.grids import generate, label_counts
 
 
 class Damaged(Exception):

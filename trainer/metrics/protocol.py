@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainer import dist
-from trainer.images import check_truncation
+from trainer.config.sections import EvaluateConfig
 from trainer.metrics import bootstrap
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.features import Rows, features_of_fakes, features_of_pictures
@@ -18,8 +17,9 @@ from trainer.metrics.manifold import compare_manifolds
 from trainer.metrics.path_length import path_lengths
 from trainer.metrics.pictures import Fakes, Pictures
 from trainer.metrics.reference import reference_features
-from trainer.progress import Progress
-from trainer.sections import EvaluateConfig
+from trainer.ranks import dist
+from trainer.ranks.progress import Progress
+from trainer.watch.grids import check_truncation
 
 LEAST = 10   # pictures, for neighbours and splits
 ALONE = {'is', 'ppl'}   # metrics that look at no reals

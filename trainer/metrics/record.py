@@ -4,9 +4,9 @@ import json
 import time
 from pathlib import Path
 
-from trainer.durable import open_to_append
-from trainer.history import EVALUATIONS, drop_torn_line
+from trainer.data.durable import open_to_append
 from trainer.metrics.protocol import Scores
+from trainer.runs.history import EVALUATIONS, drop_torn_line
 
 
 def record_of(scores: Scores, nimg: int | None) -> dict:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.config.resolution import base_and_doublings
 from trainer.models.layers import checked_latents
-from trainer.resolution import base_and_doublings
 
 
 def base_and_stages(resolution: tuple[int, int]) -> tuple[tuple[int, int], int]:

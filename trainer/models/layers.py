@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kernels import bias_act, setup_filter, upfirdn2d
 from kernels.bias_act import ACTIVATIONS
-from trainer.randomness import LATENTS
+from trainer.engine.randomness import LATENTS
 
 DTYPES = {'none': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 FP16_CLAMP = 256.0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels import epilogue, modulate, setup_filter, upsample2d
+from trainer.config.resolution import base_and_doublings
 from trainer.models.layers import (
     Conv2d,
     FullyConnected,
@@ -23,7 +24,6 @@ from trainer.models.layers import (
     default_clamp,
     normalize_second_moment,
 )
-from trainer.resolution import base_and_doublings
 
 NOISE = ('random', 'const', 'none')
 

@@ -5,10 +5,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from trainer.checkpoint import newest_of, read_seal
 from trainer.command import Parser, tell_errors
-from trainer.config import Config, parse_config
-from trainer.history import best_evaluation, read_evaluations, read_reports
+from trainer.config.load import Config, parse_config
+from trainer.runs.checkpoint import newest_of, read_seal
+from trainer.runs.history import best_evaluation, read_evaluations, read_reports
 from trainer.wording import listed, shown
 
 MUST_AGREE = ('extractor', 'weights_sha256', 'resizer')

@@ -13,23 +13,23 @@ import numpy as np
 from pydantic import ValidationError
 from torch import nn
 
-from trainer import dist
-from trainer.backend import agree_on_kernels
-from trainer.checkpoint import SEAL
 from trainer.command import Parser
+from trainer.config.sections import EvaluateConfig
 from trainer.data.manifest import find_manifest
 from trainer.data.shards import ShardError, open_dataset
 from trainer.data.stream import check_resolution
-from trainer.export import ABOUT, build_generator, describe
 from trainer.metrics import record
 from trainer.metrics.extractors import make_extractor
 from trainer.metrics.pictures import Damaged, Pictures, ShardPictures, fakes_of
 from trainer.metrics.protocol import check_evaluation, evaluate
-from trainer.run_folder import CONFIG_FILE, read_config
-from trainer.sections import EvaluateConfig
-from trainer.tools.pack_images import Limits, open_upright
-from trainer.tools.pack_members import Member
-from trainer.tools.pack_sources import list_source
+from trainer.pack.members import Member
+from trainer.pack.pictures import Limits, open_upright
+from trainer.pack.sources import list_source
+from trainer.ranks import dist
+from trainer.ranks.backend import agree_on_kernels
+from trainer.runs.checkpoint import SEAL
+from trainer.runs.export import ABOUT, build_generator, describe
+from trainer.runs.run_folder import CONFIG_FILE, read_config
 from trainer.train import fail
 
 BUILT_IN = 'auto', 'inception', 'effnet_lite0'

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from trainer.command import Parser, tell_error
-from trainer.export import ABOUT, WEIGHTS, check_new, open_generator, write_export
-from trainer.images import check_batches, take_standing_statistics
+from trainer.runs.export import ABOUT, WEIGHTS, check_new, open_generator, write_export
+from trainer.watch.grids import check_batches, take_standing_statistics
 
 
 def main(arguments: list[str] | None = None) -> int:

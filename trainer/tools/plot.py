@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from trainer.command import Parser, tell_errors
-from trainer.durable import in_place_of
-from trainer.history import read_evaluations, read_reports
+from trainer.data.durable import in_place_of
+from trainer.runs.history import read_evaluations, read_reports
 from trainer.wording import listed
 
 DEFAULT = ('metrics/*', 'loss/D', 'loss/G', 'logits/*_sign', 'penalty/*', 'path_length', 'augment/p', 'guard/*', 'speed/*')

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from trainer.command import Parser, tell_error
-from trainer.durable import in_place_of
-from trainer.export import open_generator
-from trainer.images import check_batches, check_truncation, draws_for_seeds, generate, grid, take_standing_statistics
-from trainer.labels import class_index
-from trainer.progress import Progress
+from trainer.data.durable import in_place_of
+from trainer.data.labels import class_index
+from trainer.ranks.progress import Progress
+from trainer.runs.export import open_generator
+from trainer.watch.grids import check_batches, check_truncation, draws_for_seeds, generate, grid, take_standing_statistics
 
 MOST_SEEDS = 10_000   # they are all in memory before the first is written
 COLUMNS = 8

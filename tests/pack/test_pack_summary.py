@@ -1,0 +1,112 @@
+"""What `imago pack` advises is accepted: each command that it prints is run."""
+
+import json
+import random
+import shlex
+from pathlib import Path
+
+import pytest
+from packs_for_tests import folder_of, noise, run, save
+
+from trainer.config.resolution import is_size
+from trainer.config.sections import EvaluateConfig
+from trainer.data.manifest import Manifest, Shard
+from trainer.pack import summary as pack_summary
+from trainer.pack.command import main as pack
+from trainer.pack.summary import train_command
+from trainer.tools.evaluate import FolderPictures, find_pictures
+from trainer.train import main as train
+
+
+def manifest(size: tuple[int, int], samples: int, channels: int = 3) -> Manifest:
+    return Manifest(size, channels, 'webp', (), (), (Shard('shard-00000.tar', 0, samples, 1, '0' * 64),))
+
+
+def command_of(output: str) -> list[str]:
+    """The arguments of the `imago train` command in what was printed."""
+    line, = [line for line in output.splitlines() if line.startswith('next ')]
+    imago, command, *arguments = shlex.split(line.removeprefix('next '))
+    assert (imago, command) == ('imago', 'train')
+    return arguments
+
+
+@pytest.mark.parametrize('out, size, count, channels', [
+    ('out', (24, 24), 1, 3), ('a b', (50, 75), 3, 1), ("it's: #1", (16, 96), 70, 3), ('1e5', (25, 25), 5, 3),
+    ('2024-01-01', (24, 24), 2, 3), ('true', (24, 24), 2, 3), ('[x', (24, 24), 2, 3), ('öl', (48, 32), 2, 3)])
+def test_the_next_command_starts(tmp_path, monkeypatch, capsys, out, size, count, channels):
+    """Sizes that networks make and others, fewer pictures than lanes, grey, and names that YAML or the shell would change."""
+    monkeypatch.chdir(tmp_path)
+    for seed in range(count):
+        save(noise(seed, *size), tmp_path / 'in' / f'{seed}.png')
+    assert run('in', out, '--channels', channels, '--encoding', 'png') == 0
+    arguments = command_of(capsys.readouterr().out)
+    assert train([*arguments, '--dry-run']) == 0
+    shown = capsys.readouterr().out
+    assert f'{count} in 1 shards' in shown and ('lanes: 64' in shown) == (count >= 64)
+
+
+def test_the_published_size_needs_no_more_words():
+    assert train_command('out', manifest((256, 256), 100)) == 'imago train stylegan2-256 data.path=out'
+    assert train_command('out', manifest((256, 256), 63)) == 'imago train stylegan2-256 data.path=out data.lanes=32'
+    assert train_command('out', manifest((2048, 1024), 64)).endswith('data.resolution=1024x512')
+
+
+def test_advice_for_any_size_is_a_size_that_networks_make():
+    """Either a command, which the rules have accepted, or sizes to pack again at, for which there is a command."""
+    rng = random.Random(0)
+    sizes = [(rng.randrange(1, most), rng.randrange(1, most)) for most in (10, 100, 1000, 16384) for _ in range(60)]
+    refused = 0
+    for size in [*sizes, (1, 1), (16383, 16383), (4, 5000), (500, 750)]:
+        try:
+            train_command('out', manifest(size, 5))
+        except ValueError as error:
+            refused += 1
+            for text in str(error).split('--resolution ')[1].split(' or '):
+                height, _, width = text.partition('x')
+                assert train_command('out', manifest((int(height), int(width or height)), 5)), error
+    assert 20 < refused < 220
+
+
+@pytest.mark.parametrize('sizes', [((1, 1), (9, 9)), ((3, 200), (300, 40)), ((1, 1), (2, 2)), ((700, 20), (20, 700))])
+def test_the_size_that_mixed_sizes_are_to_have_is_accepted(tmp_path, capsys, sizes):
+    for seed, size in enumerate(sizes):
+        save(noise(seed, *size), tmp_path / 'in' / f'{seed}.png')
+    assert run(tmp_path / 'in', tmp_path / 'out') == 2
+    side = capsys.readouterr().err.split('--resolution ')[1].strip()
+    assert is_size((int(side), int(side))) and run(tmp_path / 'in', tmp_path / 'out', '--resolution', side) == 0
+
+
+def test_nothing_is_advised_where_the_rules_refuse(tmp_path, capsys, monkeypatch):
+    folder_of(tmp_path / 'in', ['a.png', 'b.png'])
+
+    def refuse(*_: object) -> None:
+        raise ValueError('no such thing')
+
+    monkeypatch.setattr(pack_summary, 'Order', refuse)
+    assert run(tmp_path / 'in', tmp_path / 'out') == 0
+    output = capsys.readouterr().out
+    assert 'no such thing' in output and 'next ' not in output
+
+
+def test_fewer_workers_than_one_are_not_advised(tmp_path, capsys, monkeypatch):
+    from concurrent.futures.process import BrokenProcessPool
+
+    def die(*_: object) -> None:
+        raise BrokenProcessPool
+
+    folder_of(tmp_path / 'in', ['a.png'])
+    monkeypatch.setattr('trainer.pack.command.common_size', die)
+    for workers, words in ((1, 'try a smaller --max-pixels'), (2, 'fewer than --workers 2')):
+        assert pack([str(tmp_path / 'in'), str(tmp_path / 'out'), '--workers', str(workers)]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_evaluate_takes_pictures_beside_a_dataset_json_of_another_kind(tmp_path):
+    folder_of(tmp_path / 'in', ['a.png', 'b.png'])
+    (tmp_path / 'in' / 'dataset.json').write_text(json.dumps({'labels': [['a.png', 0], ['b.png', 1]]}))
+    found = find_pictures(str(tmp_path / 'in'), EvaluateConfig(), 10)
+    assert isinstance(found, FolderPictures) and found.count == 2
+    assert run(tmp_path / 'in', tmp_path / 'out', '--resolution', 32) == 0
+    assert find_pictures(str(tmp_path / 'out'), EvaluateConfig(), 10).size == (32, 32)
+    (Path(tmp_path) / 'in' / 'a.cls').write_text('[')
+    assert find_pictures(str(tmp_path / 'in'), EvaluateConfig(), 10).count == 2, 'labels are not read'

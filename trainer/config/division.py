@@ -1,0 +1,82 @@
+"""What must divide what: lanes, ranks, batches and micro-batches; and which values to take where they do not."""
+
+import math
+from typing import TYPE_CHECKING
+
+from trainer.config.schema import MOST_IMAGES
+
+if TYPE_CHECKING:
+    from trainer.config.load import Config
+
+
+def check_division(config: 'Config', world: int) -> None:
+    """ValueError unless lanes and batches divide over `world` ranks as data order and parts need."""
+    if wrong := _wrong(config, world):
+        raise ValueError(f'{wrong}; {advice(config, world)}')
+
+
+def _wrong(config: 'Config', world: int) -> str | None:
+    lanes = config.data.lanes
+    if lanes % world:
+        return f'data.lanes={lanes} is not a multiple of the {world} ranks'
+    for name, batch, micro_name, micro_batch in config.batches():
+        if batch % lanes:
+            return f'{name}={batch} is not a multiple of data.lanes={lanes}'
+        if batch % (world * micro_batch):
+            return f'{name}={batch} is not a multiple of {world} ranks x {micro_name}={micro_batch}'
+    return None
+
+
+def advice(config: 'Config', world: int) -> str:
+    """Overrides that mend every division on `world` ranks at once: larger values, or where they alone do, smaller micro-batches."""
+    larger, smaller = fitting(config, world), _smaller(config, world)
+    ways = [' '.join(f'{key}={value}' for key, value in changes.items())
+            for changes in (larger, smaller) if changes and max(changes.values()) <= MOST_IMAGES]
+    return f'use {", or ".join(ways)}' if ways else 'take a micro_batch and lanes that divide the batch'
+
+
+def fitting(config: 'Config', world: int) -> dict[str, int]:
+    """Keys of lanes, micro-batches and batches that must change -> the smallest values above theirs that fit together."""
+    lanes = math.lcm(config.data.lanes, world)
+    found, needed = {'data.lanes': (config.data.lanes, lanes)}, {}
+    for name, batch, micro_name, micro_batch in config.batches():
+        micro = _round_up(micro_batch, _unit(config))
+        found[micro_name] = micro_batch, micro
+        needed[name] = math.lcm(needed.get(name, _shares(config) * lanes), world * micro)
+        found[name] = batch, _round_up(batch, needed[name])
+    return {key: after for key, (before, after) in found.items() if before != after}
+
+
+def most_lanes(config: 'Config', world: int, samples: int) -> int | None:
+    """The most lanes, at most `samples`, that go with the batches on `world` ranks; None if there are none."""
+    shared = math.gcd(*(batch // _shares(config) for _, batch, *_ in config.batches()))
+    return max((lanes for lanes in range(world, min(samples, shared) + 1, world) if shared % lanes == 0), default=None)
+
+
+def _unit(config: 'Config') -> int:
+    """What each micro-batch is a multiple of."""
+    return math.lcm(_shares(config), config.network.generators)
+
+
+def _shares(config: 'Config') -> int:
+    """Pictures that belong together."""
+    return 2 if config.data.pairs else 1
+
+
+def _smaller(config: 'Config', world: int) -> dict[str, int]:
+    """Keys of micro-batches -> the largest values below theirs that divide the batches; {} where that is not enough."""
+    lanes = config.data.lanes
+    if lanes % world or any(batch % (_shares(config) * lanes) for _, batch, *_ in config.batches()):
+        return {}
+    found, unit = {}, _unit(config)
+    for _, _, micro_name, micro_batch in config.batches():
+        shared = math.gcd(*(batch // world for _, batch, name, _ in config.batches() if name == micro_name))
+        fit = max((micro for micro in range(unit, micro_batch + 1, unit) if shared % micro == 0), default=None)
+        if fit is None:
+            return {}
+        found |= {micro_name: fit} if fit != micro_batch else {}
+    return found
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

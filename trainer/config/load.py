@@ -1,0 +1,230 @@
+"""The configuration: a strict schema, read from YAML (with one `base:`) and dotted overrides, and checked as a whole."""
+
+import difflib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, model_validator
+
+from trainer.config.division import check_division
+from trainer.config.networks import NETWORK_NAMES, NetworkConfig, StyleGAN2
+from trainer.config.rules import check_combinations
+from trainer.config.schema import Images, Kimg, PathName, Section, Seed
+from trainer.config.sections import (
+    AugmentConfig,
+    CheckpointConfig,
+    DataConfig,
+    EMAConfig,
+    EvaluateConfig,
+    GrowthConfig,
+    GuardConfig,
+    LogConfig,
+    LossConfig,
+    OptimConfig,
+    ParallelConfig,
+    RegularizerConfig,
+)
+from trainer.config.yaml_words import parse_yaml
+from trainer.data.reading import read_text
+from trainer.wording import MOST_NAMED, listed, one_line, shown
+
+MOST_BYTES, MOST_DOTS = 1 << 18, 9    # of a file; in a key
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+UNCHECKED = 'unchecked'    # context of a validation
+
+
+def named(network: object) -> object:
+    """StyleGAN2 where no name is given."""
+    return {'name': 'stylegan2', **network} if isinstance(network, dict) else network
+
+
+class Config(Section):
+    run_dir: PathName
+    seed: Seed = 0
+    device: Literal['auto', 'cpu', 'cuda'] = 'auto'
+    compile: bool = False                         # torch.compile G and D for the main phases; penalties stay eager
+    total_kimg: Kimg = 25000.0
+    batch: Images = 64                            # images a step, over all ranks
+    micro_batch: Images = 8                       # images a forward pass on one rank
+    data: DataConfig
+    network: Annotated[NetworkConfig, BeforeValidator(named)] = StyleGAN2()
+    growth: GrowthConfig | None = None            # of networks that grow; None: at full size from the start
+    loss: LossConfig = LossConfig()
+    regularizers: RegularizerConfig = RegularizerConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig()
+    ema: EMAConfig = EMAConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    guard: GuardConfig = GuardConfig()
+
+    @property
+    def total_nimg(self) -> int:
+        return round(self.total_kimg * 1000)
+
+    @model_validator(mode='after')
+    def check(self, info: ValidationInfo) -> Self:
+        if info.context != UNCHECKED:
+            check_combinations(self)
+        return self
+
+    def changed(self, overrides: list[str]) -> Self:
+        """As if these had been given as well; what goes together is not checked. ValueError as `load_config`."""
+        tree = self.model_dump(mode='json', exclude_unset=True)
+        for override in overrides:
+            tree = _merged(tree, _parse_override(override))
+        return type(self).model_validate(tree, context=UNCHECKED)
+
+    def check_world(self, world: int) -> None:
+        """ValueError unless batch, lanes, micro-batch and `world` ranks divide as data order and parts need."""
+        if self.parallel.strategy == 'zero' and importlib.util.find_spec('deepspeed') is None:
+            raise ValueError('parallel.strategy=zero needs the package deepspeed, which is not installed; '
+                             'pip install imago-gan[zero], or use parallel.strategy=fsdp')
+        if world % self.parallel.replicas:
+            raise ValueError(f'parallel.replicas={self.parallel.replicas} does not divide the {world} ranks; '
+                             'use the number of nodes, or 1')
+        check_division(self, world)
+
+    def batches(self) -> list[tuple[str, int, str, int]]:
+        """(key, batch, key, micro-batch) of each stage, and of what is outside of growth."""
+        batches, micro_batches = (self.growth.batch, self.growth.micro_batch) if self.growth else ({}, {})
+        found = [('batch', self.batch, 'micro_batch', self.micro_batch)]
+        for side in sorted(batches.keys() | micro_batches.keys()):
+            batch = (f'growth.batch.{side}', batches[side]) if side in batches else ('batch', self.batch)
+            micro = (f'growth.micro_batch.{side}', micro_batches[side]) if side in micro_batches else \
+                ('micro_batch', self.micro_batch)
+            found.append((*batch, *micro))
+        return found
+
+
+UNION_TAGS = ('number', 'ramp', *NETWORK_NAMES)   # pydantic puts them into the paths of keys
+
+# What makes a run what it is: a run folder is never resumed with other values of these.
+FIXED_ON_RESUME = ('seed', 'network', 'data.resolution', 'data.conditional', 'data.pairs', 'data.lanes', 'data.flip',
+                   'growth.start_resolution', 'growth.fade_kimg', 'growth.stage_kimg', 'growth.batch', 'growth.penalty_at',
+                   'growth.restart', 'loss.auxiliary', 'regularizers.normalise', 'regularizers.normalise_g')
+
+
+def load_config(source: str | Path, overrides: list[str] = ()) -> Config:
+    """Read a YAML file (or the name of one in `configs/`) and apply `dotted.key=value` overrides.
+
+    ValueError names the key or value, the limit and the fix; an unknown key names the nearest known one.
+    """
+    tree = read_yaml(find_config(source))
+    base = tree.pop('base', None)
+    if base is not None:
+        path = find_config(source).parent / str(base)
+        parent = read_yaml(path)
+        if 'base' in parent:
+            raise ValueError(f'{path} is the base of {source} and has a base itself; only one level is allowed')
+        tree = _merged(parent, tree)
+    for override in overrides:
+        tree = _merged(tree, _parse_override(override))
+    return parse_config(tree, str(source))
+
+
+def parse_config(tree: dict, source: str) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        told = [_explain(detail) for detail in error.errors()[:MOST_NAMED]]
+        more = error.error_count() - len(told)
+        raise ValueError(f'{shown(source)}: {"; ".join(told)}' + (f'; and {more} more' if more else '')) from None
+
+
+def find_config(source: str | Path) -> Path:
+    path = Path(source)
+    packaged = CONFIGS / f'{source}.yaml'
+    if os.path.isfile(path):    # a name that is too long raises nothing here
+        return path
+    if os.path.isfile(packaged):
+        return packaged
+    known = sorted(p.stem for p in CONFIGS.glob('*.yaml'))
+    raise ValueError(f'no configuration file {shown(source)}; give a path, or one of: {listed(known, str(source))}')
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(mode='json'), sort_keys=False)
+
+
+def flatten(tree: dict, prefix: str = '') -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}"""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ -> (old, new); None where only one of them has the key."""
+    before, after = flatten(old.model_dump(mode='json')), flatten(new.model_dump(mode='json'))
+    return {key: (before.get(key), after.get(key)) for key in (before | after) if before.get(key) != after.get(key)}
+
+
+def is_fixed(key: str) -> bool:
+    return any(key == fixed or key.startswith(fixed + '.') for fixed in FIXED_ON_RESUME)
+
+
+def read_yaml(path: Path) -> dict:
+    if not os.path.isfile(path):
+        raise ValueError(f'no configuration file {shown(path)}')
+    try:
+        tree = parse_yaml(read_text(path, MOST_BYTES))
+    except ValueError as error:
+        raise ValueError(f'{shown(path)} cannot be read: {error}') from error
+    if not isinstance(tree, dict):
+        raise ValueError(f'{shown(path)} does not hold `key: value` lines')
+    return tree
+
+
+def _parse_override(text: str) -> dict:
+    key, equals, value = text.partition('=')
+    if not equals or not key or key.count('.') > MOST_DOTS:
+        raise ValueError(f'override {shown(text)} is not of the form dotted.key=value')
+    try:
+        tree = parse_yaml(value)
+    except ValueError as error:
+        raise ValueError(f'the value of override {shown(text)} cannot be read: {error}; quote it') from error
+    for part in reversed(key.split('.')):
+        tree = {part: tree}
+    return tree
+
+
+def _merged(below: dict, above: dict) -> dict:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _explain(detail: dict) -> str:
+    """One pydantic error in our words: key, value, limit, fix."""
+    key = shown('.'.join(str(part) for part in detail['loc'] if part not in UNION_TAGS))
+    if detail['type'] == 'extra_forbidden':
+        known = _known_keys(Config)
+        if key in known:
+            return f'unknown key {key}: networks of another name have it'
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+        return f'unknown key {key}' + (f'; did you mean {near[0]}?' if near else '; imago train --dry-run prints the known ones')
+    if detail['type'] == 'union_tag_invalid':
+        return f'{key}.name={shown(detail["ctx"]["tag"])}: take one of {", ".join(NETWORK_NAMES)}'
+    if detail['type'] == 'missing':
+        return f'{key} is missing; add it to the file or give {key}=VALUE'
+    message = one_line(detail['msg'].removeprefix('Value error, '))
+    return f'{key}={shown(detail["input"])}: {message}' if detail['loc'] else message
+
+
+def _known_keys(section: type[BaseModel], prefix: str = '') -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += _known_keys(kind, f'{prefix}{name}.')
+    return list(dict.fromkeys(keys))

@@ -1,0 +1,54 @@
+"""Facts in JSON files that tell when they are damaged: a checksum covers all that they say."""
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from trainer.data.durable import write_text
+from trainer.data.reading import parse_json, read_text
+
+CHECKSUM = 'checksum'
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
+Facts = TypeVar('Facts', bound=BaseModel)
+
+
+def write_sealed(path: Path, tree: dict) -> None:
+    """Put `tree` in place as JSON, with a checksum over what it says."""
+    write_text(path, json.dumps(tree | {CHECKSUM: _checksum(tree)}, indent=1) + '\n')
+
+
+def read_sealed(path: Path, before: Collection[str]) -> dict:
+    """What `write_sealed` has written, its checksum with it.
+
+    Files from before there were checksums have no other keys than `before`; any other file without one is damaged, as its
+    checksum may have lost its name. ValueError for what is damaged or no such file; OSError as `open`.
+    """
+    try:
+        tree = parse_json(read_text(path))
+        if not isinstance(tree, dict):
+            raise ValueError('it does not hold facts by their names')
+        if not tree.keys() <= set(before) and tree.get(CHECKSUM) != _checksum(tree):
+            raise ValueError('its checksum is not that of what it says')
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is damaged: {error}') from error
+    return tree
+
+
+def facts(kind: type[Facts], tree: dict, where: object) -> Facts:
+    """`tree` as `kind`. ValueError names in one line the first fact that is wrong."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        detail = error.errors(include_input=False)[0]
+        key = '.'.join(map(str, detail['loc']))[:80].encode('unicode_escape').decode()
+        raise ValueError(f'{where} is damaged: {key or "it"}: {detail["msg"].removeprefix("Value error, ")}') from None
+
+
+def _checksum(tree: dict) -> str:
+    """SHA-256 of what JSON keeps of `tree` but for the checksum: not of the order of keys, nor of spaces."""
+    kept = json.loads(json.dumps({key: value for key, value in tree.items() if key != CHECKSUM}))
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

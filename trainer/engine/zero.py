@@ -1,0 +1,109 @@
+"""Adam behind a DeepSpeed engine: ZeRO of stage 1, Rajbhandari et al. 2020, arXiv 1910.02054. Every rank steps its part.
+
+The engine gets gradients that are averaged already: its own average could not name the rank of one that is not finite.
+"""
+
+import logging
+import os
+import warnings
+from types import ModuleType
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from trainer.config.load import OptimConfig
+from trainer.engine.optim import groups_of, start
+from trainer.ranks import dist
+
+MOMENTS = 'exp_avg', 'exp_avg_sq'
+CONFIG = {
+    'train_micro_batch_size_per_gpu': 1,
+    'gradient_clipping': 0.0,    # it clips at 1 unless told
+    'zero_optimization': {'stage': 1, 'contiguous_gradients': False, 'compute_grad_norm': False},
+}
+
+
+class Part:
+    """This rank's part of a group of parameters: laid end to end, filled up with 0, cut into one equal part a rank."""
+
+    def __init__(self, shapes: dict[str, torch.Size], state: dict[str, Tensor]) -> None:
+        """state: Adam's, of the part."""
+        self.state, self.gradient = state, torch.zeros(0)
+        self._shapes = shapes
+        self.length = sum(shape.numel() for shape in shapes.values())    # of all parts, without what fills them up
+
+    def of(self, whole: Tensor) -> Tensor:
+        """A copy of this rank's part of a tensor of `length`."""
+        length = len(self.state[MOMENTS[0]])
+        own = whole[dist.rank() * length:][:length]
+        return nn.functional.pad(own, (0, length - len(own)))
+
+    def whole(self, part: Tensor) -> dict[str, Tensor]:
+        """The parts of all ranks, by the name of the parameter. All ranks call it together."""
+        whole = part.new_empty(dist.world_size(), len(part))
+        torch.distributed.all_gather(list(whole), part)
+        pieces = whole.flatten()[:self.length].split([shape.numel() for shape in self._shapes.values()])
+        return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """Whole copies, by the name of the parameter. All ranks call it together."""
+        whole = {key: self.whole(self.state[key]) for key in MOMENTS}
+        return {name: {'step': self.state['step'].clone()} | {key: whole[key][name] for key in MOMENTS} for name in self._shapes}
+
+    def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
+        """This rank's part of those in `moments`. The group's parameters have all taken as many steps."""
+        own = [moments[name] for name in self._shapes]
+        for key in MOMENTS:
+            self.state[key].copy_(self.of(torch.cat([state[key].flatten() for state in own])))
+        self.state['step'].copy_(own[0]['step'])
+
+
+class ZeroAdam:
+    """Of a network that is whole on each rank: `parts` are this rank's of the groups that learn at different rates."""
+
+    def __init__(self, network: nn.Module, config: OptimConfig) -> None:
+        network.requires_grad_(True)    # it leaves out what is frozen
+        groups = groups_of(network, config)
+        self.parameters = [parameter for group in groups for _, parameter in group['params']]
+        shapes = [{name: parameter.shape for name, parameter in group['params']} for group in groups]
+        adam = torch.optim.Adam(groups, foreach=True)
+        self._engine = _deepspeed().initialize(model=network, optimizer=adam, config=CONFIG)[0]
+        network.requires_grad_(False)
+        start(adam)
+        self.param_groups, self.state = adam.param_groups, adam.state
+        self.parts = [Part(own, self.state[group['params'][0]]) for own, group in zip(shapes, adam.param_groups, strict=True)]
+
+    def take_gradient(self, average: Tensor) -> None:
+        """Keep this rank's parts of the gradients of `parameters`, laid end to end."""
+        for part, gradient in zip(self.parts, average.split([part.length for part in self.parts]), strict=True):
+            part.gradient = part.of(gradient)
+
+    def step(self) -> None:
+        zero = self._engine.optimizer
+        zero.refresh_fp32_params()      # it steps a copy; parameters may have been loaded or clipped
+        for index, part in enumerate(self.parts):
+            zero.averaged_gradients[index] = [part.gradient]
+        self._engine.step()
+        for part in self.parts:
+            part.gradient = part.gradient.new_zeros(0)
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """Whole copies, by the name of the parameter. All ranks call it together."""
+        return {name: moments for part in self.parts for name, moments in part.moments().items()}
+
+    def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
+        """This rank's part of those in `moments`."""
+        for part in self.parts:
+            part.take_moments(moments)
+
+
+def _deepspeed() -> ModuleType:
+    """The library, quiet, for this run's device, and without what it would compile as it starts (a minute, or for ever)."""
+    os.environ['DS_ACCELERATOR'] = dist.device().type
+    import deepspeed
+    logging.getLogger('DeepSpeed').setLevel(logging.WARNING)
+    # said of each of its steps
+    warnings.filterwarnings('ignore', message='`torch.distributed.all_gather_into_tensor` is deprecated')
+    deepspeed.ops.__compatible_ops__['deepspeed_shm_comm'] = False
+    return deepspeed

@@ -1,0 +1,39 @@
+"""What D sees in place of pictures, real and generated alike. Draws from PyTorch's default generator."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from trainer.objectives.augment.ada import ADA, adapt_p
+from trainer.objectives.augment.diffaugment import DiffAugment
+
+Augment = Callable[[Tensor, Tensor | float], Tensor]     # (images [NCHW] in [-1, 1], p) -> images
+
+__all__ = ['ADA', 'AUGMENTS', 'Augment', 'DiffAugment', 'adapt_p', 'make_augment']
+
+
+def _keep(groups: Sequence[str], factors: Mapping[str, float], policies: Sequence[str], channels: int,
+          resolution: tuple[int, int]) -> Augment:
+    return lambda images, p: images
+
+
+def _ada(groups: Sequence[str], factors: Mapping[str, float], policies: Sequence[str], channels: int,
+         resolution: tuple[int, int]) -> Augment:
+    return ADA(groups, channels, resolution, factors)
+
+
+def _diffaugment(groups: Sequence[str], factors: Mapping[str, float], policies: Sequence[str], channels: int,
+                 resolution: tuple[int, int]) -> Augment:
+    augment = DiffAugment(policies)
+    return lambda images, p: augment(images)
+
+
+AUGMENTS = {'none': _keep, 'ada': _ada, 'diffaugment': _diffaugment}
+
+
+def make_augment(name: str, groups: Sequence[str], factors: Mapping[str, float], policies: Sequence[str], channels: int,
+                 resolution: tuple[int, int]) -> Augment:
+    """groups and factors are ADA's, policies DiffAugment's; resolution is (H, W). ValueError for unknown ones of any."""
+    if name not in AUGMENTS:
+        raise ValueError(f'augmentation {name!r} is unknown: take one of {", ".join(AUGMENTS)}')
+    return AUGMENTS[name](groups, factors, policies, channels, resolution)

@@ -1,0 +1,299 @@
+"""`imago pack`: a folder, a zip or tars of pictures -> shards to train from, their manifest, and a report."""
+
+import argparse
+import hashlib
+import json
+import random
+import re
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import ImageColor
+from tqdm import tqdm
+
+from trainer.command import Parser, tell_error
+from trainer.config.resolution import base_and_doublings, parse_resolution
+from trainer.data.durable import write_text
+from trainer.data.manifest import Manifest
+from trainer.pack.labels import number_classes, read_labels
+from trainer.pack.members import Member
+from trainer.pack.pictures import (
+    SUFFIXES,
+    WHITEST,
+    Encoded,
+    Limits,
+    Recipe,
+    Skipped,
+    largest_value,
+    prepare,
+    size_mismatch,
+    start_worker,
+    upright_size,
+)
+from trainer.pack.shards import REPORT, ShardWriter, check_target, folder_in_the_making
+from trainer.pack.sources import Listing, list_source, locate
+from trainer.pack.summary import Tally, advise, full_scale, summarize
+from trainer.ranks.machine import usable_cores
+
+T, R = TypeVar('T'), TypeVar('R')
+CHUNK = 8             # pictures a task: enough to hide the cost of a task, few enough to stay small in memory
+LOSSY_QUALITY, LOSSLESS_EFFORT = 95, 75
+MOST_WORKERS = 1024
+
+
+def pack(options: argparse.Namespace) -> None:
+    """Write OUT. ValueError and OSError for what the user can mend."""
+    start = time.perf_counter()
+    out = check_paths(options)
+    size = check_options(options)
+    check_target(out, options.overwrite)
+    check_apart(out, options.source)
+    listing, pictures, labels, class_names = find_pictures(options)
+    with worker_pool(min(options.workers, -(-len(pictures) // CHUNK))) as pool:
+        limits = Limits(options.max_pixels)
+        size = size or common_size(pool, pictures, limits, options.workers)
+        white_level = (find_white_level(pool, pictures, limits, options.workers) if options.white_level == 'auto'
+                       else int(options.white_level))
+        fit = options.fit or 'crop' if options.resolution else None
+        quality = options.quality or (LOSSLESS_EFFORT if options.lossless else LOSSY_QUALITY)
+        recipe = Recipe(size, fit, options.background, options.channels, options.encoding, quality, options.lossless,
+                        limits, white_level)
+        work = partial(prepare, recipe=recipe)
+        with (folder_in_the_making(out, options.overwrite) as folder,
+              closing(in_order(pool, work, pictures, options.workers, 'packing')) as results):
+            with ShardWriter(folder, SUFFIXES[options.encoding], int(options.shard_mb * 1e6)) as writer:
+                tally = write_samples(writer, results, labels, len(class_names), options.strict)
+            assert listing.members == tally.pictures + len(tally.skipped) + sum(listing.ignored.values()), 'a picture is lost'
+            manifest = Manifest(size, options.channels, options.encoding, class_names, tuple(tally.class_counts),
+                                tuple(writer.shards))
+            about = {'recipe': asdict(recipe), 'seed': options.seed, 'members': listing.members, 'ignored': listing.ignored,
+                     **asdict(tally)}
+            write_text(folder / REPORT, json.dumps(about, indent=1) + '\n')
+            manifest.write(folder)
+    summarize(options.out, manifest, tally, listing.ignored, time.perf_counter() - start)
+    advise(options.out, manifest, tally, white_level)
+
+
+def check_paths(options: argparse.Namespace) -> Path:
+    """OUT, as an absolute path. ValueError for paths that cannot be meant."""
+    for name, text in (('SOURCE', options.source), ('OUT', options.out), ('--labels', options.labels)):
+        if text is not None and not text.strip():
+            raise ValueError(f'{name} {text!r} is empty; give a path')
+        if text is not None and '~' in Path(text).parts:
+            raise ValueError(f'{name} {text} holds a ~ that no shell has put a home folder for; write it out: {Path.home()}')
+    try:
+        return Path(options.out).resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f'OUT {options.out} is a link that leads nowhere ({error}); give another one') from error
+
+
+def check_apart(out: Path, source: str) -> None:
+    """ValueError if one of OUT and SOURCE holds the other: pictures would be replaced by their copies, or mixed with them."""
+    for path in locate(source):
+        place = path.resolve()
+        if place == out or out in place.parents:
+            raise ValueError(f'SOURCE {path} would be replaced by what is made of it, as OUT is {out}; choose another OUT')
+        if place in out.parents:
+            raise ValueError(f'OUT {out} is inside SOURCE {path}, among the pictures; choose a folder beside it')
+
+
+def check_options(options: argparse.Namespace) -> tuple[int, int] | None:
+    """--resolution as (height, width) in pixels, if given. ValueError for options out of range or without effect."""
+    if not 0 < options.shard_mb < 1e6:
+        raise ValueError(f'--shard-mb {options.shard_mb:g} is outside 0 to 1e6; give megabytes, e.g. 256')
+    if not 1 <= options.workers <= MOST_WORKERS:
+        raise ValueError(f'--workers {options.workers} is outside 1 to {MOST_WORKERS}')
+    if options.max_pixels < 1:
+        raise ValueError(f'--max-pixels {options.max_pixels} is below 1')
+    if options.white_level != 'auto' and not (
+            re.fullmatch('[0-9]{1,5}', options.white_level) and 1 <= int(options.white_level) <= WHITEST):
+        raise ValueError(f'--white-level {options.white_level} is outside 1 to {WHITEST}, and not auto')
+    if options.lossless and options.encoding != 'webp':
+        raise ValueError(f'--lossless is for --encoding webp, not {options.encoding} (png is always lossless)')
+    if options.quality is not None and (options.lossless or options.encoding == 'png'):
+        raise ValueError(f'--quality {options.quality} has no effect on lossless pictures; leave it out')
+    if options.quality is not None and not 1 <= options.quality <= 100:
+        raise ValueError(f'--quality {options.quality} is outside 1 to 100')
+    if options.fit and not options.resolution:
+        raise ValueError(f'--fit {options.fit} needs a size to fit to: add --resolution')
+    try:
+        ImageColor.getrgb(options.background)
+    except ValueError as error:
+        raise ValueError(f'--background {options.background}: no such colour; write e.g. white or #ffffff') from error
+    return target_size(options.resolution) if options.resolution else None
+
+
+def target_size(text: str) -> tuple[int, int]:
+    """--resolution -> (height, width) in pixels. ValueError if it is no size, or one that no network can make."""
+    size = parse_resolution(text)
+    base_and_doublings(size)
+    return size
+
+
+def find_pictures(options: argparse.Namespace) -> tuple[Listing, list[Member], list[int | None], tuple[str, ...]]:
+    """What SOURCE holds; its pictures in the order of the shards, their class numbers, and the classes."""
+    listing = list_source(options.source, labels=not (options.labels or options.no_labels))
+    for note in listing.notes:
+        print(f'imago pack: {note}', file=sys.stderr)
+    names = [picture.name for picture in listing.pictures]
+    if options.labels:
+        class_names, numbers = number_classes(read_labels(Path(options.labels), names), names, numeric=True)
+    else:
+        class_names, numbers = number_classes(listing.labels, names, numeric=listing.numeric,
+                                              class_names=listing.class_names)
+    used = len(set(numbers))
+    if class_names and 2 * used > len(numbers):
+        print(f'imago pack: warning: {used} classes of {len(numbers)} pictures, about one a picture, teach nothing; '
+              'give other labels (--labels FILE) or none (--no-labels)', file=sys.stderr)
+    # Names are sorted by class; shuffled, each shard mixes the classes, and a part of the shards is a fair sample.
+    order = list(range(len(names)))
+    random.Random(options.seed).shuffle(order)
+    return listing, [listing.pictures[i] for i in order], [numbers[i] for i in order], class_names
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[Executor]:
+    """Processes that are not waited for longer than their present task."""
+    pool = ProcessPoolExecutor(workers, initializer=start_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def in_order(pool: Executor, function: Callable[[T], R], items: Sequence[T], workers: int, doing: str) -> Iterator[R]:
+    """`map` over `items` by the processes of `pool`, with a bounded number of results waiting, and a progress bar."""
+    chunks = (items[first:first + CHUNK] for first in range(0, len(items), CHUNK))
+    tasks = deque(pool.submit(_each, function, chunk) for chunk in islice(chunks, 2 * workers))
+    # In a log file, a line now and then.
+    with tqdm(desc=doing, total=len(items), unit='img', mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
+        while tasks:
+            results = tasks.popleft().result()
+            tasks.extend(pool.submit(_each, function, chunk) for chunk in islice(chunks, 1))
+            for result in results:
+                yield result
+                bar.update()
+
+
+def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    return [function(item) for item in items]
+
+
+def common_size(pool: Executor, pictures: Sequence[Member], limits: Limits, workers: int) -> tuple[int, int]:
+    """The (height, width) in pixels that all have. ValueError naming two that differ, or if none can be read."""
+    with closing(in_order(pool, partial(upright_size, limits=limits), pictures, workers, 'comparing sizes')) as sizes:
+        whole = ((picture, size) for picture, size in zip(pictures, sizes, strict=True) if size)
+        first, common = next(whole, (None, None))
+        if common is None:
+            raise ValueError(f'none of the {len(pictures)} pictures can be read, e.g. {pictures[0].name!r}')
+        for picture, size in whole:
+            if size != common:
+                raise ValueError(size_mismatch(picture.name, size, repr(first.name), common))
+    return common
+
+
+def find_white_level(pool: Executor, pictures: Sequence[Member], limits: Limits, workers: int) -> int:
+    """The largest value that so many bits can hold as the files of 16 bits use, of all of them: 4095 for twelve."""
+    with closing(in_order(pool, partial(largest_value, limits=limits), pictures, workers, 'looking for white')) as values:
+        return full_scale(max(values)) or WHITEST
+
+
+def write_samples(writer: ShardWriter, results: Iterator[Encoded | Skipped], labels: Sequence[int | None], classes: int,
+                  strict: bool) -> Tally:
+    """Write and count what `results` hold, in order. ValueError if all are skipped, or one is and `strict` is set."""
+    tally, seen = Tally([0] * classes), set()
+    for result, label in zip(results, labels, strict=True):
+        if isinstance(result, Skipped):
+            if strict:
+                raise ValueError(f'{result.name!r}: {result.reason} (without --strict it would be skipped)')
+            tally.skipped.append(result)
+            continue
+        writer.write(result.data, label)
+        if label is not None:
+            tally.class_counts[label] += 1
+        tally.enlarged += result.enlarged
+        if result.values:
+            tally.of_16_bits += 1
+            tally.coarse += result.coarse
+            least, largest = tally.values or result.values
+            tally.values = min(least, result.values[0]), max(largest, result.values[1])
+        seen.add(hashlib.blake2b(result.data, digest_size=16).digest())
+    if not writer.samples:
+        first = tally.skipped[0]
+        raise ValueError(f'none of the {len(tally.skipped)} pictures can be read, e.g. {first.name!r}: {first.reason}')
+    tally.pictures = writer.samples
+    tally.duplicates = writer.samples - len(seen)
+    return tally
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog='imago pack', description=__doc__)
+    parser.add_argument('source', metavar='SOURCE', help='a folder or .zip of pictures, in one sub-folder a class or '
+                        'in none; or WebDataset tars: one, a folder of them, or a pattern like x-{000..003}.tar. Labels in '
+                        "it go before sub-folders: StyleGAN's dataset.json, or KEY.cls or KEY.json beside KEY.png")
+    parser.add_argument('out', metavar='OUT', help='the folder to make')
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument('--labels', metavar='FILE',
+                        help='class names or numbers: CSV lines path,label, .json object path -> label, or '
+                        "StyleGAN's dataset.json")
+    labels.add_argument('--no-labels', action='store_true', help='no classes, whatever the folders')
+    parser.add_argument('--resolution', metavar='SIZE', help='HEIGHT x WIDTH in pixels, like 768x512, or 512 for a '
+                        'square; default: as is, all pictures must have one size')
+    parser.add_argument('--fit', choices=('crop', 'pad'),
+                        help='at another aspect: crop from the centre (default), or pad')
+    parser.add_argument('--background', default='white', metavar='COLOUR',
+                        help='under transparency and padding (default: %(default)s)')
+    parser.add_argument('--channels', type=int, choices=(3, 1), default=3, help='3 colour (default), 1 grey')
+    parser.add_argument('--white-level', metavar='N', default=str(WHITEST), help='the value that is white in files of 16 bits: '
+                        '4095 where they hold 12 bits; auto finds it, from all of them (default: %(default)s)')
+    parser.add_argument('--encoding', choices=tuple(SUFFIXES), default='webp', help='default: %(default)s')
+    parser.add_argument('--quality', type=int, help='of webp and jpeg, 1 to 100 (default: 95)')
+    parser.add_argument('--lossless', action='store_true', help='webp without loss, about as large as png')
+    parser.add_argument('--shard-mb', type=float, default=256,
+                        help='the most a shard may have, in 1e6 bytes (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of the order of the pictures (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=min(usable_cores(), MOST_WORKERS), help='processes (default: all cores)')
+    parser.add_argument('--max-pixels', type=int, default=100_000_000,
+                        help='skip larger pictures (default: %(default)s)')
+    parser.add_argument('--strict', action='store_true',
+                        help='fail at the first picture that cannot be read, skip none')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='replace OUT once the new one is complete; only if it is a packed dataset and holds nothing else')
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command's exit status: 0, 2 after an error that the user can mend, 130 when interrupted."""
+    options = make_parser().parse_args(arguments)
+    try:
+        pack(options)
+    except ValueError as error:
+        tell_error('imago pack', error)
+        return 2
+    except OSError as error:
+        tell_error('imago pack', f'{error}; {options.out} is as it was')
+        return 2
+    except BrokenProcessPool:
+        fewer = f'fewer than --workers {options.workers}, or ' if options.workers > 1 else ''
+        tell_error('imago pack', f'a worker process died (out of memory?); try {fewer}a smaller --max-pixels')
+        return 2
+    except KeyboardInterrupt:
+        print(f'imago pack: interrupted; {options.out} is as it was', file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's SIGTERM cleans up like Ctrl-C
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""Class labels: from a labels file, from small files beside the pictures, or from folders; and numbered."""
+
+import csv
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from reprlib import Repr
+
+from trainer.data.manifest import FILE_NAME
+from trainer.data.reading import open_regular, parse_json
+from trainer.pack.members import Member, tidy
+from trainer.wording import listed
+
+HEADER = ['path', 'label']
+MAX_CLASSES = 1 << 16    # a larger number is no class
+MOST_LABELS = 1 << 28    # bytes of a labels file; five million lines of 50 bytes
+SIDECARS = {'.cls': 1 << 12, '.json': 1 << 24}   # files beside a picture that may hold its label, the most bytes of each
+FRACTION = re.compile(r'[-+]?(\d+\.\d*|\.?\d+)(e[-+]?\d+)?', re.IGNORECASE)
+HOW = 'write lines path,label, or a .json object path -> label, or {"labels": [[path, class], ...]}'
+OTHERWISE = 'give labels by --labels FILE, or pack without (--no-labels)'
+
+_repr = Repr()
+_repr.maxstring = _repr.maxother = 200
+shown = _repr.repr       # of a stranger's value, which may be long
+
+
+def read_labels(path: Path, names: Sequence[str]) -> list[str | None]:
+    """The label of each of `names`, from CSV `path,label` or a `.json`: an object path -> label, or StyleGAN's.
+
+    All are None where StyleGAN's says that there are none. ValueError if the file is malformed, lacks one of `names`, or
+    has an entry that is none of them.
+    """
+    try:
+        with open_regular(path) as file:
+            data = file.read(MOST_LABELS + 1)
+    except FileNotFoundError as error:
+        raise ValueError(f'--labels {path} does not exist') from error
+    if len(data) > MOST_LABELS:
+        raise ValueError(f'--labels {path} has more than {MOST_LABELS} bytes, the most that such a file may have')
+    labels = _parse_json(data, str(path)) if path.suffix.lower() == '.json' else _parse_csv(data, str(path))
+    return _match(labels, names, str(path))
+
+
+def labels_beside(paths: Sequence[str], texts: Mapping[str, Member]) -> list[str | None] | None:
+    """The label of each picture of a folder, zip or tar that holds labels itself, else None.
+
+    `paths` and the keys of `texts` are inside of it. Labels are in StyleGAN's `dataset.json`, or in `KEY.cls` (text) or
+    `KEY.json` (its field `label`) beside `KEY.png`, in any order. ValueError if one of them cannot be read or makes no sense.
+    """
+    if not paths:
+        return None
+    for prefix in accumulate(_common_folders(paths), '{}{}/'.format, initial=''):
+        entries = _stylegan(texts.get(prefix + FILE_NAME))
+        if entries is not None:
+            where = texts[prefix + FILE_NAME].name
+            return _match(_as_labels(entries, where), [path.removeprefix(prefix) for path in paths], where)
+    labels = [_label_beside(path, texts) for path in paths]
+    return None if all(label is None for label in labels) else labels
+
+
+def labels_from_folders(paths: Sequence[str]) -> tuple[list[str | None], str]:
+    """The outermost folder of each picture, below those that hold all of them; and a note where only some have one.
+
+    All are None if one has none there.
+    """
+    depth = len(_common_folders(paths))
+    parts = [PurePosixPath(path).parts for path in paths]
+    loose = [path for path, inside in zip(paths, parts) if len(inside) < depth + 2]
+    if not loose:
+        return [inside[depth] for inside in parts], ''
+    mixed = len(loose) < len(paths)
+    note = f'no labels: {len(loose)} pictures, e.g. {loose[0]!r}, are in no class folder (--labels FILE gives labels)'
+    return [None] * len(paths), note if mixed else ''
+
+
+def number_classes(labels: Sequence[str | None], names: Sequence[str], *, numeric: bool,
+                   class_names: tuple[str, ...] = ()) -> tuple[tuple[str, ...], list[int | None]]:
+    """(class names, a class number for each label); () and Nones if there is no label at all.
+
+    Classes are the distinct labels, sorted. But if `numeric`, and all labels are whole numbers, these are the class
+    numbers, called by `class_names` where given. ValueError names a picture without a label among labelled ones, and
+    labels that are no classes.
+    """
+    if all(label is None for label in labels):
+        return (), list(labels)
+    if None in labels:
+        bare, other = names[labels.index(None)], next(n for n, label in zip(names, labels) if label is not None)
+        raise ValueError(f'{bare!r} has no label, {other!r} has one; label all (--labels FILE) or none (--no-labels)')
+    if numeric:
+        _check_classes(labels, names)
+    if not numeric or not all(re.fullmatch(r'-?[0-9]+', label) for label in labels):
+        classes = {name: number for number, name in enumerate(sorted(set(labels)))}
+        return tuple(classes), [classes[label] for label in labels]
+    limit = len(class_names) or MAX_CLASSES
+    for label, name in zip(labels, names, strict=True):
+        if len(label) > 20 or not 0 <= int(label) < limit:
+            raise ValueError(f'the label {shown(label)} of {name!r} is outside 0 to {limit - 1}; number classes from 0, or '
+                             'name them')
+    numbers = [int(label) for label in labels]
+    return class_names or tuple(str(number) for number in range(max(numbers) + 1)), numbers
+
+
+def _check_classes(labels: Sequence[str], names: Sequence[str]) -> None:
+    """ValueError unless labels that are not the names of folders can be one class each."""
+    def refuse(label: str, why: str) -> None:
+        raise ValueError(f'the label {shown(label)} of {names[labels.index(label)]!r} {why}, or pack without labels '
+                         '(--no-labels)')
+
+    distinct = set(labels)
+    if '' in distinct:
+        refuse('', 'is empty; write a class name or number')
+    if all(FRACTION.fullmatch(label) for label in distinct) and not all(re.fullmatch('-?[0-9]+', label) for label in distinct):
+        fraction = next(label for label in labels if not re.fullmatch('-?[0-9]+', label))
+        refuse(fraction, 'is a value on a scale, no class; write whole numbers from 0, or names')
+    several = next((label for label in labels if re.search('[;|]', label)), None)
+    if several is not None:
+        refuse(several, 'looks like several labels, and a picture has one class; write one, without ; and |')
+
+
+def _common_folders(paths: Sequence[str]) -> tuple[str, ...]:
+    """The folders that all paths lie in, outermost first."""
+    return os.path.commonprefix([PurePosixPath(path).parts[:-1] for path in paths])
+
+
+def _stylegan(member: Member | None) -> dict | None:
+    """What a `dataset.json` holds, if it has StyleGAN's form: {"labels": [[path, class], ...]} or {"labels": null}."""
+    if member is None:
+        return None
+    try:
+        entries = parse_json(_text(member, MOST_LABELS))
+    except ValueError as error:
+        raise ValueError(f'{member.name} cannot be read ({error}); mend it, or {OTHERWISE}') from error
+    return entries if _has_stylegans_form(entries) else None
+
+
+def _has_stylegans_form(entries: object) -> bool:
+    return isinstance(entries, dict) and isinstance(entries.get('labels', ''), (list, type(None)))
+
+
+def _label_beside(path: str, texts: Mapping[str, Member]) -> str | None:
+    """Of the picture `a/b.c.png`, in `a/b.c.cls` or `.json`, or in those of its WebDataset key, `a/b`."""
+    folder, slash, base = path.rpartition('/')
+    for stem in dict.fromkeys((base.rpartition('.')[0], base.partition('.')[0])):
+        for suffix, most_bytes in SIDECARS.items():
+            member = texts.get(folder + slash + stem + suffix)
+            if member is None:
+                continue
+            try:
+                text = _text(member, most_bytes)
+                label = text.strip() if suffix == '.cls' else _label_of_json(text, member.name)
+            except ValueError as error:
+                raise ValueError(f'the label in {member.name!r} cannot be read ({error}); mend it, or {OTHERWISE}') from error
+            if label is not None:
+                return label
+    return None
+
+
+def _text(member: Member, most_bytes: int) -> str:
+    try:
+        with member.open(most_bytes) as file:
+            return file.read().decode()
+    except Exception as error:  # as of pictures: damaged archives raise nearly every kind
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _label_of_json(text: str, where: str) -> str | None:
+    """The `label` of a sample's JSON object, None if it has none. ValueError if it is neither text nor whole number."""
+    fields = parse_json(text)
+    return _as_text(fields['label'], where) if isinstance(fields, dict) and fields.get('label') is not None else None
+
+
+def _as_text(label: object, where: str) -> str:
+    if isinstance(label, float):
+        raise ValueError(f'the label {label} of {where!r} is a value on a scale, no class; write whole numbers from 0, or '
+                         'names, or pack without labels (--no-labels)')
+    if isinstance(label, list):
+        raise ValueError(f'{where!r} has several labels, {shown(label)}, and a picture has one class; write one, or pack '
+                         'without labels (--no-labels)')
+    if isinstance(label, bool) or not isinstance(label, (str, int)):
+        raise ValueError(f'the label {shown(label)} of {where!r} is neither a class name nor a whole number')
+    return str(label)
+
+
+def _parse_json(data: bytes, where: str) -> dict[str, str] | None:
+    try:
+        entries = parse_json(data.decode('utf-8-sig'))
+    except ValueError as error:
+        raise ValueError(f'{where} is no labels file ({error}); {HOW}') from error
+    return _as_labels(entries, where)
+
+
+def _as_labels(entries: object, where: str) -> dict[str, str] | None:
+    """path -> label; None if StyleGAN's `labels` is null."""
+    if _has_stylegans_form(entries):
+        entries = entries['labels']
+        if entries is None:
+            return None
+        odd = next((pair for pair in entries if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str))),
+                   None)
+        if odd is not None:
+            raise ValueError(f'{where}: {shown(odd)} in its labels is no pair [path, class]')
+        pairs = entries
+    elif isinstance(entries, dict):
+        pairs = entries.items()
+    else:
+        raise ValueError(f'{where} is no labels file (no JSON object); {HOW}')
+    labels: dict[str, str] = {}
+    for name, label in pairs:
+        _add(labels, name, _as_text(label, name), where)
+    return labels
+
+
+def _parse_csv(data: bytes, where: str) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    try:
+        # surrogateescape: names of files need not be UTF-8; utf-8-sig: spreadsheets write a byte order mark
+        rows = csv.reader(io.StringIO(data.decode('utf-8-sig', 'surrogateescape'), newline=''))
+        for row in rows:
+            if not row or (rows.line_num == 1 and [cell.strip().lower() for cell in row] == HEADER):
+                continue
+            if len(row) != 2:
+                raise ValueError(f'{where} line {rows.line_num} has {len(row)} columns: {shown(row)}; write path,label')
+            _add(labels, row[0], row[1].strip(), f'{where} line {rows.line_num}')
+    except csv.Error as error:
+        raise ValueError(f'{where} is no labels file ({error}); {HOW}') from error
+    return labels
+
+
+def _add(labels: dict[str, str], name: str, label: str, where: str) -> None:
+    name = tidy(name)
+    if labels.setdefault(name, label) != label:
+        raise ValueError(f'{where} labels {shown(name)} {shown(label)}, after {shown(labels[name])}')
+
+
+def _match(labels: Mapping[str, str] | None, names: Sequence[str], where: str) -> list[str | None]:
+    """The label of each of `names`; None for all where `labels` is None. ValueError unless they are of the same pictures."""
+    if labels is None:
+        return [None] * len(names)
+    tidied = [tidy(name) for name in names]
+    unlabelled = [name for name in tidied if name not in labels]
+    if unlabelled:
+        raise ValueError(f'{where} has no label for {len(unlabelled)} pictures: {listed([shown(name) for name in unlabelled])}; '
+                         'give each picture of SOURCE one, or pack without labels (--no-labels)')
+    unknown = sorted(labels.keys() - set(tidied))
+    if unknown:
+        raise ValueError(f'{where} labels {len(unknown)} paths that are no picture in SOURCE: '
+                         f'{listed([shown(name) for name in unknown])}; paths are as seen from SOURCE, like {tidied[0]!r}')
+    return [labels[name] for name in tidied]

@@ -1,0 +1,243 @@
+"""One picture: whatever a file holds in, upright 8-bit sRGB or grey of one size out, encoded."""
+
+import io
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from trainer.config.resolution import largest_square
+from trainer.pack.members import Member
+from trainer.pack.sources import FORMATS
+
+SUFFIXES = {'webp': 'webp', 'png': 'png', 'jpeg': 'jpg'}
+MODES = {1: 'L', 3: 'RGB'}
+SRGB = ImageCms.createProfile('sRGB')
+Image.init()
+READABLE = tuple(sorted(set(FORMATS.values()) & Image.OPEN.keys()))  # AVIF and JPEG 2000 are options of Pillow's build
+MOST_BYTES_A_PIXEL = 16  # four channels of float32: no honest file has more
+WHITEST = 65535          # of 16 bits
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may ask of memory, decided before it is decoded."""
+
+    max_pixels: int
+
+    @property
+    def max_bytes(self) -> int:
+        return self.max_pixels * MOST_BYTES_A_PIXEL
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What becomes of a picture. `size` is (height, width) in pixels; `fit` crop, pad, or None to demand that size."""
+
+    size: tuple[int, int]
+    fit: str | None
+    background: str     # a colour that Pillow knows: under transparency and around padded pictures
+    channels: int
+    encoding: str       # a key of SUFFIXES
+    quality: int        # 1 to 100, of WebP and JPEG; the effort of lossless WebP
+    lossless: bool
+    limits: Limits
+    white_level: int    # the value of files of 16 bits that becomes white
+
+
+@dataclass(frozen=True)
+class Encoded:
+    data: bytes
+    enlarged: bool
+    values: tuple[int, int] | None  # the smallest and the largest in a file of 16 bits ...
+    coarse: bool                    # ... of which only the upper 8 were read
+
+
+@dataclass(frozen=True)
+class Skipped:
+    name: str
+    reason: str
+
+
+def start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches the whole group; the parent decides what follows
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Image.MAX_IMAGE_PIXELS = None                  # Limits stands for it
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def prepare(picture: Member, recipe: Recipe) -> Encoded | Skipped:
+    """Read, normalise, fit and encode; or say why not. ValueError where `recipe` demands a size that it has not."""
+    try:
+        with _quiet():
+            image, values = _decode(picture, recipe.limits)
+            coarse = values is not None and not _is_grey(image)
+            if coarse and recipe.white_level != WHITEST:
+                raise ValueError(f'colour of 16 bits, of which only the upper 8 can be read; leave --white-level at {WHITEST}')
+            image = to_colour(image, recipe.background, recipe.channels, recipe.white_level)
+    except Exception as error:  # Pillow's readers raise nearly every kind on broken files
+        return Skipped(picture.name, _reason(error))
+    if recipe.fit is None and image.size[::-1] != recipe.size:
+        raise ValueError(size_mismatch(picture.name, image.size[::-1], 'the others', recipe.size))
+    try:
+        image, enlarged = fit(image, recipe)
+    except ValueError as error:
+        return Skipped(picture.name, str(error))
+    return Encoded(_encode(image, recipe), enlarged, values, coarse)
+
+
+def open_upright(picture: Member, limits: Limits, background: str, channels: int) -> Image.Image:
+    """L or RGB, turned as its EXIF says. Raises whatever Pillow does on broken files."""
+    return to_colour(_decode(picture, limits)[0], background, channels)
+
+
+def largest_value(picture: Member, limits: Limits) -> int:
+    """Of a file of 16 bits; 0 for another file, and for one that cannot be packed."""
+    try:
+        with _quiet(), picture.open(limits.max_bytes) as file:
+            if not _has_16_bits(_open(file, limits)):
+                return 0
+        with _quiet():
+            least, largest = _decode(picture, limits)[1]
+    except Exception:  # prepare() will say why
+        return 0
+    return largest if least >= 0 and largest <= WHITEST else 0
+
+
+def upright_size(picture: Member, limits: Limits) -> tuple[int, int] | None:
+    """(height, width) in pixels, from the header alone; None for a broken picture."""
+    try:
+        with _quiet(), picture.open(limits.max_bytes) as file:
+            image = _open(file, limits)
+            # Pillow turns a TIFF itself; where no eXIf chunk precedes the pixels, PNG's getexif() would decode them.
+            ask = {'TIFF': False, 'PNG': 'exif' in image.info}.get(image.format, True)
+            turned = ask and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return image.size if turned else image.size[::-1]
+    except Exception:  # prepare() will say why
+        return None
+
+
+def size_mismatch(name: str, size: tuple[int, int], other: str, other_size: tuple[int, int]) -> str:
+    (height, width), (h, w) = size, other_size
+    common = largest_square(min(height, width, h, w))  # enlarges neither, unless they are smaller than any
+    return (f'{name!r} is {height}x{width} pixels, {other} {h}x{w} (height x width); '
+            f'bring all to one size, e.g. --resolution {common}')
+
+
+def to_colour(image: Image.Image, background: str, channels: int, white_level: int = WHITEST) -> Image.Image:
+    """Any mode of Pillow to L (`channels` 1) or RGB (3), 8 bits. ValueError for values that have no defined white."""
+    profile = image.info.get('icc_profile')
+    if _is_grey(image) or image.mode == 'F':
+        image = _to_8_bits(image, white_level)
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+    elif image.mode not in ('L', 'RGB', 'CMYK'):
+        image = image.convert('RGB')
+    if profile:
+        image = _to_srgb(image, profile)
+    if image.mode == 'RGBA':
+        canvas = Image.new('RGB', image.size, background)
+        canvas.paste(image, mask=image)
+        image = canvas
+    image = image.convert(MODES[channels])
+    image.info.clear()  # or the encoder would store the old profile and orientation once more
+    return image
+
+
+def fit(image: Image.Image, recipe: Recipe) -> tuple[Image.Image, bool]:
+    """The picture at `recipe.size`, and whether it was enlarged. ValueError if padding would leave nothing of it."""
+    height, width = recipe.size
+    scales = height / image.height, width / image.width
+    if recipe.fit != 'pad':
+        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS), max(scales) > 1
+    if round(min(scales) * min(image.size)) < 1:
+        raise ValueError(f'{image.height}x{image.width} pixels are too thin to be padded to {height}x{width}')
+    return ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS, recipe.background), min(scales) > 1
+
+
+def _quiet() -> warnings.catch_warnings:
+    return warnings.catch_warnings(action='ignore')  # Pillow warns of odd metadata
+
+
+def _open(file: BinaryIO, limits: Limits) -> Image.Image:
+    image = Image.open(file, formats=READABLE)
+    if image.width * image.height > limits.max_pixels:
+        raise ValueError(f'{image.height}x{image.width} pixels, more than --max-pixels {limits.max_pixels}')
+    return image
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
+        return 'no picture in a known format'
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
+def _decode(picture: Member, limits: Limits) -> tuple[Image.Image, tuple[int, int] | None]:
+    """A picture in its own mode, turned as its EXIF says; and the smallest and the largest value in a file of 16 bits."""
+    with picture.open(limits.max_bytes) as file:
+        image = _open(file, limits)
+        measured = _has_16_bits(image)  # known only until it is loaded
+        image = ImageOps.exif_transpose(image)
+    if not measured:
+        return image, None
+    if _is_grey(image):
+        pixels = np.asarray(image)
+        return image, (int(pixels.min()), int(pixels.max()))
+    bands = image.convert('RGB').getextrema()
+    return image, (min(least for least, _ in bands) * 257, max(largest for _, largest in bands) * 257)
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether a file has more than 8 bits a value. Pillow keeps them where it is grey, else the upper 8."""
+    codec, _, _, raw = image.tile[0] if image.tile else ('', None, None, ())
+    raw = raw if isinstance(raw, tuple) else (raw,)
+    return _is_grey(image) or any(';16' in str(part) for part in raw) or codec == 'ppm' and raw[-1] > 255
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Of 16 bits, also where Pillow reads them as 32."""
+    return image.mode.startswith('I')
+
+
+def _to_8_bits(image: Image.Image, white_level: int) -> Image.Image:
+    """Grey of 16 bits or of floats in [0, 1]; Pillow itself would clip at 255."""
+    white = 1 if image.mode == 'F' else white_level
+    pixels = np.asarray(image)  # [HW]
+    if not (pixels.min() >= 0 and pixels.max() <= white):
+        raise ValueError(f'grey values from {pixels.min()} to {pixels.max()}, where 0 to {white} are expected')
+    grey = Image.fromarray(np.round(pixels * (255 / white)).astype(np.uint8))
+    if 'transparency' in image.info:  # a value that stands for transparent, PNG's tRNS
+        grey.putalpha(Image.fromarray(np.where(pixels == image.info['transparency'], 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if 'sRGB' in ImageCms.getProfileDescription(source):
+            return image
+        return ImageCms.profileToProfile(image, source, SRGB, outputMode='RGBA' if image.mode == 'RGBA' else 'RGB')
+    except (ImageCms.PyCMSError, OSError):
+        return image  # a profile that is broken or for other channels says nothing of these pixels
+
+
+def _encode(image: Image.Image, recipe: Recipe) -> bytes:
+    options = {
+        'webp': {'quality': recipe.quality, 'lossless': recipe.lossless, 'method': 4},
+        'png': {'compress_level': 6},
+        'jpeg': {'quality': recipe.quality, 'subsampling': 0},
+    }[recipe.encoding]
+    out = io.BytesIO()
+    image.save(out, recipe.encoding, **options)
+    return out.getvalue()

@@ -1,0 +1,209 @@
+"""Writing shards, in a folder that appears under its name only once it is complete."""
+
+import fcntl
+import hashlib
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from webdataset import TarWriter
+
+from trainer.data.durable import sync_folder
+from trainer.data.manifest import FILE_NAME, Shard, find_manifest, sample_key
+from trainer.wording import listed
+
+REPORT = 'report.json'
+MARK = '.imago-pack'  # in a folder that is being made, or was replaced: what we write there may be deleted
+WRITTEN = re.compile(rf'shard-[0-9]{{5,}}\.tar|({re.escape(REPORT)}|{re.escape(FILE_NAME)})(\.tmp)?|{re.escape(MARK)}')
+
+
+class ShardWriter:
+    """Writes samples, numbered from 0 on, into tars of at most `max_bytes` (a larger sample gets a tar of its own)."""
+
+    def __init__(self, folder: Path, suffix: str, max_bytes: int):
+        self.folder, self.suffix, self.max_bytes = folder, suffix, max_bytes
+        self.shards: list[Shard] = []
+        self.samples = 0          # in all
+        self._file = None
+
+    def __enter__(self) -> 'ShardWriter':
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        elif self._file:
+            # Left open, the tar would complain when it is collected. A full disk has been reported already.
+            with suppress(OSError), self._file:
+                self._tar.close()
+
+    def write(self, data: bytes, label: int | None) -> None:
+        members = {self.suffix: data} | ({} if label is None else {'cls': str(label).encode()})
+        size = sum(tarfile.BLOCKSIZE * (1 + -(-len(content) // tarfile.BLOCKSIZE)) for content in members.values())
+        if self._file and self._bytes + size > self.max_bytes:
+            self.close()
+        if not self._file:
+            self._open()
+        self._tar.write({'__key__': sample_key(self.samples), **members})
+        self._bytes += size
+        self.samples += 1
+
+    def close(self) -> None:
+        """Finish the shard at hand, if any, and put it on the disk and on the list."""
+        if not self._file:
+            return
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        size = self._file.tell()
+        self._file.seek(0)
+        digest = hashlib.file_digest(self._file, 'sha256').hexdigest()
+        self._file.close()
+        name = Path(self._file.name).name
+        self.shards.append(Shard(name, self._first, self.samples - self._first, size, digest))
+        self._file = None
+
+    def _open(self) -> None:
+        self._file = open(self.folder / f'shard-{len(self.shards):05d}.tar', 'w+b')
+        self._tar = TarWriter(self._file, user='root', group='root', mtime=0)  # nothing of this machine or moment
+        self._first = self.samples
+        self._bytes = tarfile.RECORDSIZE  # the end mark and the padding after it
+
+
+@contextmanager
+def folder_in_the_making(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `out`: becomes `out` if the block ends well, else it is removed.
+
+    What a killed run left there is removed first, or put back. ValueError if another run is at work on the same `out`, or
+    if something that is not ours is in the way.
+    """
+    aside, old = _beside(out)
+    new_parents = [parent for parent in out.parents if not parent.exists()]
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+        with _locked(aside, out):
+            _end_exchange(out, old)
+            check_target(out, overwrite)
+            _empty(aside)
+            yield aside
+            sync_folder(aside)
+            check_target(out, overwrite)
+            _exchange(aside, out, old)
+    except BaseException:
+        with suppress(OSError):
+            for parent in new_parents:
+                parent.rmdir()
+        raise
+
+
+@contextmanager
+def _locked(aside: Path, out: Path) -> Iterator[None]:
+    """Mark `aside` as ours, until it is `out` or, if the block fails, removed.
+
+    The mark's lock, which dies with the process, tells a run at work from a killed one. A second handle on it would end it.
+    """
+    _check_aside(aside)
+    descriptor = os.open(aside / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(aside / MARK)):
+            raise FileNotFoundError(aside / MARK)
+    except (BlockingIOError, PermissionError, FileNotFoundError) as error:
+        os.close(descriptor)
+        raise ValueError(f'another imago pack is writing {out}; wait for it, or choose another OUT') from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            _remove(aside)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """ValueError if `out` cannot become a dataset's folder, or may not: it holds what is not proved to be a dataset."""
+    if out.is_mount():
+        raise ValueError(f'{out} is a mount point, which no finished folder can be renamed to; give a folder in it')
+    if out.exists() and not out.is_dir():
+        raise ValueError(f'{out} is a file; give a folder')
+    aside, old = _beside(out)
+    _check_aside(aside)
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(f'{out} exists and is not empty; choose another OUT, or replace it by --overwrite')
+    manifest = find_manifest(out)
+    if manifest is None:
+        raise ValueError(f'{out} is no packed dataset (it has no {FILE_NAME} of imago pack), and --overwrite replaces only such; '
+                         'choose another OUT')
+    ours = {MARK, REPORT, FILE_NAME, *(shard.name for shard in manifest.shards if WRITTEN.fullmatch(shard.name))}
+    foreign = _foreign(out, ours.__contains__)
+    if foreign:
+        raise ValueError(f'{out} also holds what imago pack did not write there, and --overwrite would delete it: '
+                         f'{listed(foreign)}; move it away, or choose another OUT')
+    if os.path.lexists(old) and not (old / MARK).is_file():
+        raise ValueError(f'{old} is in the way: {out.name} would be kept there until the new one is complete; '
+                         'move it away, or choose another OUT')
+
+
+def _check_aside(aside: Path) -> None:
+    """ValueError if what is in the folder to write in, if there is one, may not be deleted."""
+    if aside.is_symlink() or not aside.is_dir():
+        foreign = [aside.name] if os.path.lexists(aside) else []
+    else:
+        foreign = _foreign(aside, WRITTEN.fullmatch) if (aside / MARK).is_file() else sorted(os.listdir(aside))
+    if foreign:
+        raise ValueError(f'{aside} is where OUT would be made, and imago pack did not write what is there: {listed(foreign)}; '
+                         'move it away, or choose another OUT')
+
+
+def _beside(out: Path) -> tuple[Path, Path]:
+    """Where it is made, and where what it replaces is kept for a moment."""
+    return out.with_name(f'{out.name}.tmp-pack'), out.with_name(f'{out.name}.tmp-old')
+
+
+def _exchange(aside: Path, out: Path, old: Path) -> None:
+    """Bring `aside` to `out`, then remove the dataset that was there, if any; or leave that as it was."""
+    try:
+        if out.exists() and any(out.iterdir()):
+            (out / MARK).touch()
+            out.rename(old)
+        aside.rename(out)
+        sync_folder(out.parent)
+        (out / MARK).unlink()
+    finally:
+        _end_exchange(out, old)
+
+
+def _end_exchange(out: Path, old: Path) -> None:
+    """Remove the dataset that was replaced, or put it back if none took its place. It was proved to be one, then marked."""
+    if not (old / MARK).is_file():
+        return
+    if find_manifest(out):
+        _remove(old)
+    else:
+        old.rename(out)  # OSError if something else is there
+        (out / MARK).unlink()
+
+
+def _remove(folder: Path) -> None:
+    """Delete a marked folder, but for files that we never write."""
+    _empty(folder)
+    (folder / MARK).unlink(missing_ok=True)
+    with suppress(OSError):  # somebody has put something there meanwhile: without the mark, it stays
+        folder.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    for name in set(os.listdir(folder)) - set(_foreign(folder, WRITTEN.fullmatch)) - {MARK}:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _foreign(folder: Path, ours: Callable[[str], object]) -> list[str]:
+    """All in `folder` but files of names that are `ours`."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not ours(entry.name) or not entry.is_file(follow_symlinks=False))

@@ -1,0 +1,79 @@
+"""What travels between ranks, and how much of it leaves a node: the collectives of trainer/engine/parallel.py, one by one.
+
+Rings inside a node and rings between nodes, as NCCL lays them: what a rank sends is the same as in one ring over all.
+"""
+
+from dataclasses import dataclass
+from math import ceil, log2
+
+from torch import nn
+
+from trainer.config.load import ParallelConfig
+from trainer.engine.parallel import part_lengths, parts_of
+from trainer.plan.work import PhaseWork
+
+PASSES = {'all_reduce': 2, 'all_gather': 1, 'reduce_scatter': 1}   # of the whole data, around a ring
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that work together: `inside` of them on each of `nodes`."""
+
+    inside: int
+    nodes: int = 1
+
+    @property
+    def size(self) -> int:
+        return self.inside * self.nodes
+
+
+@dataclass(frozen=True)
+class Collective:
+    kind: str           # of PASSES
+    bytes: int          # of the whole: an all-reduce's buffer, what all-gather puts together or reduce-scatter cuts
+    group: Group
+
+    def sent_inside(self) -> float:
+        """Bytes that a rank sends to others on its node."""
+        return PASSES[self.kind] * self.bytes * (self.group.inside - 1) / self.group.inside
+
+    def sent_between(self) -> float:
+        """Bytes that a rank sends to other nodes: its node's share has been summed up, or not yet been gathered."""
+        return PASSES[self.kind] * self.bytes * (self.group.nodes - 1) / self.group.nodes / self.group.inside
+
+    def rounds(self) -> tuple[int, int]:
+        """Messages that wait for one another, inside and between nodes, in trees, which NCCL takes where latency counts."""
+        return PASSES[self.kind] * ceil(log2(self.group.inside)), PASSES[self.kind] * ceil(log2(self.group.nodes))
+
+
+def mesh(parallel: ParallelConfig, nodes: int, gpus: int) -> tuple[Group, Group]:
+    """The ranks that share one set of parts, and those that hold the same part. ValueError where the cut is uneven."""
+    parts = parts_of(parallel, nodes * gpus)
+    if parts <= gpus and gpus % parts == 0:
+        return Group(parts), Group(gpus // parts, nodes)
+    if parts % gpus == 0:
+        return Group(gpus, parts // gpus), Group(1, nodes * gpus // parts)
+    raise ValueError(f'parallel.replicas={parallel.replicas} on {nodes} nodes of {gpus} GPUs: sets of {parts} parts neither '
+                     f'fill nodes nor divide one; use a divisor of {nodes}, or {nodes} times one of {gpus}')
+
+
+def phase_traffic(parallel: ParallelConfig, phase: PhaseWork, networks: dict[str, nn.Module], micro_batches: int,
+                  nodes: int, gpus: int) -> list[Collective]:
+    """The collectives of one phase, in order. `networks`: G and D."""
+    world, trained = Group(gpus, nodes), list(networks[phase.trained].parameters())
+    statistics = [Collective('all_reduce', size, world) for size in phase.statistics] * micro_batches
+    whole = 4 * sum(parameter.numel() for parameter in trained)
+    if parallel.strategy == 'data':
+        before, after = [], [Collective('all_reduce', whole, world)]
+    elif parallel.strategy == 'zero':
+        # the owners of the moments send the new parameters round, filled up as DeepSpeed aligns them: to 8 bytes a rank
+        filled = -(-whole // (8 * world.size)) * 8 * world.size
+        before, after = [], [Collective('all_reduce', whole, world), Collective('all_gather', filled, world)]
+    else:
+        parts, replicas = mesh(parallel, nodes, gpus)
+        sizes = {name: 4 * parts.size * sum(part_lengths(list(network.parameters()), parts.size))
+                 for name, network in networks.items()}
+        before = [Collective('all_gather', size, parts) for size in sizes.values()]
+        after = [Collective('reduce_scatter', sizes[phase.trained], parts),
+                 Collective('all_reduce', sizes[phase.trained] // parts.size, replicas), Collective('all_reduce', 8, parts)]
+    return [*before, *statistics, *after, Collective('all_reduce', phase.means, world)]

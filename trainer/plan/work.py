@@ -1,0 +1,110 @@
+"""What a training step computes: the recipe's own phases, run forward and backward on tensors without content."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from trainer.config.load import Config
+from trainer.data.manifest import Manifest
+from trainer.engine.phase import accumulate
+from trainer.engine.state import make_networks
+from trainer.models.batch_norm import synchronise
+from trainer.plan.preflight import saved_bytes, without_content
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One kernel."""
+
+    flops: int          # of convolutions and matrix products; 2 for a multiplication and an addition
+    low: bool           # in bf16 or fp16
+    bytes: int          # read and written
+
+
+@dataclass(frozen=True)
+class PhaseWork:
+    """What a rank does in a phase, for one micro-batch and once."""
+
+    name: str
+    trained: str                    # 'G' or 'D'
+    interval: int                   # steps
+    micro: list[Operation]
+    once: list[Operation]           # before its first micro-batch
+    statistics: list[int]           # bytes of each sum over the ranks inside a micro-batch: batch norm
+    means: int                      # bytes of the values that are averaged in the end
+    activations: int                # bytes kept for the backward pass
+
+
+@dataclass(frozen=True)
+class Work:
+    """Networks without content, and what each phase does."""
+
+    G: nn.Module
+    D: nn.Module
+    phases: list[PhaseWork]
+
+
+class Operations(TorchDispatchMode):
+    """Records each operation that touches memory; views and allocations are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Operation] = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = op(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
+        if op.is_view or not tensors or op._schema.name.startswith('aten::empty') or 'new_empty' in op._schema.name:
+            return out
+        formula = flop_registry.get(op.overloadpacket)
+        flops = formula(*args, **kwargs, out_val=out) if formula else 0
+        low = any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in tensors)
+        self.found.append(Operation(flops, low, sum(map(touched, tensors))))
+        return out
+
+
+def touched(tensor: Tensor) -> int:
+    """Bytes of its elements; of an expanded one those that exist."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+class _Noted(torch.autograd.Function):
+    """Stands for a sum over ranks, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: object, tensor: Tensor, note: Callable[[int], None]) -> Tensor:
+        ctx.note = note
+        note(touched(tensor))
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Noted.apply(gradient, ctx.note), None
+
+
+def count_work(config: Config, manifest: Manifest, micro_batch: int) -> Work:
+    """For `micro_batch` images on a rank. Networks that grow are at their full size."""
+    with torch.device('meta'):
+        G, D = make_networks(config, manifest)
+    phases, statistics = [], []
+    for network in (G, D):
+        synchronise(network, lambda tensor: _Noted.apply(tensor, statistics.append), 1)
+    with without_content(config, manifest, G, D, micro_batch) as (recipe, micro):
+        for phase in recipe:
+            for network in (G, D):
+                network.requires_grad_(network is phase.network)
+            activations = saved_bytes(lambda: phase.loss(micro))
+            statistics.clear()
+            with Operations() as once:
+                phase.prepare()
+            with Operations() as work:
+                means = accumulate(phase, [micro], 0, 0)
+            phases.append(PhaseWork(phase.name, 'G' if phase.network is G else 'D', phase.interval, work.found, once.found,
+                                    statistics.copy(), sum(map(touched, means.values())), activations))
+    return Work(G, D, phases)

@@ -1,0 +1,179 @@
+"""Who am I among the processes, and the small collectives that are not gradients. All safe with one process."""
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed
+from accelerate import PartialState
+
+from trainer.ranks.heartbeat import Heartbeat
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _PR_SET_PDEATHSIG = -1, -3, 1
+T = TypeVar('T')
+_LAST_RESORT = 6    # what the backend's own time limit is of ours: it cannot tell who is slow from who is lost
+_control: torch.distributed.ProcessGroup | None = None
+_heartbeat: Heartbeat | None = None
+
+
+def init(device: str, timeout_minutes: float = 10.0) -> None:
+    """Join the processes that torchrun started, if any, and choose this rank's device: 'auto', 'cpu' or 'cuda'.
+
+    A rank that keeps the others waiting for `timeout_minutes` without a reason is named, and all end with status 1.
+    """
+    global _control, _heartbeat
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('device=cuda, but torch sees no CUDA device; use device=cpu, or see imago doctor')
+    local_world = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    if device != 'cpu' and 0 < torch.cuda.device_count() < local_world:
+        raise ValueError(f'{local_world} processes on this machine, but only {torch.cuda.device_count()} GPUs; '
+                         'start one a GPU, or use device=cpu')
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        _die_with_parent()
+    cpu = device == 'cpu' or not torch.cuda.is_available()
+    if cpu:
+        _keep_large_allocations()
+    joined = torch.distributed.is_initialized()
+    process = PartialState(cpu=cpu, timeout=timedelta(minutes=_LAST_RESORT * timeout_minutes))
+    # accelerate without cpu=True can silently make every rank a world of one
+    assert process.num_processes == int(os.environ.get('WORLD_SIZE', 1)), 'accelerate and torchrun disagree on the world'
+    if world_size() > 1 and not joined:
+        store = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
+        _heartbeat = Heartbeat(store, rank(), world_size(), 60 * timeout_minutes)
+    # small messages travel on a group of their own, on the CPU, whatever the gradients use
+    _control = new_group()
+
+
+def device() -> torch.device:
+    """This rank's device; only after `init`."""
+    return PartialState().device
+
+
+def rank() -> int:
+    return int(os.environ.get('RANK', 0))
+
+
+def world_size() -> int:
+    return int(os.environ.get('WORLD_SIZE', 1))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def print0(*words: object) -> None:
+    if is_main():
+        print(*words, flush=True)
+
+
+def new_group() -> torch.distributed.ProcessGroup | None:
+    """A gloo group of all ranks, for messages that must not mix with others; None with one process."""
+    return torch.distributed.new_group(backend='gloo') if torch.distributed.is_initialized() else None
+
+
+def begin_step(nimg: int) -> None:
+    if _heartbeat is not None:
+        _heartbeat.begin_step(nimg)
+
+
+def moved(where: str | None = None) -> None:
+    """Tell the heartbeat: where this rank is now, or that it enters one more collective. All ranks in the same order."""
+    if _heartbeat is not None:
+        _heartbeat.move(where)
+
+
+def patience(where: str) -> AbstractContextManager:
+    """Around work on which the others may wait as long as this process lives."""
+    return nullcontext() if _heartbeat is None else _heartbeat.patience(where)
+
+
+def tell_failure(message: str, status: int) -> None:
+    """Before this rank ends, for those that will lose it."""
+    if _heartbeat is not None:
+        _heartbeat.fail(message, status)
+
+
+def why_lost(error: Exception) -> tuple[str, int] | None:
+    """If a collective failed because another rank ended: one line on that, and its exit status."""
+    # gloo raises RuntimeErrors that begin with a place in its source
+    if not isinstance(error, torch.distributed.DistError) and 'third_party/gloo' not in str(error):
+        return None
+    if _heartbeat is None:
+        return f'could not join the others: {str(error).splitlines()[0]}', 1
+    return _heartbeat.failure()
+
+
+def barrier() -> None:
+    if _control is not None:
+        moved()
+        torch.distributed.barrier(_control)
+
+
+def any_rank(flag: bool) -> bool:
+    """True on all ranks as soon as `flag` is true on one."""
+    if _control is None:
+        return flag
+    moved()
+    value = torch.tensor(int(flag))
+    torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX, group=_control)
+    return bool(value)
+
+
+def gather(value: object, group: torch.distributed.ProcessGroup | None = None) -> list:
+    """The picklable `value` of each rank, in order of rank, on all ranks."""
+    if _control is None:
+        return [value]
+    if group is None:    # others are of other threads
+        moved()
+    values = [None] * world_size()
+    torch.distributed.all_gather_object(values, value, group=group or _control)
+    return values
+
+
+def together(work: Callable[[], T], main_only: bool = False) -> T | None:
+    """Do local `work` on each rank (or on rank 0 alone); a ValueError or OSError on one is raised on all, before anyone goes on."""
+    result, error = None, None
+    try:
+        if is_main() or not main_only:
+            result = work()
+    except (ValueError, OSError) as caught:
+        error = caught
+    messages = gather(error and str(error))
+    for failed, message in enumerate(messages):
+        if message is not None:
+            raise error or ValueError(f'rank {failed}: {message}')
+    return result
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """What rank 0 makes of `work`, picklable, on all ranks; its ValueError or OSError is raised on all."""
+    return gather(together(work, main_only=True))[0]
+
+
+def shutdown() -> None:
+    global _heartbeat
+    if _heartbeat is not None:
+        _heartbeat.close()
+        _heartbeat = None
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _die_with_parent() -> None:
+    """A worker whose torchrun was killed would go on training and saving beside its successor."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'prctl'):    # Linux has it
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _keep_large_allocations() -> None:
+    """Let glibc reuse large blocks: page faults on fresh activations otherwise dominate training on a CPU."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'mallopt'):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)

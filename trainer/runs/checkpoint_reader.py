@@ -1,0 +1,88 @@
+"""Reads checkpoints that may be a stranger's: nothing in them is run, and no file outside of their folder is read.
+
+`torch.distributed.checkpoint` unpickles `.metadata`, and any entry that claims to be no tensor, without restriction.
+"""
+
+import pickle
+from pathlib import Path, PurePath
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, TensorStorageMetadata
+from torch.serialization import _get_layout
+
+from trainer.data.reading import open_regular
+
+_ADMITTED = {(kind.__module__, kind.__qualname__): kind for kind in (
+    Metadata, TensorStorageMetadata, dcp.ChunkStorageMetadata, dcp.metadata.TensorProperties, dcp.metadata.MetadataIndex,
+    dcp.metadata.StorageMeta, _MEM_FORMAT_ENCODING, _StorageInfo, torch.Size, _get_layout)}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> object:
+        if module.startswith('pathlib') and name.endswith('Path'):
+            return PurePath     # where it was written, on whatever system
+        if module == 'torch' and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(f'it names {module}.{name}, which no checkpoint of Imago does')
+        return _ADMITTED[module, name]
+
+
+class CheckpointReader(dcp.FileSystemReader):
+    """DCP's reader, of tensors only. ValueError for metadata that says anything else."""
+
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
+        path = Path(self.path) / '.metadata'
+        try:
+            with open_regular(path) as file:
+                metadata = _Unpickler(file).load()
+            _check(metadata, path.parent)
+        except OSError:
+            raise
+        except Exception as error:  # a forged pickle can make the unpickler raise anything
+            raise ValueError(f'{path} is damaged or forged ({error}); do not use this checkpoint') from error
+        metadata.storage_meta = dcp.metadata.StorageMeta(load_id=self.load_id)
+        return metadata
+
+
+def load_tensors(tree: dict, folder: Path, **how: object) -> None:
+    """Fill the tensors of `tree` in place from a checkpoint, as `dcp.load` does. ValueError if it lacks one or is forged."""
+    try:
+        dcp.load(tree, storage_reader=CheckpointReader(folder), **how)
+    except CheckpointException as error:    # no Exception, and all causes in one text
+        raise ValueError(f'{folder} cannot be loaded: {first_cause(error)}') from error
+
+
+def tensor_sizes(folder: Path) -> dict[str, torch.Size]:
+    """Of all tensors in a checkpoint, by dotted names. ValueError if it is damaged or forged."""
+    return {name: entry.size for name, entry in CheckpointReader(folder).read_metadata().state_dict_metadata.items()}
+
+
+def first_cause(error: BaseException) -> str:
+    """The first line of the innermost reason; DCP wraps the errors of each rank in one of its own."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _check(metadata: object, folder: Path) -> None:
+    if not isinstance(metadata, Metadata):
+        raise ValueError(f'it holds a {type(metadata).__name__}')
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise ValueError(f'{name} is no tensor but {type(entry).__name__}')
+    for index, part in metadata.storage_data.items():
+        if not is_plain_name(part.relative_path) or part.transform_descriptors:
+            raise ValueError(f'{index.fqn} lies in {part.relative_path!r}')
+    for name in {part.relative_path for part in metadata.storage_data.values()}:
+        open_regular(folder / name).close()     # torch would wait for a pipe
+
+
+def is_plain_name(name: str) -> bool:
+    """Of a file in the very folder."""
+    return Path(name).name == name

@@ -1,0 +1,139 @@
+"""A trained generator outside its run: `safetensors` weights and a JSON file that says what to build. No pickles."""
+
+import hashlib
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from trainer import models
+from trainer.runs.checkpoint import SEAL, find_damage, newest_of, read_seal
+from trainer.runs.checkpoint_reader import load_tensors, tensor_sizes
+from trainer.runs.description import OLDER, Description, without_content
+from trainer.data.durable import write_bytes
+from trainer.data.reading import open_regular
+from trainer.data.sealed import facts, read_sealed, write_sealed
+
+WEIGHTS, ABOUT = 'generator.safetensors', 'generator.json'
+MOST_HEADER = 1 << 27   # bytes before the tensors; safetensors itself takes up to 10**8
+
+
+def write_export(G: nn.Module, about: dict, out: Path) -> None:
+    """Make generator.safetensors and generator.json in `out`, a new or empty folder; `about` as `describe` returns it.
+
+    After an error nothing of them is left. ValueError if `out` is something else, OSError if it cannot be written.
+    """
+    check_new(out)
+    weights = save({name: tensor.contiguous().clone() for name, tensor in G.state_dict().items()})
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_bytes(out / WEIGHTS, weights)
+        write_sealed(out / ABOUT, about | {'weights_sha256': hashlib.sha256(weights).hexdigest()})
+    except BaseException:
+        (out / WEIGHTS).unlink(missing_ok=True)
+        for folder in made:
+            with suppress(OSError):     # it was not made after all
+                folder.rmdir()
+        raise
+
+
+def check_new(out: Path) -> None:
+    """ValueError unless an export may be made at `out`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f'{out} exists and is not an empty folder; choose another')
+
+
+def describe(path: str | Path) -> tuple[Path, dict]:
+    """Find the generator in an export, a checkpoint, or a run folder (its newest whole checkpoint).
+
+    Returns the folder with its weights, and the facts of `Description`. Warns on stderr of what is passed over, and of what
+    cannot be checked. ValueError if there is none, or it is damaged; nothing is built yet.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f'no such folder: {folder}; give a run folder, a checkpoint or an export')
+    if os.path.lexists(folder / ABOUT):
+        about = _of_export(folder)
+    elif os.path.lexists(folder / SEAL):
+        folder = folder.resolve()   # `best` may lead elsewhere in a moment
+        about = _of_checkpoint(folder)
+    else:
+        folder, about = newest_of(folder / 'checkpoints', _of_checkpoint)
+    if not about['checksum']:
+        print(f'warning: what {folder} says of itself has no checksum, as it is of an older version: it cannot be checked; '
+              'imago export writes one', file=sys.stderr, flush=True)
+    return folder, about
+
+
+def _of_export(folder: Path) -> dict:
+    about = facts(Description, read_sealed(folder / ABOUT, OLDER), folder / ABOUT).model_dump()
+    G = without_content(about)
+    with open_regular(folder / WEIGHTS) as file:
+        size, needed = os.fstat(file.fileno()).st_size, sum(tensor.nbytes for tensor in G.state_dict().values())
+    if not needed <= size <= needed + MOST_HEADER:
+        raise ValueError(f'{folder / WEIGHTS} has {size} bytes, while the weights of the model that {ABOUT} describes have '
+                         f'{needed}: it is damaged, or of another model')
+    return about
+
+
+def _of_checkpoint(folder: Path) -> dict:
+    """ValueError if it is damaged in any way."""
+    if damage := find_damage(folder):
+        raise ValueError(damage)
+    seal = read_seal(folder)
+    about = facts(Description, seal['generator'] | {key: seal[key] for key in ('nimg', 'checksum')}, folder / SEAL).model_dump()
+    sizes = tensor_sizes(folder)
+    for name, tensor in without_content(about).state_dict().items():
+        if sizes.get(f'G_ema.{name}') != tensor.shape:
+            raise ValueError(f'the weights in {folder} are of another model than its seal says: G_ema.{name} is not '
+                             f'{list(tensor.shape)}')
+    return about
+
+
+def load_generator(path: str | Path, device: str | torch.device = 'cpu') -> nn.Module:
+    """As `open_generator`, without what is known of it."""
+    return open_generator(path, device)[0]
+
+
+def open_generator(path: str | Path, device: str | torch.device = 'cpu') -> tuple[nn.Module, dict]:
+    """The EMA generator of an export, a checkpoint or a run folder, ready to sample from, and the facts of `Description`.
+
+    Call it as G(z [N, z_dim], c [N, c_dim], truncation_psi=1.0) -> images [NCHW] in [-1, 1]; the same inputs give the same
+    images. ValueError if there is none, or it is damaged.
+    """
+    while True:
+        folder, about = describe(path)
+        if (G := build_generator(folder, about, device)) is not None:
+            return G, about
+
+
+def build_generator(folder: Path, about: dict, device: str | torch.device = 'cpu') -> nn.Module | None:
+    """The generator that `describe` has found. None if a run beside has pruned its checkpoint since: describe it again."""
+    G = models.build_generator(about['model'], about['options']).requires_grad_(False).eval()
+    try:
+        if os.path.lexists(folder / ABOUT):
+            G.load_state_dict(_read_weights(folder / WEIGHTS, about))
+        else:
+            load_tensors({'G_ema': G.state_dict()}, folder, no_dist=True)
+    except (RuntimeError, SafetensorError) as error:
+        why = ' '.join(str(error).split())[:200]
+        raise ValueError(f'the weights in {folder} are of another model than it says: {why}') from error
+    except (ValueError, OSError):
+        if not folder.exists():
+            return None
+        raise
+    return G.to(device)
+
+
+def _read_weights(path: Path, about: dict) -> dict[str, torch.Tensor]:
+    with open_regular(path) as file:
+        content = file.read()
+    if about['checksum'] and hashlib.sha256(content).hexdigest() != about['weights_sha256']:
+        raise ValueError(f'{path} is damaged: its SHA-256 is not the one in {ABOUT}; export it again')
+    return load(content)

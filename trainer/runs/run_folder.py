@@ -1,0 +1,96 @@
+"""The folder of a run: who may use it, and which configuration it belongs to."""
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from trainer.config.load import (
+    Config,
+    changed_keys,
+    is_fixed,
+    parse_config,
+    read_yaml,
+    to_yaml,
+)
+from trainer.data.durable import write_text
+
+CONFIG_FILE = 'config.yaml'
+
+
+class RunFolder:
+    """Made and held by rank 0 alone; the lock goes with the process, however that ends."""
+
+    def __init__(self, config: Config, wait_seconds: float = 10.0):
+        self.path = Path(config.run_dir)
+        check_same_run(self.path, config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # not through a link, which may lead anywhere, and without waiting for a pipe's other end
+            how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            self._lock = os.fdopen(os.open(self.path / '.lock', how, 0o666), 'w')
+        except OSError as error:
+            raise ValueError(f'run_dir={self.path} cannot be written ({error}); choose another run_dir') from error
+        self._take_lock(wait_seconds)
+
+    def record(self, config: Config) -> None:
+        """Once it is certain that the run goes on under `config`."""
+        write_text(self.path / CONFIG_FILE, to_yaml(config))
+
+    def _take_lock(self, wait_seconds: float) -> None:
+        # a rank of a run that was killed a moment ago may still be dying
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise ValueError(f'run_dir={self.path} is in use by another process; '
+                                     'stop that one first or choose another run_dir') from None
+                time.sleep(0.2)
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration that a run folder was last used with. ValueError if it is not a run folder."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f'{folder} is not a run folder: it has no {CONFIG_FILE}')
+    return parse_config(read_yaml(path), str(path))
+
+
+def check_same_run(folder: Path, config: Config) -> None:
+    """ValueError if `folder` holds a run that `config` cannot go on with, naming the keys that differ, or cannot be made."""
+    if (folder / CONFIG_FILE).is_file():
+        refuse_changes(read_config(folder), config, str(folder))
+    elif folder.exists() and not folder.is_dir():
+        raise ValueError(f'run_dir={folder} is a file; choose another run_dir')
+    elif not (there := nearest(folder)).is_dir() or not os.access(there, os.W_OK):
+        why = 'no folder' if not there.is_dir() else 'a folder where you may not write'
+        raise ValueError(f'run_dir={folder} cannot be made, as {there} is {why}; choose another run_dir')
+
+
+def nearest(path: Path) -> Path:
+    """`path`, or the first above it that exists."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
+def refuse_changes(old: Config, new: Config, where: str) -> str:
+    """ValueError unless a run under `old` may go on under `new`. Returns the changes that are allowed, for people."""
+    listed = {key: f'{key}: {before} there, {after} now' for key, (before, after) in changed_keys(old, new).items()}
+    fixed = [text for key, text in listed.items() if is_fixed(key)]
+    if fixed:
+        raise ValueError(f'{where} belongs to another configuration ({", ".join(fixed)}); '
+                         'set these back to resume it, or choose another run_dir')
+    return ', '.join(listed.values())
+
+
+def told_of_micro_batches(old: Config, new: Config, ranks: tuple[int, int], batch_norm: bool) -> str:
+    """What another size of them changes in a run that goes on, as a sentence; '' if it is the same. ranks: (before, now)."""
+    seen = [config.micro_batch * count for config, count in zip((old, new), ranks, strict=True)]
+    if batch_norm and seen[0] != seen[1]:
+        return f'batch norm takes its statistics over {seen[1]} pictures (micro_batch x ranks) from here on, {seen[0]} before'
+    sizes = [[micro_batch for *_, micro_batch in config.batches()] for config in (old, new)]
+    if sizes[0] != sizes[1]:
+        return ('with micro-batches of another size the run may take other steps: noise, augmentation and points of penalties '
+                'are drawn for each, and the minibatch deviation compares the pictures of one')
+    return ''

@@ -1,0 +1,68 @@
+"""Scores of a run while it trains: its averaged generator against its own dataset."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.config.load import Config
+from trainer.data.shards import Dataset
+from trainer.engine.parallel import Strategy
+from trainer.engine.state import TrainState, picture_size
+from trainer.metrics import record
+from trainer.metrics.extractors import make_extractor
+from trainer.metrics.features import Stopped
+from trainer.metrics.pictures import ShardPictures, fakes_of
+from trainer.metrics.protocol import Scores, check_evaluation, evaluate, score_name
+from trainer.ranks import dist
+from trainer.runs.history import best_evaluation, is_better, read_evaluations
+
+
+class Evaluation:
+    """All ranks make one before the run starts. ValueError for what cannot be measured, or a missing extractor."""
+
+    def __init__(self, config: Config, dataset: Dataset, state: TrainState):
+        self.config, self.folder, self.state = config.evaluate, Path(config.run_dir), state
+        self.found_best = False         # by the last run
+        counts = dataset.manifest.class_counts
+        self._fakes = fakes_of(state.G_ema, counts, self.config, dist.device())
+        self._reals = ShardPictures(dataset, picture_size(config, dataset.manifest), self.config.most_reals, self.config.seed)
+        check_evaluation(self.config, self._fakes, self._reals)
+        self._extractor = make_extractor(self.config, dist.device())
+        self._best_by = config.checkpoint.best and score_name(config.checkpoint.best, self._extractor)
+
+    def run(self, strategy: Strategy, stopped: Callable[[], bool]) -> Scores | None:
+        """Evaluate, all ranks together, and keep the result in metrics.jsonl. None if a rank is asked to stop meanwhile."""
+        started, kimg = time.perf_counter(), self.state.nimg / 1000
+        try:
+            with strategy.whole(self.state.G_ema):
+                scores = evaluate(self._fakes, self._reals, self._extractor, self.config, stopped)
+        except Stopped:
+            dist.print0(f'the evaluation at {kimg:g} kimg was given up, to stop in time')
+            return None
+        self.found_best = self._is_best(scores)
+        if dist.is_main():
+            record.append(self.folder, record.record_of(scores, self.state.nimg))
+            print(f'evaluation at {kimg:g} kimg, {time.perf_counter() - started:.0f} s:\n{record.table(scores)}', flush=True)
+        return scores
+
+    def best_nimg(self) -> int | None:
+        """Images shown at the best evaluation before now, by `checkpoint.best`. All ranks call it together."""
+        best = self._best_before()
+        return best and best['nimg']
+
+    def _is_best(self, scores: Scores) -> bool:
+        if not self._best_by:
+            return False
+        best = self._best_before()
+        return best is None or is_better(self._best_by, scores.values[self._best_by], best['values'][self._best_by])
+
+    def _best_before(self) -> dict | None:
+        def read() -> dict | None:
+            before = [entry for entry in read_evaluations(self.folder) if entry['nimg'] < self.state.nimg]
+            return best_evaluation(before, self._best_by)
+        return dist.from_main(read) if self._best_by else None
+
+
+def make_evaluation(config: Config, dataset: Dataset, state: TrainState) -> Evaluation | None:
+    """None where `evaluate.interval_kimg` asks for none. All ranks call it together."""
+    return dist.together(lambda: Evaluation(config, dataset, state)) if config.evaluate.interval_kimg else None

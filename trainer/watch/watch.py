@@ -1,0 +1,119 @@
+"""What a run shows of itself, when it is due: figures, grids of pictures, and the keys it has read."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from trainer.config.load import Config
+from trainer.data.durable import in_place_of
+from trainer.data.reals import first_samples
+from trainer.data.shards import Dataset
+from trainer.data.stream import Batch
+from trainer.engine.parallel import Strategy
+from trainer.engine.phase import PhaseResult
+from trainer.engine.state import TrainState, picture_size
+from trainer.models.spectral import top_singular_values
+from trainer.ranks import dist
+from trainer.runs.stats import Stats
+from trainer.watch.evaluation import Evaluation
+from trainer.watch.grids import fixed_draws, generate, grid
+from trainer.watch.guard import Guard, Verdict
+
+
+class Watch:
+    """All ranks make one and tell it of each phase and step; rank 0 writes, each rank keeps its own keys."""
+
+    def __init__(self, config: Config, dataset: Dataset, state: TrainState, strategy: Strategy,
+                 evaluation: Evaluation | None = None, stopped: Callable[[], bool] = lambda: False):
+        """stopped: whether this rank was asked to stop, which a long evaluation should not delay."""
+        self._evaluation, self._stopped = evaluation, stopped
+        self.config, self.state, self.strategy, self.folder = config, state, strategy, Path(config.run_dir)
+        self.stats = Stats(self.folder, config.total_nimg, state.nimg, dist.is_main())
+        self._keys = open(self.folder / f'keys-rank{dist.rank()}.jsonl', 'a', buffering=1) if config.log.keys else None
+        rows, self.columns = config.log.grid
+        self.guard = None if config.guard.action == 'off' else Guard(config, dataset, state, strategy)
+        if dist.is_main():
+            counts = dataset.manifest.class_counts
+            self._draws = fixed_draws(config.seed, rows * self.columns, state.G_ema, counts)
+            size = picture_size(config, dataset.manifest)
+            reals = first_samples(dataset, size, config.data.lanes, config.seed, rows * self.columns)
+            self._save_grid('reals', np.stack([sample.image for sample in reals]))
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the guard wants done, if anything."""
+        return self.guard and self.guard.verdict
+
+    def phase_done(self, name: str, result: PhaseResult) -> None:
+        self.stats.add(name, result.means, result.gradient_norm, result.seconds)
+        if self.guard is not None:
+            self.guard.phase_done(name, result)
+
+    def step_done(self, batch: Batch, count: int) -> bool:
+        """After the state has advanced past `batch`, one rank's part of `count` images. Whether it was found the best so far."""
+        nimg, log, total = self.state.nimg, self.config.log, self.config.total_nimg
+        self.stats.count_damaged(batch.damaged)
+        if self._keys is not None:
+            self._keys.write(json.dumps({'nimg': batch.nimg, 'keys': batch.keys}) + '\n')
+        self.stats.show(nimg)
+        best = False
+        if self._evaluation is not None and (due(self.config.evaluate.interval_kimg, nimg, count) or nimg >= total):
+            with dist.patience('evaluating'):
+                best = self._evaluate()
+        if due(log.interval_kimg, nimg, count) or nimg >= total:
+            if log.singular_values:
+                with dist.patience('singular values'):
+                    self._record_singular_values()
+            # the last report may come early, and must not count in a run that goes on from there
+            if self.guard is not None and due(log.interval_kimg, nimg, count):
+                with dist.patience('the guard'):
+                    self.guard.report(self.stats)
+            self.stats.report(nimg)
+        if due(log.grid_kimg, nimg, count) or nimg >= total:
+            with dist.patience('a grid of fakes'):
+                self._save_fakes()
+        return best
+
+    def close(self) -> None:
+        self.stats.close()
+        if self._keys is not None:
+            self._keys.close()
+
+    def _evaluate(self) -> bool:
+        started = time.perf_counter()
+        scores = self._evaluation.run(self.strategy, self._stopped)
+        self.stats.leave_out(time.perf_counter() - started)
+        if scores is not None:
+            self.stats.record({f'metrics/{name}': value for name, value in scores.values.items()})
+        return scores is not None and self._evaluation.found_best
+
+    def _record_singular_values(self) -> None:
+        """Those of G's and D's layers. Their sudden rise tells a collapse: Brock et al. 2019, section 4.1."""
+        with self.strategy.whole():
+            for name, network in (('G', self.state.G), ('D', self.state.D)) if dist.is_main() else ():
+                for layer, values in top_singular_values(network).items():
+                    self.stats.record({f'singular_values/{name}.{layer}/{rank}': value for rank, value in enumerate(values)})
+
+    def _save_fakes(self) -> None:
+        G = self.state.G_ema
+        with self.strategy.whole(G):
+            if dist.is_main():
+                fakes = generate(G, self._draws, dist.device(), batch=self.config.micro_batch)
+                self._save_grid(f'fakes-{self.state.nimg / 1000:09.3f}', fakes)
+
+    def _save_grid(self, name: str, pictures: np.ndarray) -> None:
+        sheet = grid(pictures, self.columns)
+        path = self.folder / 'grids' / f'{name}.png'
+        path.parent.mkdir(exist_ok=True)
+        with in_place_of(path) as aside:
+            sheet.save(aside, 'png')
+        self.stats.add_picture('pictures/' + name.split('-')[0], np.atleast_3d(np.asarray(sheet)), self.state.nimg)
+
+
+def due(interval_kimg: float, nimg: int, batch: int) -> bool:
+    """Whether the step of `batch` images that ended at `nimg` crossed a multiple of the interval."""
+    interval = interval_kimg * 1000
+    return nimg // interval > (nimg - batch) // interval
