@@ -1,73 +1,24 @@
 """`imago train`: a run, from configuration to last checkpoint. The same command starts and resumes it."""
 
-from collections.abc import Iterator
+import argparse
+import sys
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
 
-from trainer.command import Parser, tell_error
-from trainer.config.division import most_lanes
-from trainer.config.load import Config, load_config, parse_config, to_yaml
-from trainer.config.resolution import base_and_doublings
-from trainer.config.schedule import check_growth, stage_at
-from trainer.data.manifest import Manifest
-from trainer.data.shards import Dataset, ShardError, open_dataset
-from trainer.data.stream import Batch, check_resolution, stream
+from trainer.config.load import load_config, to_yaml
+from trainer.data.shards import ShardError
 from trainer.engine.ema import ema_decay, update_ema
-from trainer.engine.parallel import Strategy, make_strategy
 from trainer.engine.phase import NonFiniteGradient, run_phase
-from trainer.engine.state import TrainState, make_state, network_options, picture_size
-from trainer.games.latent import to_device
-from trainer.games.recipe import Recipe
-from trainer.models import num_parameters
-from trainer.models.batch_norm import has_batch_norm
-from trainer.plan.preflight import check_disk, check_memory, describe_run
+from trainer.games import make_game
+from trainer.plan.preflight import describe_run
 from trainer.ranks import dist
-from trainer.ranks.backend import agree_on_kernels
 from trainer.ranks.stop_signals import StopSignals
-from trainer.runs.checkpoint import CheckpointError, Checkpoints
-from trainer.runs.run_folder import RunFolder, check_same_run, refuse_changes, told_of_micro_batches
-from trainer.watch.evaluation import Evaluation, make_evaluation
-from trainer.watch.guard import open_held_out, roll_back
+from trainer.runs.checkpoint import CheckpointError
+from trainer.start import Run, open_checked, open_stream, prepare
+from trainer.watch.guard import roll_back
 from trainer.watch.watch import Watch, due
 
 FINISHED, STOPPED, ROLLED_BACK, GUARDED = 'finished', 'stopped', 'rolled back', 'stopped by the guard'
 GUARD_STATUS = 3   # exit status of GUARDED: to start it again would change nothing
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that is ready to start or to go on."""
-
-    config: Config
-    dataset: Dataset
-    strategy: Strategy
-    state: TrainState
-    checkpoints: Checkpoints
-    folder: RunFolder | None     # rank 0 holds it
-    evaluation: Evaluation | None
-
-
-def prepare(config: Config) -> Run:
-    """Check everything that can be checked, then make the run's folder, and resume.
-
-    ValueError, on all ranks, for what the user can mend.
-    """
-    dist.together(lambda: config.check_world(dist.world_size()))
-    dataset = dist.together(lambda: open_checked(config))
-    dist.together(lambda: check_same_run(Path(config.run_dir), config), main_only=True)
-    dist.together(lambda: check_memory(config, dataset.manifest))
-    kernels = agree_on_kernels(dist.device().type)
-    strategy = make_strategy(config.parallel)
-    state = make_state(config, dataset.manifest, dist.device(), strategy)
-    dist.together(lambda: check_disk(Path(config.run_dir), state), main_only=True)
-    evaluation = make_evaluation(config, dataset, state)
-    folder = dist.together(lambda: RunFolder(config), main_only=True)
-    checkpoints = resume(config, dataset.manifest, state, kernels)
-    checkpoints.best = evaluation and evaluation.best_nimg()
-    if folder is not None:
-        folder.record(config)
-    return Run(config, dataset, strategy, state, checkpoints, folder, evaluation)
 
 
 def train(run: Run) -> str:
@@ -83,22 +34,22 @@ def train(run: Run) -> str:
 def train_on(run: Run) -> str:
     """Train until `total_kimg`, a stop signal or the guard's verdict."""
     config, strategy, state, checkpoints = run.config, run.strategy, run.state, run.checkpoints
-    recipe = Recipe(config, run.dataset.manifest, state)
-    phases = recipe.phases()
+    game = make_game(config, run.plan, state)
+    phases = game.phases()
 
     # the stream first: its processes start while the scheduler's signals are held, and never see them
-    with (closing(open_stream(config, run.dataset, state.nimg)) as data, StopSignals() as stop,
-          closing(Watch(config, run.dataset, state, strategy, run.evaluation, lambda: stop.requested)) as watch):
+    with (closing(open_stream(config, run.dataset, run.plan, state.nimg)) as data, StopSignals() as stop,
+          closing(Watch(run, game, lambda: stop.requested)) as watch):
         stopping = best = False
         while not stopping and watch.verdict is None and state.nimg < config.total_nimg:
             dist.begin_step(state.nimg)
-            batch, count = to_device(next(data), dist.device()), recipe.stage.batch
-            recipe.begin_step()
+            batch, count = next(data).to(dist.device()), game.batch
+            game.begin_step()
             for phase in phases:
                 if state.step % phase.interval == 0:
-                    result = run_phase(phase, recipe.micro_batches(batch, phase), config.seed, state.nimg, strategy)
-                    watch.phase_done(phase.name, result)
-            update_ema(state.G_ema, state.G, ema_decay(state.nimg, count, config.ema))
+                    watch.phase_done(phase.name, run_phase(phase, game.micro_batches(batch, phase), state, config.seed, strategy))
+            for name, average in state.averages.items():
+                update_ema(average, state.networks[name], ema_decay(state.nimg, count, config.ema))
             state.advance(count)
             best = watch.step_done(batch, count)
             stopping = dist.any_rank(stop.requested or checkpoints.failed)
@@ -119,83 +70,9 @@ def train_on(run: Run) -> str:
     return STOPPED if back or verdict is None else GUARDED
 
 
-def open_checked(config: Config) -> Dataset:
-    """The dataset, once it is certain that `config` can be trained on it. ValueError otherwise."""
-    try:
-        dataset = open_dataset(config.data.path, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb)
-    except ShardError as error:
-        raise ValueError(f'data.path: {error}') from error
-    manifest = dataset.manifest
-    if config.data.conditional and not manifest.class_names:
-        raise ValueError(f'data.conditional=true, but {config.data.path} has no labels; pack a folder with one sub-folder '
-                         'a class, or give imago pack --labels FILE')
-    if config.data.pairs:
-        check_pairs(manifest)
-    if config.data.resolution is None and manifest.resolution is None:
-        raise ValueError(f'{config.data.path} holds pictures of different sizes; pack them with imago pack --resolution')
-    base_and_doublings(picture_size(config, manifest))
-    check_growth(config, picture_size(config, manifest))
-    check_resolution(dataset, picture_size(config, manifest))
-    if config.data.lanes > manifest.num_samples:
-        fit = most_lanes(config, dist.world_size(), manifest.num_samples)
-        raise ValueError(f'data.lanes={config.data.lanes} is more than the {manifest.num_samples} pictures of the '
-                         f'dataset; {f"use data.lanes={fit}, or pack more" if fit else "pack more"}')
-    if config.guard.data:
-        open_held_out(config, manifest)
-    return dataset
-
-
-def check_pairs(manifest: Manifest) -> None:
-    """ValueError unless each class, here an identity, has two pictures."""
-    if not manifest.class_names:
-        raise ValueError('data.pairs=true, but the dataset has no labels to tell identities; pack one sub-folder an identity')
-    for name, count in zip(manifest.class_names, manifest.class_counts, strict=True):
-        if count == 1:
-            raise ValueError(f'data.pairs=true, but identity {name} has a single picture; pack two or more of each')
-
-
-def resume(config: Config, manifest: Manifest, state: TrainState, kernels: str) -> Checkpoints:
-    """Load the newest whole checkpoint into `state`, if there is one. ValueError if it is of another run.
-
-    kernels: what rounds, see `agree_on_kernels`.
-    """
-    about = {'config': config.model_dump(mode='json'), 'dataset': manifest.digest(), 'pictures': manifest.num_samples,
-             'parameters': {'G': num_parameters(state.G), 'D': num_parameters(state.D)},
-             'generator': {'model': config.network.name, 'options': network_options(config, manifest)[0],
-                           'class_names': manifest.class_names if config.data.conditional else (),
-                           'class_counts': manifest.class_counts if config.data.conditional else ()},
-             'kernels': kernels}
-    checkpoints = Checkpoints(Path(config.run_dir) / 'checkpoints', config.checkpoint.keep, about)
-    newest = checkpoints.newest()
-    if newest is None:
-        return checkpoints
-    path, seal = newest
-    there = parse_config(seal['config'], str(path))
-    changes = refuse_changes(there, config, str(path))
-    if seal['dataset'] != about['dataset']:
-        raise ValueError(f'{path} was trained on another dataset than {config.data.path}; choose another run_dir')
-    checkpoints.load(path, state)
-    if seal['kernels'] not in ('', kernels):
-        dist.print0(f'kernels: {seal["kernels"]} up to here, {kernels} from here on, which rounds differently')
-    ranks = seal.get('world_size', dist.world_size()), dist.world_size()
-    told = told_of_micro_batches(there, config, ranks, has_batch_norm(state.G) or has_batch_norm(state.D))
-    texts = f'resumed from {path} at {state.nimg / 1000:g} kimg', changes and f'changed: {changes}', told
-    dist.print0('; '.join(text for text in texts if text))
-    return checkpoints
-
-
-def open_stream(config: Config, dataset: Dataset, nimg: int) -> Iterator[Batch]:
-    data = config.data
-    size = picture_size(config, dataset.manifest)
-    return stream(dataset, batch=lambda shown: stage_at(config, size, shown).batch, lanes=data.lanes, seed=config.seed,
-                  rank=dist.rank(), world=dist.world_size(), nimg=nimg,
-                  resolution=size, flip=data.flip, workers=data.workers, pairs=data.pairs,
-                  pin_memory=dist.device().type == 'cuda')
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog='imago train', description=__doc__,
-                    epilog='imago train also takes --gpus N: N processes here, by torchrun.')
+    parser = argparse.ArgumentParser(prog='imago train', description=__doc__,
+                                     epilog='imago train also takes --gpus N: N processes here, by torchrun.')
     parser.add_argument('config', help='a YAML file, or the name of one in configs/')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, e.g. data.path=my-shards batch=32')
     parser.add_argument('--dry-run', action='store_true', help='print the configuration, parameter counts, memory and disk')
@@ -227,7 +104,7 @@ def end(error: Exception) -> int:
     lost = dist.why_lost(error)
     if lost is not None:
         message, status = lost
-        tell_error('imago train', message)
+        print(f'imago train: error: {message}', file=sys.stderr, flush=True)
         return status
     status = 2 if isinstance(error, (CheckpointError, OSError)) else 1
     dist.tell_failure(str(error) or repr(error), status)
@@ -239,5 +116,5 @@ def end(error: Exception) -> int:
 def fail(error: Exception, status: int, prog: str = 'imago train') -> int:
     """One line for people; errors that all ranks share are told once."""
     if dist.is_main() or isinstance(error, (ShardError, OSError)):
-        tell_error(prog, error)
+        print(f'{prog}: error: {error}', file=sys.stderr, flush=True)
     return status

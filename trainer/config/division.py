@@ -55,12 +55,12 @@ def most_lanes(config: 'Config', world: int, samples: int) -> int | None:
 
 def _unit(config: 'Config') -> int:
     """What each micro-batch is a multiple of."""
-    return math.lcm(_shares(config), config.network.generators)
+    return math.lcm(_shares(config), config.game.shares)
 
 
 def _shares(config: 'Config') -> int:
     """Pictures that belong together."""
-    return 2 if config.data.pairs else 1
+    return config.game.together
 
 
 def _smaller(config: 'Config', world: int) -> dict[str, int]:

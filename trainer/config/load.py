@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, model_validator
 
 from trainer.config.division import check_division
+from trainer.config.games import GAME_NAMES, GameConfig, Latent
 from trainer.config.networks import NETWORK_NAMES, NetworkConfig, StyleGAN2
 from trainer.config.rules import check_combinations
 from trainer.config.schema import Images, Kimg, PathName, Section, Seed
@@ -41,6 +42,11 @@ def named(network: object) -> object:
     return {'name': 'stylegan2', **network} if isinstance(network, dict) else network
 
 
+def named_game(game: object) -> object:
+    """The game of latents where no name is given."""
+    return {'name': 'latent', **game} if isinstance(game, dict) else game
+
+
 class Config(Section):
     run_dir: PathName
     seed: Seed = 0
@@ -50,6 +56,7 @@ class Config(Section):
     batch: Images = 64                            # images a step, over all ranks
     micro_batch: Images = 8                       # images a forward pass on one rank
     data: DataConfig
+    game: Annotated[GameConfig, BeforeValidator(named_game)] = Latent()
     network: Annotated[NetworkConfig, BeforeValidator(named)] = StyleGAN2()
     growth: GrowthConfig | None = None            # of networks that grow; None: at full size from the start
     loss: LossConfig = LossConfig()
@@ -102,12 +109,12 @@ class Config(Section):
         return found
 
 
-UNION_TAGS = ('number', 'ramp', *NETWORK_NAMES)   # pydantic puts them into the paths of keys
+UNION_TAGS = ('number', 'ramp', *NETWORK_NAMES, *GAME_NAMES)   # pydantic puts them into the paths of keys
 
 # What makes a run what it is: a run folder is never resumed with other values of these.
-FIXED_ON_RESUME = ('seed', 'network', 'data.resolution', 'data.conditional', 'data.pairs', 'data.lanes', 'data.flip',
-                   'growth.start_resolution', 'growth.fade_kimg', 'growth.stage_kimg', 'growth.batch', 'growth.penalty_at',
-                   'growth.restart', 'loss.auxiliary', 'regularizers.normalise', 'regularizers.normalise_g')
+FIXED_ON_RESUME = ('seed', 'network', 'data.resolution', 'data.conditional', 'game.name', 'game.generators', 'game.identity_dim',
+                   'data.lanes', 'data.flip', 'growth.start_resolution', 'growth.fade_kimg', 'growth.stage_kimg', 'growth.batch',
+                   'growth.penalty_at', 'growth.restart', 'loss.auxiliary', 'regularizers.normalise', 'regularizers.normalise_g')
 
 
 def load_config(source: str | Path, overrides: list[str] = ()) -> Config:

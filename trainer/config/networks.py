@@ -1,6 +1,6 @@
 """The options of each family of networks, and what the rest of the configuration must know of it.
 
-An option goes to the constructors (generator, discriminator, or both) that have an argument of its name.
+An option is an argument of the generator's and of the discriminator's constructor, unless it is listed below.
 """
 
 from typing import Annotated, ClassVar, Literal, Union, get_args
@@ -15,17 +15,20 @@ Base = whole(1, 1 << 24)     # channels times pixels of a side
 Latents = Literal['normal', 'uniform']
 
 
+OF_G = {'z_dim', 'w_dim', 'mapping_layers', 'shared_dim', 'latents'}
+OF_D = {'mbstd_group', 'code_dim', 'd_label_dim'}
+OF_TRAINING = {'name', 'style_mixing'}
+
+
 class NetworkSection(Section):
     styles: ClassVar[bool] = False          # mapping and synthesis: style mixing, path length, truncation psi
     grows: ClassVar[bool] = False           # from a low resolution to the full one
-    energy: ClassVar[bool] = False          # D returns reconstruction errors, not logits
+    made_for: ClassVar[str | None] = None   # the only game that it goes with
     normalised: ClassVar[bool] = False      # has spectral norm of its own
     batch_norm_in_d: ClassVar[bool] = False
     demodulated: ClassVar[bool] = False     # G's weights have no scale
 
     z_dim: Width = 512
-    generators: Depth = 1                   # MAD-GAN: several that share all but their last layers
-    identity_dim: whole(0, 1 << 16) = 0     # SD-GAN: the first so many latents are a pair's; with data.pairs
 
 
 class LowPrecision(NetworkSection):
@@ -112,7 +115,7 @@ class R3GAN(LowPrecision):
 
 
 class BEGAN(NetworkSection):
-    energy: ClassVar[bool] = True
+    made_for: ClassVar[str | None] = 'began'    # D returns reconstruction errors, not logits
     name: Literal['began']
     z_dim: Width = 64
     latents: Latents = 'normal'                   # N(0, 1); published: uniform in [-1, 1]
@@ -123,3 +126,13 @@ class BEGAN(NetworkSection):
 SECTIONS = (StyleGAN2, StyleGAN1, PGGAN, BigGAN, BigGANDeep, DCGAN, SNGAN, R3GAN, BEGAN)
 NETWORK_NAMES = tuple(get_args(section.model_fields['name'].annotation)[0] for section in SECTIONS)
 NetworkConfig = Annotated[Union[SECTIONS], Field(discriminator='name')]
+
+
+def generator_options(network: NetworkSection) -> dict:
+    """Arguments of its constructor, plain JSON values."""
+    return network.model_dump(mode='json', exclude=OF_D | OF_TRAINING)
+
+
+def discriminator_options(network: NetworkSection) -> dict:
+    """Arguments of its constructor, plain JSON values."""
+    return network.model_dump(mode='json', exclude=OF_G | OF_TRAINING)

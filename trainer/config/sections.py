@@ -46,7 +46,6 @@ class DataConfig(Section):
     path: str                                     # folder, http(s):// or pipe: with {} for the file name
     resolution: Resolution | None = None          # (height, width); None: as packed
     conditional: bool = False                     # train on the dataset's classes
-    pairs: bool = False                           # each second picture is another one of the class before it (SD-GAN)
     lanes: Images = 64                            # a multiple of every number of ranks the run will ever have
     flip: bool = False                            # horizontal flips, at random
     workers: whole(0, 1024) = 2                   # decoding processes per rank
@@ -55,12 +54,9 @@ class DataConfig(Section):
 
 
 class LossConfig(Section):
-    name: Literal['minimax', 'nonsaturating', 'wgan', 'least_squares', 'hinge', 'relativistic', 'began',
-                  'mad_gan'] = 'nonsaturating'
+    name: Literal['minimax', 'nonsaturating', 'wgan', 'least_squares', 'hinge', 'relativistic'] = 'nonsaturating'
     d_steps: Count = 1                            # steps of D for one of G
     auxiliary: Weight = 0.0                       # of a classifier beside D's logit, in place of its conditioning
-    began_gamma: Positive = 0.5                   # balance of the reconstruction errors, fakes' over reals'
-    began_rate: Positive = 0.001                  # of k
 
 
 class RegularizerConfig(Section):

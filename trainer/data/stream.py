@@ -21,14 +21,22 @@ from trainer.data.shards import Dataset, SampleReader, ShardError
 class Batch:
     """One rank's part of a step. `keys` name the samples shown, `damaged` those passed over, with the reasons."""
 
-    images: torch.Tensor  # [NCHW] uint8
+    pictures: dict[str, torch.Tensor]   # domain -> [NCHW] uint8
     labels: torch.Tensor  # [N] int64, 0 where the dataset has none
     keys: list[str]
     nimg: int             # global index of the step's first image
     damaged: list[str]
+    rank: int
+    world: int            # ranks that the step is spread over
 
     def pin_memory(self) -> 'Batch':  # called by DataLoader
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+        pictures = {domain: images.pin_memory() for domain, images in self.pictures.items()}
+        return replace(self, pictures=pictures, labels=self.labels.pin_memory())
+
+    def to(self, device: torch.device) -> 'Batch':
+        """Pictures and labels on `device`."""
+        pictures = {domain: images.to(device, non_blocking=True) for domain, images in self.pictures.items()}
+        return replace(self, pictures=pictures, labels=self.labels.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Steps(torch.utils.data.Dataset):
     world: int
     resolution: tuple[int, int]
     flip: bool
-    pairs: bool
+    together: int
 
     @cached_property
     def order(self) -> Order:
@@ -57,7 +65,7 @@ class Steps(torch.utils.data.Dataset):
         indices = batch_indices(nimg, batch, self.lanes, self.rank, self.world).tolist()
         images, labels, keys, damaged = [], [], [], []
         for position, index in enumerate(indices):
-            if self.pairs and position % 2:   # in place of the picture that is due
+            if position % self.together:   # in place of the picture that is due
                 sample, passed_over = self.reader.read_partner(shard, sample, self.order.partner(index))
             else:
                 shard, number = self.order.locate(index)
@@ -68,16 +76,16 @@ class Steps(torch.utils.data.Dataset):
             keys.append(sample.key)
             damaged += passed_over
         # In a worker, default_collate stacks straight into the memory that the training process will see.
-        return Batch(default_collate(images), default_collate(labels), keys, nimg, damaged)
+        return Batch({'image': default_collate(images)}, default_collate(labels), keys, nimg, damaged, self.rank, self.world)
 
 
 def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, seed: int, rank: int, world: int, nimg: int,
            resolution: tuple[int, int], flip: bool, workers: int, prefetch: int = 2,
-           pin_memory: bool = False, pairs: bool = False) -> Iterator[Batch]:
+           pin_memory: bool = False, together: int = 1) -> Iterator[Batch]:
     """This rank's part of each global batch, from global image `nimg` (a multiple of `lanes`) on.
 
     `batch`: images in a global batch, or a function of the images shown before it. `resolution` is (height, width)
-    in pixels. With `pairs`, each second picture is another one of the class before it. `workers` processes decode,
+    in pixels. Of each `together` pictures in a row, all are of the class of the first. `workers` processes decode,
     `prefetch` batches ahead each, and start at once; with 0 this process decodes. The iterator's `close()` ends them.
     ValueError at the call for what cannot be streamed; while iterating, ShardError for a shard that cannot be read and
     RuntimeError for a worker that died.
@@ -86,7 +94,7 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     batch_at = batch if callable(batch) else lambda shown: batch
     batch_indices(nimg, batch_at(nimg), lanes, rank, world)
     Order(dataset.manifest, lanes, seed)
-    steps = Steps(dataset, lanes, seed, rank, world, tuple(resolution), flip, pairs)
+    steps = Steps(dataset, lanes, seed, rank, world, tuple(resolution), flip, together)
     loader = DataLoader(
         steps, batch_size=None, sampler=_steps(nimg, batch_at), num_workers=workers,
         prefetch_factor=prefetch if workers else None, pin_memory=pin_memory, worker_init_fn=_start_worker,

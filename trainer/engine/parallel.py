@@ -60,18 +60,24 @@ class Strategy:
 
     @contextmanager
     def whole(self, *networks: nn.Module) -> Iterator[None]:
-        """Parameters of `networks` (none given: of all trained ones) are whole inside, to run and to read, not to change."""
+        """Parameters of `networks` are whole inside, to run and to read, not to change."""
         yield
 
-    def zero_gradients(self, network: nn.Module) -> None:
-        """Before the first backward of a phase."""
-        self._gradients[network].zero()
+    def zero_gradients(self, *networks: nn.Module) -> None:
+        """Before the first backward of a phase that trains them."""
+        for network in networks:
+            self._gradients[network].zero()
 
-    def sync_gradients(self, network: nn.Module) -> tuple[float, list[int]]:
-        """Average the gradients over the ranks, for the optimizer; inside of `whole`.
+    def sync_gradients(self, *networks: nn.Module) -> tuple[float, list[int]]:
+        """Average the gradients over the ranks, for the optimizers; inside of `whole`.
 
-        Returns the L2 norm of the average; where that is not finite, also the ranks whose own gradients were not.
+        Returns the L2 norm of the average over all; where that is not finite, also the ranks whose own gradients were not.
         """
+        norms, bad_ranks = zip(*map(self._sync, networks), strict=True)
+        return math.hypot(*norms), sorted(set().union(*bad_ranks))
+
+    def _sync(self, network: nn.Module) -> tuple[float, list[int]]:
+        """The same of one network."""
         norm = self._gradients[network].norm().item()
         return norm, [] if math.isfinite(norm) else [0]
 
@@ -91,7 +97,7 @@ class DataParallel(Strategy):
         if trained:
             synchronise(network, _DifferentiableSum.apply, dist.world_size())
 
-    def sync_gradients(self, network: nn.Module) -> tuple[float, list[int]]:
+    def _sync(self, network: nn.Module) -> tuple[float, list[int]]:
         gradients = self._gradients[network]
         own_norm = gradients.norm()
         for buffer in gradients.buffers:
@@ -120,11 +126,12 @@ class ZeroSharded(DataParallel):
         adam = self._adams[network] = ZeroAdam(network, config)
         return adam
 
-    def zero_gradients(self, network: nn.Module) -> None:
-        self._gradients[network] = FlatGradients(self._adams[network].parameters)
+    def zero_gradients(self, *networks: nn.Module) -> None:
+        for network in networks:
+            self._gradients[network] = FlatGradients(self._adams[network].parameters)
 
-    def sync_gradients(self, network: nn.Module) -> tuple[float, list[int]]:
-        norm = super().sync_gradients(network)
+    def _sync(self, network: nn.Module) -> tuple[float, list[int]]:
+        norm = super()._sync(network)
         average, = self._gradients.pop(network).buffers
         self._adams[network].take_gradient(average)
         network.zero_grad(set_to_none=True)     # the whole ones
@@ -156,7 +163,6 @@ class FullySharded(DataParallel):
 
     @contextmanager
     def whole(self, *networks: nn.Module) -> Iterator[None]:
-        networks = networks or tuple(self._parts)
         dist.moved()
         for network in networks:
             network.unshard()
@@ -166,10 +172,11 @@ class FullySharded(DataParallel):
             for network in networks:
                 network.reshard()
 
-    def zero_gradients(self, network: nn.Module) -> None:
-        network.zero_grad(set_to_none=True)
+    def zero_gradients(self, *networks: nn.Module) -> None:
+        for network in networks:
+            network.zero_grad(set_to_none=True)
 
-    def sync_gradients(self, network: nn.Module) -> tuple[float, list[int]]:
+    def _sync(self, network: nn.Module) -> tuple[float, list[int]]:
         norm = _blame(*self._parts[network].take_average(network))
         network.zero_grad(set_to_none=True)     # the whole ones
         return norm

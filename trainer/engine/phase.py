@@ -1,17 +1,21 @@
-"""One optimizer step of one network."""
+"""One optimizer step of the networks that a phase trains."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.engine.parallel import Strategy
-from trainer.engine.randomness import Draws, seed_micro_batch
-from trainer.engine.zero import ZeroAdam
+from trainer.engine.randomness import seed_micro_batch
+from trainer.engine.state import TrainState
 from trainer.ranks import dist
+
+Means = dict[str, Tensor]
+MicroBatch = TypeVar('MicroBatch')   # what one forward pass sees, on the device; only the game looks into it
 
 
 class NonFiniteGradient(RuntimeError):
@@ -19,55 +23,52 @@ class NonFiniteGradient(RuntimeError):
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """What one forward pass sees, on the device."""
+class Phase(Generic[MicroBatch]):
+    """Networks go by their names in the state. Those that a phase trains step together, all others are frozen.
 
-    images: Tensor     # [NCHW] uint8 reals
-    labels: Tensor     # [N, classes] one-hot, of the reals
-    draws: Draws       # latents for the fakes
-    fake_labels: Tensor  # [N, classes] one-hot; where the loss pairs them, those of the reals
-
-
-@dataclass(frozen=True)
-class Phase:
-    """`loss` maps a micro-batch to its loss and to values worth averaging over the global batch.
-
+    `loss` maps a micro-batch to its loss and to values worth averaging over the global batch.
     `finish` receives these averages after the optimizer step, e.g. to move a running mean. `prepare` comes before all.
     """
 
     name: str
-    network: nn.Module
-    optimizer: torch.optim.Optimizer | ZeroAdam
-    interval: int      # steps
-    loss: Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]]
-    finish: Callable[[dict[str, Tensor]], None] = lambda means: None
+    trains: tuple[str, ...]
+    uses: tuple[str, ...]      # whole while the phase runs; `trains` among them
+    interval: int              # steps
+    loss: Callable[[MicroBatch], tuple[Tensor, Means]]
+    finish: Callable[[Means], None] = lambda means: None
     prepare: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        assert set(self.trains) <= set(self.uses), f'phase {self.name} trains what it does not use'
 
 
 @dataclass(frozen=True)
 class PhaseResult:
-    means: dict[str, Tensor]
+    means: Means
     gradient_norm: float
     seconds: float
 
 
-def run_phase(phase: Phase, micro_batches: list[MicroBatch], seed: int, nimg: int, strategy: Strategy) -> PhaseResult:
+def run_phase(phase: Phase[MicroBatch], micro_batches: list[MicroBatch], state: TrainState, seed: int,
+              strategy: Strategy) -> PhaseResult:
     """Forward, backward and one optimizer step over this rank's micro-batches.
 
     NonFiniteGradient names phase, images shown and rank, before anything was changed.
     """
-    started = time.perf_counter()
+    started, nimg = time.perf_counter(), state.nimg
     dist.moved(f'{nimg} images (phase {phase.name})')
-    with strategy.whole():
+    trained = [state.networks[name] for name in phase.trains]
+    with strategy.whole(*(state.networks[name] for name in phase.uses)):
         phase.prepare()
-        strategy.zero_gradients(phase.network)
-        means = accumulate(phase, micro_batches, seed, nimg)
+        strategy.zero_gradients(*trained)
+        means = accumulate(phase, micro_batches, state, seed)
         dist.moved()
-        norm, bad_ranks = strategy.sync_gradients(phase.network)
+        norm, bad_ranks = strategy.sync_gradients(*trained)
     if not math.isfinite(norm):
         where = f'rank {", ".join(map(str, bad_ranks))}' if bad_ranks else 'the sum over ranks'
         raise NonFiniteGradient(f'phase {phase.name} at {nimg} images: the gradient is not finite on {where}; {_what_then(nimg)}')
-    phase.optimizer.step()
+    for name in phase.trains:
+        state.optimizers[name].step()
     means = strategy.mean(means)
     phase.finish(means)
     return PhaseResult(means, norm, time.perf_counter() - started)
@@ -81,15 +82,27 @@ def _what_then(nimg: int) -> str:
             'beginning where there is none; network.low_precision=none needs another run_dir')
 
 
-def accumulate(phase: Phase, micro_batches: list[MicroBatch], seed: int, nimg: int) -> dict[str, Tensor]:
+def accumulate(phase: Phase[MicroBatch], micro_batches: list[MicroBatch], state: TrainState, seed: int) -> Means:
     """Forward and backward over this rank's micro-batches. Returns the means of the values."""
     count, means = len(micro_batches), {}
-    phase.network.requires_grad_(True)
-    for index, micro_batch in enumerate(micro_batches):
-        seed_micro_batch(seed, nimg, phase.name, dist.rank() * count + index)
-        loss, values = phase.loss(micro_batch)
-        (loss / count).backward()
-        for name, value in values.items():
-            means[name] = means.get(name, 0) + value.detach() / count
-    phase.network.requires_grad_(False)
+    with only_trained(phase, state):
+        for index, micro_batch in enumerate(micro_batches):
+            seed_micro_batch(seed, state.nimg, phase.name, dist.rank() * count + index)
+            loss, values = phase.loss(micro_batch)
+            (loss / count).backward()
+            for name, value in values.items():
+                means[name] = means.get(name, 0) + value.detach() / count
     return means
+
+
+@contextmanager
+def only_trained(phase: Phase, state: TrainState) -> Iterator[None]:
+    """Inside, the networks that `phase` trains collect gradients; outside, none does."""
+    trained = [state.networks[name] for name in phase.trains]
+    for network in trained:
+        network.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for network in trained:
+            network.requires_grad_(False)

@@ -1,48 +1,81 @@
-"""What the two networks show each other: latents to fakes, pictures to reals, and both through augmentation to logits."""
+"""Latents to fakes, pictures to reals, and both through augmentation to logits: the game of StyleGAN, BigGAN and their kin.
+
+Networks, losses, penalties and augmentation become phases. What a published recipe says stands in its YAML.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.config.load import Config
+from trainer.config.games import on_gradient
 from trainer.config.schedule import Stage, at, stage_at
 from trainer.data.labels import to_one_hot
-from trainer.data.manifest import Manifest
 from trainer.data.stream import Batch
-from trainer.engine.phase import MicroBatch, Phase
-from trainer.engine.randomness import draw
-from trainer.engine.state import TrainState, picture_size
-from trainer.models import latents_of, mix_styles
-from trainer.objectives.augment import make_augment
-from trainer.objectives.losses import LOSSES
-from trainer.ranks import dist
+from trainer.engine.optim import restart, set_rates
+from trainer.engine.phase import Means, Phase
+from trainer.engine.randomness import Draws, draw
+from trainer.games.game import Game
+from trainer.models import mix_styles
+from trainer.models.spectral import power_iterate
+from trainer.objectives.augment import adapt_p, make_augment
+from trainer.objectives.losses import LOSSES, auxiliary_loss
+from trainer.objectives.regularizers import (
+    GRADIENT_PENALTIES,
+    clip_weights_,
+    drift,
+    gradient_norm_squared,
+    lecam,
+    move_mean_,
+    orthogonal_penalty,
+    path_length_penalty,
+    path_lengths,
+    unbiased,
+)
 
 
 @dataclass(frozen=True)
-class Game:
-    """Its mutable part is `state`."""
+class MicroBatch:
+    """What one forward pass sees, on the device."""
 
-    config: Config
-    manifest: Manifest
-    state: TrainState
+    images: Tensor       # [NCHW] uint8 reals
+    labels: Tensor       # [N, classes] one-hot, of the reals
+    draws: Draws         # latents for the fakes
+    fake_labels: Tensor  # [N, classes] one-hot; where the loss pairs them, those of the reals
+
+
+class Latent(Game):
+    """A generator G, its average, and a discriminator D."""
 
     @property
     def stage(self) -> Stage:
-        return stage_at(self.config, picture_size(self.config, self.manifest), self.state.nimg)
+        return stage_at(self.config, self.plan.resolution, self.state.nimg)
+
+    @property
+    def batch(self) -> int:
+        return self.stage.batch
+
+    @property
+    def G(self) -> nn.Module:
+        return self.state.networks['G']
+
+    @property
+    def D(self) -> nn.Module:
+        return self.state.networks['D']
 
     @cached_property
     def generator(self) -> Callable[..., Tensor]:
         """G for the main phases; of a network with styles, its synthesis."""
-        return self._maybe_compiled(self.state.G.synthesis if self.config.network.styles else self.state.G)
+        return self._maybe_compiled(self.G.synthesis if self.G.num_ws else self.G)
 
     @cached_property
     def discriminator(self) -> Callable[..., Tensor]:
         """D for the main phases. Their penalties differentiate twice, which compiled code cannot."""
-        return self._maybe_compiled(self.state.D)
+        return self._maybe_compiled(self.D)
 
     def _maybe_compiled(self, network: nn.Module) -> Callable[..., Tensor]:
         if not self.config.compile:
@@ -54,10 +87,82 @@ class Game:
     @cached_property
     def augment(self) -> Callable[[Tensor, Tensor | float], Tensor]:
         """(images [NCHW], p) -> images."""
-        height_width = picture_size(self.config, self.manifest)
         options = self.config.augment
-        return make_augment(options.name, options.groups, options.factors, options.policies, self.manifest.channels,
-                            height_width)
+        return make_augment(options.name, options.groups, options.factors, options.policies, self.plan.channels,
+                            self.plan.resolution)
+
+    # What a step begins with
+
+    def begin_step(self) -> None:
+        """Set what is a function of the images shown (and of rollbacks): rates, and level of detail where networks grow."""
+        config, state, stage = self.config, self.state, self.stage
+        slower = config.guard.lr_factor ** int(state.memory['rollbacks'])
+        set_rates(state.optimizers['G'], stage.g_lr * slower, config.optim, state.nimg, self.lazy_g)
+        set_rates(state.optimizers['D'], stage.d_lr * slower, config.optim, state.nimg, self.lazy_d)
+        if config.growth is None:
+            return
+        for network in state.networks.values():
+            for name, buffer in network.named_buffers():
+                if name.rpartition('.')[2] == 'lod':
+                    buffer.fill_(stage.lod)
+        # negative in a fade whose end counts
+        side = -stage.side if config.growth.restart == 'both' and stage.lod % 1 else stage.side
+        if state.memory['side'] != side:
+            for optimizer in state.optimizers.values():
+                restart(optimizer)
+            state.memory['side'].fill_(side)
+
+    @cached_property
+    def on_gradient(self) -> list[str]:
+        """Names of D's gradient penalties."""
+        return on_gradient(self.config)
+
+    @property
+    def lazy_d(self) -> int | None:
+        """Main steps of D for one of its gradient penalties, where that is a step of its own."""
+        return self.config.regularizers.d_interval if self.on_gradient and self.config.regularizers.d_interval > 1 else None
+
+    @property
+    def lazy_g(self) -> float | None:
+        penalties = self.config.regularizers
+        return penalties.g_interval / self.config.loss.d_steps if penalties.path_length else None
+
+    def phases(self) -> list[Phase]:
+        """What happens in a step, in order. Lazy penalties count `interval` times, as they come that seldom."""
+        penalties, both = self.config.regularizers, ('G', 'D')
+        phases = [Phase('D_main', ('D',), both, 1, self.d_main, self.after_d, lambda: power_iterate(self.D))]
+        if self.lazy_d:
+            phases.append(Phase('D_reg', ('D',), both, self.lazy_d, self.d_reg))
+        phases.append(Phase('G_main', ('G',), both, self.config.loss.d_steps, self.g_main, self.after_g,
+                            lambda: power_iterate(self.G)))
+        if penalties.path_length:
+            phases.append(Phase('G_reg', ('G',), ('G',), penalties.g_interval, self.g_reg, self.after_path_length))
+        return phases
+
+    def micro_batches(self, batch: Batch, phase: Phase) -> list[MicroBatch]:
+        """This rank's share of the step, cut for `phase`; its slice of latents drawn for the whole global batch."""
+        stage, counts = self.stage, self.plan.class_counts
+        images, own = batch.pictures['image'], stage.batch // batch.world
+        draws = self.draw(batch.nimg, phase.name)[batch.rank * own:(batch.rank + 1) * own].to(images.device)
+        labels = to_one_hot(batch.labels, len(counts))
+        # of two classes, a pair's logits would differ by what D thinks of the classes
+        fake_labels = labels if self.paired else to_one_hot(draws.labels, len(counts))
+        cuts = [slice(start, start + stage.micro_batch) for start in range(0, own, stage.micro_batch)]
+        return [MicroBatch(images[cut], labels[cut], draws[cut], fake_labels[cut]) for cut in cuts]
+
+    @property
+    def paired(self) -> bool:
+        """Whether the loss compares each fake with the real of its row."""
+        return LOSSES[self.config.loss.name].pairs
+
+    def draw(self, nimg: int, purpose: str) -> Draws:
+        """Latents for the whole global batch."""
+        G, stage = self.G, self.stage
+        return draw(self.config.seed, nimg, purpose, stage.batch, z_dim=G.z_dim, num_ws=G.num_ws - 2 * int(stage.lod),
+                    style_mixing=self.config.network.style_mixing if G.num_ws else 0.0, class_counts=self.plan.class_counts,
+                    latents=getattr(G, 'latents', 'normal'))
+
+    # What the networks show each other
 
     def reals(self, micro: MicroBatch) -> Tensor:
         """Pictures [NCHW] in [-1, 1], at the stage's size; while it fades in, as blurred as the fakes are."""
@@ -72,53 +177,184 @@ class Game:
 
     def generate(self, micro: MicroBatch) -> tuple[Tensor, Tensor | None]:
         """Fakes [NCHW], and the first latent's w [N, w_dim] of a network with styles."""
-        if not self.config.network.styles:
+        if not self.G.num_ws:
             return self.generator(micro.draws.z, micro.fake_labels), None
         ws, w = self.styles(micro)
         return self.generator(ws), w
 
     def styles(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Mixed styles [N, num_ws, w_dim], and the first latent's w [N, w_dim]."""
-        mapping, draws = self.state.G.mapping, micro.draws
+        mapping, draws = self.G.mapping, micro.draws
         ws = mapping(draws.z, micro.fake_labels)
         w = ws[:, 0]
         if self.config.network.style_mixing:
             ws = mix_styles(ws, mapping(draws.z_mix, micro.fake_labels), draws.cutoff)
         return ws, w
 
-    def judge(self, D: Callable[..., Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        """D's outputs [N, outputs] for augmented images [NCHW]; for pairs of them [N / 2, outputs]."""
+    def outputs(self, D: Callable[..., Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        """D's outputs [N, outputs] for augmented images [NCHW]."""
+        return D(self.augmented(images), labels)
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """images [NCHW] -> images"""
         p = self.config.augment.p
-        images = self.augment(images, self.state.scalars['augment_p'] if p is None else at(p, self.state.nimg))
-        if self.config.data.pairs:
-            # a pair is one input with twice the channels
-            images, labels = images.unflatten(0, (-1, 2)).flatten(1, 2), labels[::2]
-        return D(images, labels)
+        return self.augment(images, self.state.memory['augment_p'] if p is None else at(p, self.state.nimg))
 
-    def makers(self, fakes: Tensor) -> Tensor:
-        """Which of several generators made each of the fakes, [N]."""
-        return torch.arange(len(fakes), device=fakes.device) % self.config.network.generators
+    # D's phases
 
-    def micro_batches(self, batch: Batch, phase: Phase) -> list[MicroBatch]:
-        """This rank's share of the step, cut for `phase`; its slice of latents drawn for the whole global batch."""
-        config, G, stage = self.config, self.state.G, self.stage
-        class_counts = self.manifest.class_counts if config.data.conditional else ()
-        draws = draw(config.seed, batch.nimg, phase.name, stage.batch, z_dim=G.z_dim, num_ws=G.num_ws - 2 * int(stage.lod),
-                     style_mixing=config.network.style_mixing if config.network.styles else 0.0, class_counts=class_counts,
-                     identity_dim=config.network.identity_dim, latents=latents_of(G))
-        own = stage.batch // dist.world_size()
-        draws = draws[dist.rank() * own:(dist.rank() + 1) * own].to(batch.images.device)
-        classes = len(class_counts)
-        labels, loss = to_one_hot(batch.labels, classes), LOSSES.get(config.loss.name)
-        # of two classes, a pair's logits would differ by what D thinks of the classes
-        fake_labels = labels if loss and loss.pairs else to_one_hot(draws.labels, classes)
-        cuts = [slice(start, start + stage.micro_batch) for start in range(0, own, stage.micro_batch)]
-        return [MicroBatch(batch.images[cut], labels[cut], draws[cut], fake_labels[cut]) for cut in cuts]
+    def d_main(self, micro: MicroBatch) -> tuple[Tensor, Means]:
+        penalties, loss = self.config.regularizers, self.config.loss
+        joined = self.on_gradient and not self.lazy_d
+        D = self.D if joined else self.discriminator     # compiled code differentiates only once
+        with torch.no_grad():
+            fakes = self.generate(micro)[0]
+        reals = self.reals(micro)
+        if joined:
+            reals.requires_grad_()
+            fakes.requires_grad_()
+        real_outputs, fake_outputs = self.outputs(D, reals, micro.labels), self.outputs(D, fakes, micro.fake_labels)
+        real, fake = real_outputs[:, :1], fake_outputs[:, :1]  # [N, 1]
+        means = {'logits/real': real.mean(), 'logits/fake': fake.mean(),
+                 'logits/real_sign': real.sign().mean(), 'logits/fake_sign': fake.sign().mean()}
+        means['loss/D'] = total = self.d_loss(real_outputs, fake_outputs)
+        if loss.auxiliary:
+            classes = auxiliary_loss(real_outputs[:, 1:], micro.labels) + auxiliary_loss(fake_outputs[:, 1:], micro.fake_labels)
+            total, means['loss/D_classes'] = total + loss.auxiliary * classes, classes
+        if penalties.drift:
+            total = total + penalties.drift * drift(real).mean()
+        if penalties.lecam:
+            distance = self.lecam_distance(real, fake)
+            total, means['penalty/lecam'] = total + penalties.lecam * distance, distance
+        if joined:
+            penalty, values = self.gradient_penalties(micro, reals, fakes, real, fake)
+            total, means = total + penalty, means | values
+        return total, means
 
+    def lecam_distance(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Of logits [N, 1] from the means until this step; 0 at the first, which has none."""
+        decay, steps = self.config.regularizers.lecam_decay, max(self.state.step, 1)
+        biased = [self.state.memory[f'lecam_{name}'] for name in ('real', 'fake')]
+        return lecam(real, fake, *(unbiased(mean, decay, steps) for mean in biased)).mean() * (biased[0] != 0)
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Images [NCHW] uint8 and labels, on `device`."""
-    return replace(batch, images=batch.images.to(device, non_blocking=True), labels=batch.labels.to(device, non_blocking=True))
+    def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """From D's outputs [N, outputs], the first of which is the logit."""
+        return LOSSES[self.config.loss.name].d_loss(real[:, :1], fake[:, :1])
+
+    def d_reg(self, micro: MicroBatch) -> tuple[Tensor, Means]:
+        fakes = None
+        if any(GRADIENT_PENALTIES[name].needs_fakes for name in self.on_gradient):
+            with torch.no_grad():
+                fakes = self.generate(micro)[0]
+        penalty, means = self.gradient_penalties(micro, self.reals(micro), fakes)
+        return penalty * self.config.regularizers.d_interval, means
+
+    def gradient_penalties(self, micro: MicroBatch, reals: Tensor, fakes: Tensor | None, real: Tensor | None = None,
+                           fake: Tensor | None = None) -> tuple[Tensor, Means]:
+        """The weighted sum of D's gradient penalties; `real` and `fake` are logits already there, if any."""
+        total, means = reals.new_zeros(()), {}
+        for name in self.on_gradient:
+            penalty = GRADIENT_PENALTIES[name]
+            points = penalty.points(reals, fakes)
+            if points is reals and real is not None:
+                logits = real
+            elif points is fakes and fake is not None:
+                logits = fake
+            else:
+                labels = micro.fake_labels if points is fakes else micro.labels
+                points = points.detach().requires_grad_()
+                logits = self.outputs(self.D, points, labels)[:, :1]
+            cost = penalty.cost(self.norms(gradient_norm_squared(logits, points))).mean()
+            weight = at(getattr(self.config.regularizers, name), self.state.nimg)
+            total, means[f'penalty/{name}'] = total + penalty.factor * weight * cost, cost
+        return total, means
+
+    def norms(self, squared: Tensor) -> Tensor:
+        """|gradient|^2 of each picture [N] -> of each of D's inputs, at the size that penalties are taken at."""
+        if self.config.growth is None or self.config.growth.penalty_at == 'stage':
+            return squared
+        # each of the 4**f pixels that make one of the stage's has its share of that one's gradient
+        return squared / 4 ** int(self.stage.lod)
+
+    def after_d(self, means: Means) -> None:
+        """Once D has moved; `means` are over the global batch."""
+        config, memory = self.config, self.state.memory
+        if config.regularizers.weight_clip:
+            clip_weights_(self.D, config.regularizers.weight_clip)
+        if config.regularizers.lecam:
+            for name in ('real', 'fake'):
+                move_mean_(memory[f'lecam_{name}'], means[f'logits/{name}'], config.regularizers.lecam_decay, self.state.step)
+        if config.augment.name == 'ada' and config.augment.p is None:
+            self.adapt_augmentation(means['logits/real_sign'])
+            means['augment/p'] = memory['augment_p'].clone()
+
+    def adapt_augmentation(self, sign: Tensor) -> None:
+        """Each `interval` steps, from the mean sign of D(real) over them."""
+        augment, memory = self.config.augment, self.state.memory
+        memory['augment_signs'] += sign
+        memory['augment_steps'] += 1
+        if memory['augment_steps'] >= augment.interval:
+            images = self.stage.batch * augment.interval
+            memory['augment_p'].copy_(adapt_p(memory['augment_p'], memory['augment_signs'] / memory['augment_steps'],
+                                              images, augment.target, augment.speed_kimg))
+            memory['augment_signs'].zero_()
+            memory['augment_steps'].zero_()
+
+    # G's phases
+
+    def g_main(self, micro: MicroBatch) -> tuple[Tensor, Means]:
+        loss, penalties = self.config.loss, self.config.regularizers
+        fakes, w = self.generate(micro)
+        outputs = self.outputs(self.discriminator, fakes, micro.fake_labels)
+        means = {} if w is None else {'w_mean': w.mean(dim=0)}
+        means['loss/G'] = total = self.g_loss(outputs, micro)
+        if loss.auxiliary:
+            classes = auxiliary_loss(outputs[:, 1:], micro.fake_labels)
+            total, means['loss/G_classes'] = total + loss.auxiliary * classes, classes
+        if penalties.orthogonal:
+            penalty = orthogonal_penalty(self.G, relaxed=penalties.orthogonal_form == 'relaxed')
+            total, means['penalty/orthogonal'] = total + penalties.orthogonal * penalty, penalty
+        return total, means
+
+    def g_loss(self, fake: Tensor, micro: MicroBatch) -> Tensor:
+        """From D's outputs [N, outputs] at the fakes."""
+        chosen, real = LOSSES[self.config.loss.name], None
+        if self.paired:
+            with torch.no_grad():
+                real = self.outputs(self.discriminator, self.reals(micro), micro.labels)[:, :1]
+        return chosen.g_loss(fake[:, :1], real)
+
+    def g_reg(self, micro: MicroBatch) -> tuple[Tensor, Means]:
+        penalties = self.config.regularizers
+        count = max(micro.draws.z.shape[0] // penalties.path_length_shrink, 1)
+        ws = self.styles(micro)[0][:count]
+        images = self.G.synthesis(ws)
+        lengths = path_lengths(images, ws, torch.randn_like(images))
+        # the running mean of the previous step: it does not depend on how the batch is spread
+        penalty = path_length_penalty(lengths, self.state.memory['path_length_mean']).mean()
+        return penalty * (penalties.path_length * penalties.g_interval), \
+            {'penalty/path_length': penalty, 'path_length': lengths.mean()}
+
+    def after_g(self, means: Means) -> None:
+        if 'w_mean' in means:
+            self.G.mapping.w_avg.lerp_(means.pop('w_mean'), 1 - self.config.ema.w_avg_beta)
+
+    def after_path_length(self, means: Means) -> None:
+        self.state.memory['path_length_mean'].lerp_(means['path_length'], self.config.regularizers.path_length_decay)
+
+    # For the guard
+
+    @torch.no_grad()
+    def judge(self, pictures: np.ndarray, labels: Tensor) -> Tensor:
+        """D's logits [N], in evaluation mode: batch norm neither mixes the pictures nor learns from them."""
+        D, size, parts = self.D, self.config.micro_batch, []
+        device = next(D.parameters()).device
+        images = to_float(torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device))   # [NCHW]
+        one_hot = to_one_hot(labels.to(device), len(self.plan.class_counts))
+        D.eval()
+        for start in range(0, len(images), size):
+            parts.append(D(images[start:start + size], one_hot[start:start + size])[:, 0])
+        D.train()
+        return torch.cat(parts)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -1,4 +1,14 @@
-"""Networks. A family is a file here and a line in MODELS."""
+"""Networks by role and name. A family is a file here, a line for each of its networks, and its options in config/networks.py.
+
+The contract of a role:
+
+generator       `G(z [N, z_dim], c [N, c_dim])` -> pictures [NCHW] float32, about [-1, 1]. It has `z_dim`, `c_dim`, `resolution`
+                (H, W), `num_ws` (0, or of a network with styles how many layers take one) and, where several may share its
+                first layers, `tail`. With styles, it is `synthesis(mapping(z, c, truncation_psi), noise)`.
+discriminator   `D(img [NCHW], c [N, c_dim])` -> logits [N, num_outputs] float32.
+"""
+
+import inspect
 
 from torch import nn
 
@@ -7,37 +17,41 @@ from trainer.models.several import SeveralGenerators
 from trainer.models.spectral import normalise_weights
 from trainer.models.stylegan2 import mix_styles
 
-MODELS = {  # name -> (generator, discriminator)
-    'stylegan2': (stylegan2.Generator, stylegan2.Discriminator),
-    'stylegan1': (stylegan1.Generator, stylegan1.Discriminator),
-    'pggan': (pggan.Generator, pggan.Discriminator),
-    'biggan': (biggan.Generator, biggan.Discriminator),
-    'biggan-deep': (biggan_deep.Generator, biggan_deep.Discriminator),
-    'dcgan': (dcgan.Generator, dcgan.Discriminator),
-    'sngan': (sngan.Generator, sngan.Discriminator),
-    'r3gan': (r3gan.Generator, r3gan.Discriminator),
-    'began': (began.Generator, began.Discriminator),
+FAMILIES = {
+    'stylegan2': stylegan2, 'stylegan1': stylegan1, 'pggan': pggan, 'biggan': biggan, 'biggan-deep': biggan_deep,
+    'dcgan': dcgan, 'sngan': sngan, 'r3gan': r3gan, 'began': began,
+}
+NETWORKS = {
+    'generator': {name: family.Generator for name, family in FAMILIES.items()},
+    'discriminator': {name: family.Discriminator for name, family in FAMILIES.items()},
 }
 
 
-def build_generator(name: str, options: dict) -> nn.Module:
-    """The generator of a family. `options`: its constructor's, and
-    generators: how many of them in one, see several.py; normalise: (kind, share) of its weights, see spectral.py.
+def build_network(role: str, model: str, options: dict) -> nn.Module:
+    """A new network. `options`: its constructor's, and perhaps `normalise`, (kind, share) of its weights, see spectral.py.
+
+    ValueError for a name that is none, and for an option that the constructor does not take.
     """
-    own = {key: value for key, value in options.items() if key not in ('generators', 'normalise')}
-    count, make = options.get('generators', 1), MODELS[name][0]
-    G = make(**own) if count == 1 else SeveralGenerators([make(**own) for _ in range(count)])
-    return normalise_weights(G, *options['normalise']) if 'normalise' in options else G
+    make = NETWORKS[role].get(model)
+    if make is None:
+        raise ValueError(f'there is no {role} {model!r}; take one of {", ".join(NETWORKS[role])}')
+    own = {key: value for key, value in options.items() if key != 'normalise'}
+    if unknown := own.keys() - inspect.signature(make).parameters:
+        raise ValueError(f'the {role} {model!r} takes no {", ".join(sorted(unknown))}')
+    network = make(**own)
+    return normalise_weights(network, *options['normalise']) if 'normalise' in options else network
 
 
-def latents_of(G: nn.Module) -> str:
-    """The distribution of a generator's latents, of randomness.LATENTS; families without the option take normal ones."""
-    first = G.generators[0] if isinstance(G, SeveralGenerators) else G
-    return getattr(first, 'latents', 'normal')
+def several(model: str, count: int, options: dict) -> SeveralGenerators:
+    """`count` generators in one."""
+    return SeveralGenerators([build_network('generator', model, options) for _ in range(count)])
+
+
+NETWORKS['generator']['several'] = several
 
 
 def num_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-__all__ = ['MODELS', 'build_generator', 'latents_of', 'mix_styles', 'num_parameters']
+__all__ = ['NETWORKS', 'build_network', 'mix_styles', 'num_parameters']

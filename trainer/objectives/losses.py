@@ -15,10 +15,9 @@ from torch.nn.functional import softplus
 
 @dataclass(frozen=True)
 class Loss:
-    d_loss: Callable[..., Tensor]                               # (real logits, fake logits); BEGAN's: and k
+    d_loss: Callable[..., Tensor]                               # (real logits, fake logits)
     g_loss: Callable[[Tensor, Tensor | None], Tensor]           # (fake logits, real logits)
     pairs: bool = False                                         # each fake with the real of its row, in both losses
-    balance: Callable[..., Tensor] | None = None                # BEGAN's next k
 
 
 # Minimax: L_D = -log s(D(x)) - log(1 - s(D(G(z)))), L_G = log(1 - s(D(G(z)))). Goodfellow et al. 2014, equation 1.
@@ -89,7 +88,6 @@ LOSSES = {
     'least_squares': Loss(least_squares_d, least_squares_g),
     'hinge': Loss(hinge_d, wgan_g),
     'relativistic': Loss(relativistic_d, relativistic_g, pairs=True),
-    'began': Loss(began_d, began_g, balance=began_balance),
 }
 
 

@@ -101,24 +101,26 @@ def cost(config: Config, work: Work, machine: Machine, nodes: int, gpus: int) ->
         share = 1 / phase.interval
         for count, operations in ((micro_batches, phase.micro), (1, phase.once), (1, upkeep(config, phase, work, world))):
             add(seconds, machine.compute(operations), share * count)
-        for collective in phase_traffic(config.parallel, phase, {'G': work.G, 'D': work.D}, micro_batches, nodes, gpus):
+        for collective in phase_traffic(config.parallel, phase, work.networks, micro_batches, nodes, gpus):
             add(seconds, machine.send(collective, gpus), share)
             sent += share * (collective.sent_inside() + collective.sent_between())
             between += share * collective.sent_between()
-    add(seconds, machine.compute([passes(EMA, work.G, parts_of(config.parallel, world))]), 1)
+    averages = [passes(EMA, work.networks[name], parts_of(config.parallel, world)) for name in work.plan.averaged]
+    add(seconds, machine.compute(averages), 1)
     # whether anyone was told to stop
     add(seconds, machine.send(Collective('all_reduce', 8, Group(gpus, nodes)), gpus), 1)
-    held = sum(rank_bytes(config, work.G, work.D, world)) + max(phase.activations for phase in work.phases)
+    held = sum(rank_bytes(config, work.plan, work.networks, world)) + max(phase.activations for phase in work.phases)
     return Cost(seconds, sent, between, held, config.batch, config.micro_batch)
 
 
 def upkeep(config: Config, phase: PhaseWork, work: Work, world: int) -> list[Operation]:
     """What a phase does to parameters and gradients besides loss and backward."""
-    trained, parts = {'G': work.G, 'D': work.D}[phase.trained], parts_of(config.parallel, world)
-    moments = world if config.parallel.strategy == 'zero' else parts
-    operations = [passes(ADAM, trained, moments), passes(GRADIENT, trained)]
+    moments = world if config.parallel.strategy == 'zero' else parts_of(config.parallel, world)
+    trained = [work.networks[name] for name in phase.trains]
+    operations = [operation for network in trained for operation in (passes(ADAM, network, moments), passes(GRADIENT, network))]
     if config.parallel.strategy == 'fsdp':
-        operations += [passes(CUT, trained), passes(GATHER, work.G), passes(GATHER, work.D)]
+        operations += [passes(CUT, network) for network in trained]
+        operations += [passes(GATHER, work.networks[name]) for name in phase.uses]
     return operations
 
 

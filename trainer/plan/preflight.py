@@ -12,85 +12,92 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trainer.config.load import Config
+from trainer.config.plan import Plan
 from trainer.data.manifest import Manifest
+from trainer.data.stream import Batch
 from trainer.engine.parallel import parts_of
-from trainer.engine.phase import MicroBatch, Phase
-from trainer.engine.randomness import draw
-from trainer.engine.state import SCALARS, TrainState, make_networks
-from trainer.games.recipe import Recipe
+from trainer.engine.phase import only_trained
+from trainer.engine.state import TrainState, make_networks
+from trainer.games import make_game
+from trainer.games.game import Game
 from trainer.models import num_parameters
 from trainer.runs.run_folder import nearest
 
 
 def describe_run(config: Config, manifest: Manifest, world: int) -> str:
     """Parameter counts, and estimates of memory (a rank) and disk, as lines for people."""
+    plan = config.game.plan(config, manifest)
     with torch.device('meta'):
-        G, D = make_networks(config, manifest)
-    kept = state_bytes(G, D)
-    own, whole = rank_bytes(config, G, D, world)
+        networks = make_networks(plan)
+    kept = state_bytes(plan, networks)
+    own, whole = rank_bytes(config, plan, networks, world)
     on_host = kept // parts_of(config.parallel, world)
-    phase, activations = max(phase_activations(config, manifest, G, D), key=lambda entry: entry[1])
-    height, width = G.resolution
+    counts = '   '.join(f'{name} {num_parameters(network):,}' for name, network in networks.items())
+    phase, activations = max(phase_activations(config, plan, networks), key=lambda entry: entry[1])
+    height, width = plan.resolution
     return '\n'.join([
         f'\n# pictures      {height} x {width}, {manifest.num_samples} in {len(manifest.shards)} shards, '
-        f'{G.c_dim or "no"} classes',
-        f'# parameters    G {num_parameters(G):,}   D {num_parameters(D):,}',
+        f'{len(plan.class_names) or "no"} classes',
+        f'# parameters    {counts}',
         f'# memory        {(own + whole + activations) / 1e9:.2f} GB a rank: state and gradients {own / 1e9:.2f}, '
         f'whole networks {whole / 1e9:.2f}, activations {activations / 1e9:.2f} ({phase}, '
-        f'micro_batch={full_size_micro_batch(config, G.resolution)})',
+        f'micro_batch={full_size_micro_batch(config, plan.resolution)})',
         f'#               and {on_host / 1e9:.2f} on the host while a checkpoint is written, besides what the libraries take',
         f'# disk          {(config.checkpoint.keep + 1) * kept / 1e9:.2f} GB for {config.checkpoint.keep} checkpoints '
         'and one being written', ''])
 
 
-def rank_bytes(config: Config, G: nn.Module, D: nn.Module, world: int) -> tuple[int, int]:
+def rank_bytes(config: Config, plan: Plan, networks: dict[str, nn.Module], world: int) -> tuple[int, int]:
     """What a rank keeps, state and gradients, and what only a phase has: of FSDP what it gathers, of ZeRO gradients."""
-    parts, sizes = parts_of(config.parallel, world), [4 * num_parameters(network) for network in (G, D)]
+    parts, sizes = parts_of(config.parallel, world), [4 * num_parameters(network) for network in networks.values()]
     if config.parallel.strategy == 'zero' and world > 1:
         # of two moments, and of the copy of the parameters that is stepped, a part
-        return state_bytes(G, D) - 2 * sum(sizes) + 3 * sum(sizes) // world, max(sizes)
+        return state_bytes(plan, networks) - 2 * sum(sizes) + 3 * sum(sizes) // world, max(sizes)
     # whole networks, and of the one that learns the gradients and their copy to send
     gathered = sum(sizes) + 2 * max(sizes) if parts > 1 else 0
-    return (state_bytes(G, D) + sum(sizes)) // parts, gathered
+    return (state_bytes(plan, networks) + sum(sizes)) // parts, gathered
 
 
-def state_bytes(G: nn.Module, D: nn.Module) -> int:
-    """Weights, Adam's two moments of each, and G's EMA; without the counters."""
-    return 2 * tensor_bytes(G.state_dict()) + tensor_bytes(D.state_dict()) + 8 * (num_parameters(G) + num_parameters(D))
+def state_bytes(plan: Plan, networks: dict[str, nn.Module]) -> int:
+    """Weights, Adam's two moments of each, and averages; without the counters."""
+    weights = sum(tensor_bytes(network.state_dict()) for network in with_averages(plan, networks))
+    return weights + 8 * sum(map(num_parameters, networks.values()))
 
 
-def phase_activations(config: Config, manifest: Manifest, G: nn.Module, D: nn.Module) -> list[tuple[str, int]]:
+def with_averages(plan: Plan, networks: dict[str, nn.Module]) -> list[nn.Module]:
+    """The networks, and those that have an average once more."""
+    return [*networks.values(), *(networks[name] for name in plan.averaged)]
+
+
+def phase_activations(config: Config, plan: Plan, networks: dict[str, nn.Module]) -> list[tuple[str, int]]:
     """Bytes that each phase keeps for its backward pass. Of networks that grow: at their full size."""
-    n = full_size_micro_batch(config, G.resolution)
     sizes = []
-    with without_content(config, manifest, G, D, n) as (phases, micro):
-        for phase in phases:
-            for network in (G, D):
-                network.requires_grad_(network is phase.network)
-            sizes.append((phase.name, saved_bytes(lambda: phase.loss(micro))))
+    with without_content(config, plan, networks, full_size_micro_batch(config, plan.resolution)) as (game, batch):
+        for phase in game.phases():
+            micro, = game.micro_batches(batch, phase)
+            with only_trained(phase, game.state):
+                sizes.append((phase.name, saved_bytes(lambda: phase.loss(micro))))
     return sizes
 
 
 @contextmanager
-def without_content(config: Config, manifest: Manifest, G: nn.Module, D: nn.Module,
-                    n: int) -> Iterator[tuple[list[Phase], MicroBatch]]:
-    """The recipe's phases and a micro-batch of `n`, on tensors that have a shape and no content: nothing is computed.
+def without_content(config: Config, plan: Plan, networks: dict[str, nn.Module], n: int) -> Iterator[tuple[Game, Batch]]:
+    """The game and a batch of `n` pictures, on tensors that have a shape and no content: nothing is computed.
 
-    G and D are changed for good. Networks that grow are at their full size.
+    `networks` are changed for good. Those that grow are at their full size.
     """
     # compiled code cannot run on tensors without content
-    eager = config.model_copy(update={'compile': False, 'growth': None})
+    eager = config.model_copy(update={'compile': False, 'growth': None, 'batch': n, 'micro_batch': n})
     with FakeTensorMode():
-        for network in (G, D):
+        for network in networks.values():
             network._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
             for module in network.modules():
                 if 'lod' in module._buffers:    # read by Python: at full size, where networks grow
                     module.lod = torch.tensor(0.0)
-        state = TrainState(G, D, G, None, None, {name: torch.zeros(()) for name in SCALARS})
-        draws = draw(0, 0, '', n, z_dim=G.z_dim, num_ws=G.num_ws, style_mixing=0.0, class_counts=())
-        labels = torch.zeros(n, G.c_dim)
-        micro = MicroBatch(torch.zeros(n, manifest.channels, *G.resolution, dtype=torch.uint8), labels, draws, labels)
-        yield Recipe(eager, manifest, state).phases(), micro
+        memory = {name: torch.zeros(()) for name in plan.memory}
+        state = TrainState(networks, {name: networks[name] for name in plan.averaged}, memory=memory)
+        pictures = {domain: torch.zeros(n, plan.channels, *plan.resolution, dtype=torch.uint8) for domain in plan.domains}
+        yield make_game(eager, plan, state), Batch(pictures, torch.zeros(n, dtype=torch.int64), [], 0, [], 0, 1)
 
 
 def full_size_micro_batch(config: Config, resolution: tuple[int, int]) -> int:
@@ -114,21 +121,21 @@ def saved_bytes(forward: Callable[[], object]) -> int:
     return size
 
 
-def check_memory(config: Config, manifest: Manifest) -> None:
+def check_memory(config: Config, plan: Plan) -> None:
     """ValueError, before any of it is taken, if the new networks of this machine's ranks are larger than its memory."""
     with torch.device('meta'):
-        G, D = make_networks(config, manifest)
+        networks = make_networks(plan)
     ranks, there = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), psutil.virtual_memory().total
-    needed = ranks * (2 * tensor_bytes(G.state_dict()) + tensor_bytes(D.state_dict()))
+    needed = ranks * sum(tensor_bytes(network.state_dict()) for network in with_averages(plan, networks))
     if needed > there:
-        raise ValueError(f'G has {num_parameters(G):,} parameters and D {num_parameters(D):,}: with the average they take '
-                         f'{needed / 1e9:.1f} GB on {ranks} ranks, and this machine has {there / 1e9:.1f} GB; set smaller '
-                         'widths of the network')
+        counts = ', '.join(f'{name} {num_parameters(network):,}' for name, network in networks.items())
+        raise ValueError(f'the networks have many parameters ({counts}): with averages they take {needed / 1e9:.1f} GB on '
+                         f'{ranks} ranks, and this machine has {there / 1e9:.1f} GB; set smaller widths of the network')
 
 
-def check_disk(run_dir: Path, state: TrainState) -> None:
+def check_disk(run_dir: Path, plan: Plan, state: TrainState) -> None:
     """ValueError if the disk cannot take two checkpoints: the newest, and the next one being written."""
-    free, needed = shutil.disk_usage(nearest(run_dir)).free, 2 * state_bytes(state.G, state.D)
+    free, needed = shutil.disk_usage(nearest(run_dir)).free, 2 * state_bytes(plan, state.networks)
     if free < needed:
         raise ValueError(f'run_dir={run_dir}: {free / 1e9:.2f} GB are free, two checkpoints take {needed / 1e9:.2f} GB; '
                          'make room or choose another run_dir')

@@ -59,21 +59,21 @@ def mesh(parallel: ParallelConfig, nodes: int, gpus: int) -> tuple[Group, Group]
 
 def phase_traffic(parallel: ParallelConfig, phase: PhaseWork, networks: dict[str, nn.Module], micro_batches: int,
                   nodes: int, gpus: int) -> list[Collective]:
-    """The collectives of one phase, in order. `networks`: G and D."""
-    world, trained = Group(gpus, nodes), list(networks[phase.trained].parameters())
+    """The collectives of one phase, in order."""
+    world, trained = Group(gpus, nodes), [4 * sum(p.numel() for p in networks[name].parameters()) for name in phase.trains]
     statistics = [Collective('all_reduce', size, world) for size in phase.statistics] * micro_batches
-    whole = 4 * sum(parameter.numel() for parameter in trained)
     if parallel.strategy == 'data':
-        before, after = [], [Collective('all_reduce', whole, world)]
+        before, after = [], [Collective('all_reduce', whole, world) for whole in trained]
     elif parallel.strategy == 'zero':
         # the owners of the moments send the new parameters round, filled up as DeepSpeed aligns them: to 8 bytes a rank
-        filled = -(-whole // (8 * world.size)) * 8 * world.size
-        before, after = [], [Collective('all_reduce', whole, world), Collective('all_gather', filled, world)]
+        before, after = [], [Collective('all_reduce', whole, world) for whole in trained]
+        after += [Collective('all_gather', -(-whole // (8 * world.size)) * 8 * world.size, world) for whole in trained]
     else:
         parts, replicas = mesh(parallel, nodes, gpus)
-        sizes = {name: 4 * parts.size * sum(part_lengths(list(network.parameters()), parts.size))
-                 for name, network in networks.items()}
+        sizes = {name: 4 * parts.size * sum(part_lengths(list(networks[name].parameters()), parts.size))
+                 for name in phase.uses}
         before = [Collective('all_gather', size, parts) for size in sizes.values()]
-        after = [Collective('reduce_scatter', sizes[phase.trained], parts),
-                 Collective('all_reduce', sizes[phase.trained] // parts.size, replicas), Collective('all_reduce', 8, parts)]
+        after = [collective for name in phase.trains for collective in (
+            Collective('reduce_scatter', sizes[name], parts), Collective('all_reduce', sizes[name] // parts.size, replicas),
+            Collective('all_reduce', 8, parts))]
     return [*before, *statistics, *after, Collective('all_reduce', phase.means, world)]

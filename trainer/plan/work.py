@@ -10,8 +10,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from trainer.config.load import Config
+from trainer.config.plan import Plan
 from trainer.data.manifest import Manifest
-from trainer.engine.phase import accumulate
+from trainer.engine.phase import accumulate, only_trained
 from trainer.engine.state import make_networks
 from trainer.models.batch_norm import synchronise
 from trainer.plan.preflight import saved_bytes, without_content
@@ -31,7 +32,8 @@ class PhaseWork:
     """What a rank does in a phase, for one micro-batch and once."""
 
     name: str
-    trained: str                    # 'G' or 'D'
+    trains: tuple[str, ...]         # names of networks
+    uses: tuple[str, ...]
     interval: int                   # steps
     micro: list[Operation]
     once: list[Operation]           # before its first micro-batch
@@ -44,8 +46,8 @@ class PhaseWork:
 class Work:
     """Networks without content, and what each phase does."""
 
-    G: nn.Module
-    D: nn.Module
+    plan: Plan
+    networks: dict[str, nn.Module]
     phases: list[PhaseWork]
 
 
@@ -90,21 +92,22 @@ class _Noted(torch.autograd.Function):
 
 def count_work(config: Config, manifest: Manifest, micro_batch: int) -> Work:
     """For `micro_batch` images on a rank. Networks that grow are at their full size."""
+    plan = config.game.plan(config, manifest)
     with torch.device('meta'):
-        G, D = make_networks(config, manifest)
+        networks = make_networks(plan)
     phases, statistics = [], []
-    for network in (G, D):
+    for network in networks.values():
         synchronise(network, lambda tensor: _Noted.apply(tensor, statistics.append), 1)
-    with without_content(config, manifest, G, D, micro_batch) as (recipe, micro):
-        for phase in recipe:
-            for network in (G, D):
-                network.requires_grad_(network is phase.network)
-            activations = saved_bytes(lambda: phase.loss(micro))
+    with without_content(config, plan, networks, micro_batch) as (game, batch):
+        for phase in game.phases():
+            micro_batches = game.micro_batches(batch, phase)
+            with only_trained(phase, game.state):
+                activations = saved_bytes(lambda: phase.loss(micro_batches[0]))
             statistics.clear()
             with Operations() as once:
                 phase.prepare()
             with Operations() as work:
-                means = accumulate(phase, [micro], 0, 0)
-            phases.append(PhaseWork(phase.name, 'G' if phase.network is G else 'D', phase.interval, work.found, once.found,
+                means = accumulate(phase, micro_batches, game.state, 0)
+            phases.append(PhaseWork(phase.name, phase.trains, phase.uses, phase.interval, work.found, once.found,
                                     statistics.copy(), sum(map(touched, means.values())), activations))
-    return Work(G, D, phases)
+    return Work(plan, networks, phases)

@@ -49,10 +49,11 @@ class Verdict:
 class Guard:
     """All ranks make one and call each method together; rank 0 looks at pictures."""
 
-    def __init__(self, config: Config, dataset: Dataset, state: TrainState, strategy: Strategy):
-        self.config, self.state, self.strategy = config, state, strategy
+    def __init__(self, config: Config, dataset: Dataset, game: Game, maker: Maker, strategy: Strategy):
+        self.config, self.game, self.state, self.strategy, self.maker = config, game, game.state, strategy, maker
         if dist.is_main():
             self._gather_pictures(dataset)
+        state = self.state
         self.verdict = self._judge()
         if self.verdict is not None:
             self._say(f'{", ".join(sounding(state.guard))} sounded when this run was last saved, with guard.action='
@@ -60,16 +61,16 @@ class Guard:
 
     def phase_done(self, name: str, result: PhaseResult) -> None:
         seen = {key: result.means[key].item() for key in MEANS if key in result.means}
-        see_step(self.state.guard, seen | {f'gradient_norm/{name}': result.gradient_norm})
+        see_step(self.state.guard, self.game.plan.phases, seen | {f'gradient_norm/{name}': result.gradient_norm})
 
     def report(self, stats: Stats) -> None:
         """Look, remember, and warn of what begins; then `verdict` says what is to be done."""
         guard, nimg, began = self.config.guard, self.state.nimg, time.perf_counter()
         values, norms = self._look()
-        means, growth = end_report(self.state.guard, norms)
+        means, growth = end_report(self.state.guard, self.game.plan.phases, norms)
         values |= self._from_losses(means) | growth
         stats.record({f'guard/{name}': value for name, value in values.items()} |
-                     {'guard/rollbacks': int(self.state.scalars['rollbacks']), 'seconds/guard': time.perf_counter() - began})
+                     {'guard/rollbacks': int(self.state.memory['rollbacks']), 'seconds/guard': time.perf_counter() - began})
         awake = nimg >= self._start_nimg()
         for name in update_alarms(self.state.guard, values if awake else {}, nimg, patience=guard.patience,
                                   thresholds=guard.thresholds):
@@ -87,7 +88,7 @@ class Guard:
         guard, sounds = self.config.guard, sounding(self.state.guard)
         if not sounds or guard.action == 'warn' or self.state.nimg >= self.config.total_nimg:
             return None
-        rollback = guard.action == 'rollback' and self.state.scalars['rollbacks'] < guard.rollbacks
+        rollback = guard.action == 'rollback' and self.state.memory['rollbacks'] < guard.rollbacks
         return Verdict(rollback, min(sounds.values()))
 
     def _say(self, text: str) -> None:
@@ -101,7 +102,7 @@ class Guard:
         if config.data.conditional:
             labels = rarest_classes(manifest.class_counts, count // A_CLASS)
             each = count // len(labels)
-        size = picture_size(config, manifest)
+        size = self.game.plan.resolution
 
         def some(of: Dataset) -> list[Sample]:
             if labels:
@@ -109,50 +110,39 @@ class Guard:
             return first_samples(of, size, 1, config.seed, min(count, of.manifest.num_samples))
         self._reals = some(dataset)
         self._held_out = some(open_held_out(config, manifest)) if config.guard.data else []
-        self._draws = fixed_draws(config.seed, max(len(labels), 1) * each, self.state.G_ema, manifest.class_counts)
+        self._draws = self.maker.draw(config.seed, 0, 'grid', max(len(labels), 1) * each)
         if labels:
             self._draws = replace(self._draws, labels=torch.tensor(labels).repeat_interleave(each))
 
     def _look(self) -> tuple[dict[str, float], list[float]]:
         """Signals that need the networks, and the spectral norm of each of their layers; on all ranks as rank 0 saw them."""
         state, found, norms = self.state, {}, []
-        with self.strategy.whole(), self.strategy.whole(state.G_ema):
+        networks = [*state.networks.values(), *state.averages.values()]
+        with self.strategy.whole(*networks):
             if dist.is_main():
-                with largest_half(state.G_ema, state.D) as shares:
-                    fakes = generate(state.G_ema, self._draws, dist.device(), batch=self.config.micro_batch)
+                with largest_half(*networks) as shares:
+                    fakes = generate(self.maker, self._draws, batch=self.config.micro_batch)
                     found |= self._overfitting(fakes)
                 if shares:
                     found['near_overflow'] = max(shares)
                 reals, real_labels = stacked(self._reals)
                 # where there are no classes, labels name the generators of MAD-GAN
-                labels = self._draws.labels * bool(state.G.c_dim)
+                labels = self._draws.labels * bool(self.game.plan.class_counts)
                 found |= diversity_of(area_colours(fakes), area_colours(reals), labels, real_labels)
-                norms = spectral_norms(state.G) + spectral_norms(state.D)
+                norms = [norm for network in state.networks.values() for norm in spectral_norms(network)]
         return dist.gather((found, norms))[0]
 
     def _overfitting(self, fakes: np.ndarray) -> dict[str, float]:
         """(D(train) - D(held out)) / (D(train) - D(fake)), of means, not augmented. Karras et al. 2020 (ADA), equation 1."""
         if not self._held_out:
             return {}
-        train, held_out = self._logits(*stacked(self._reals)), self._logits(*stacked(self._held_out))
-        fake = self._logits(fakes, self._draws.labels)
+        train, held_out = self.game.judge(*stacked(self._reals)), self.game.judge(*stacked(self._held_out))
+        fake = self.game.judge(fakes, self._draws.labels)
         found = {'held_out_sign': held_out.sign().mean().item()}
         gap = (train.mean() - fake.mean()).item()
         if gap > 0:     # else D tells nothing apart, and overfits least of all
             found['overfitting'] = (train.mean() - held_out.mean()).item() / gap
         return found
-
-    @torch.no_grad()
-    def _logits(self, pictures: np.ndarray, labels: Tensor) -> Tensor:
-        """D's, in evaluation mode: batch norm neither mixes the pictures nor learns from them. [N]"""
-        D, size, parts = self.state.D, self.config.micro_batch, []
-        images = to_float(torch.from_numpy(pictures).permute(0, 3, 1, 2).to(dist.device()))   # [NCHW]
-        one_hot = to_one_hot(labels.to(dist.device()), self.state.G.c_dim)
-        D.eval()
-        for start in range(0, len(images), size):
-            parts.append(D(images[start:start + size], one_hot[start:start + size])[:, 0])
-        D.train()
-        return torch.cat(parts)
 
     def _from_losses(self, means: dict[str, float]) -> dict[str, float]:
         """Where the loss gives them a meaning."""
@@ -221,10 +211,10 @@ def roll_back(state: TrainState, checkpoints: Checkpoints, last_good: int) -> bo
         raise CheckpointError(str(error)) from error
     if target is None:
         return False
-    count, left = int(state.scalars['rollbacks']) + 1, state.nimg
+    count, left = int(state.memory['rollbacks']) + 1, state.nimg
     checkpoints.load(target[0], state)
     checkpoints.abandon(state.nimg, f'abandoned-{count}-')
-    state.scalars['rollbacks'].fill_(count)
+    state.memory['rollbacks'].fill_(count)
     dist.print0(f'guard: went back from {left / 1000:g} to {state.nimg / 1000:g} kimg with lower learning rates; '
                 f'rollback {count}')
     return True

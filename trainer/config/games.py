@@ -1,0 +1,178 @@
+"""Games by name: their options, what of a configuration they cannot use, and their plans. Their code is in trainer/games."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union, get_args
+
+from pydantic import Field
+
+from trainer.config.division import advice
+from trainer.config.networks import discriminator_options, generator_options
+from trainer.config.plan import NetworkSpec, Plan
+from trainer.config.schema import Positive, Section, whole
+from trainer.data.manifest import Manifest
+
+if TYPE_CHECKING:
+    from trainer.config.load import Config
+
+Rule = tuple   # (whether it is broken, what is wrong, *ways to mend it, each as overrides)
+GRADIENT_PENALTIES = ('r1', 'r2', 'wgan_gp', 'dragan')
+PHASES = ('D_main', 'D_reg', 'G_main', 'G_reg')
+MEMORY = (
+    'path_length_mean',
+    'side',                                          # px that the optimizers have been working at, where networks grow;
+                                                     # of growth.restart=both, negative in a fade
+    'lecam_real', 'lecam_fake',                      # moving averages of the logits, from 0: biased by the steps so far
+    'augment_p', 'augment_signs', 'augment_steps',   # and the sum of D(real)'s signs since p was last adjusted
+)
+
+
+class Latent(Section):
+    """Latents become fakes by G, and D tells fakes from reals."""
+
+    own_loss: ClassVar[bool] = False    # loss.name is not read
+    together: ClassVar[int] = 1         # pictures of one class that are shown next to each other
+    name: Literal['latent'] = 'latent'
+
+    @property
+    def shares(self) -> int:
+        """Equal shares that each micro-batch is cut into."""
+        return self.together
+
+    def rules(self, config: 'Config') -> list[Rule]:
+        """What `config` may ask for and this game alone cannot do."""
+        return []
+
+    def check_data(self, manifest: Manifest) -> None:
+        """ValueError unless the game can be played with these pictures."""
+
+    def plan(self, config: 'Config', manifest: Manifest) -> Plan:
+        """What is trained on the pictures of `manifest`."""
+        network, penalties, size = config.network, config.regularizers, config.data.resolution or manifest.resolution
+        classes = len(manifest.class_names) if config.data.conditional else 0
+        of_both = {'resolution': list(size), 'img_channels': manifest.channels}
+        normalise = {} if penalties.normalise == 'none' else {'normalise': [penalties.normalise, penalties.stable_rank]}
+        of_G = generator_options(network) | of_both | {'c_dim': classes} | (normalise if penalties.normalise_g else {})
+        of_D = discriminator_options(network) | of_both | normalise
+        of_D |= {'c_dim': 0, 'num_outputs': 1 + classes} if config.loss.auxiliary else {'c_dim': classes, 'num_outputs': 1}
+        return Plan(
+            networks={'G': NetworkSpec(network.name, 'generator', of_G, 'g'),
+                      'D': NetworkSpec(network.name, 'discriminator', of_D, 'd')},
+            averaged=('G',), memory=MEMORY, phases=PHASES, resolution=tuple(size), channels=manifest.channels,
+            class_names=manifest.class_names if classes else (), class_counts=manifest.class_counts if classes else (),
+            together=self.together)
+
+
+class BEGAN(Latent):
+    """D reconstructs pictures, and the errors of reals and fakes are kept in balance. Berthelot et al. 2017."""
+
+    own_loss: ClassVar[bool] = True
+    name: Literal['began']
+    gamma: Positive = 0.5                 # balance of the reconstruction errors, fakes' over reals'
+    rate: Positive = 0.001                # of k
+
+    def rules(self, config: 'Config') -> list[Rule]:
+        name, penalties = config.network.name, config.regularizers
+        return [
+            (config.network.made_for != self.name,
+             f'game.name=began with network.name={name}: BEGAN balances reconstruction errors, which only its autoencoder '
+             'returns', 'network.name=began', 'game.name=latent'),
+            (config.loss.auxiliary or penalties.lecam or penalties.drift,
+             'game.name=began has reconstruction errors, no logits', f'loss.auxiliary=0 {without("lecam", "drift")}')]
+
+    def plan(self, config: 'Config', manifest: Manifest) -> Plan:
+        plan = super().plan(config, manifest)
+        return replace(plan, memory=(*plan.memory, 'began_k'))
+
+
+class MADGAN(Latent):
+    """Several generators share all but their last layers, and D also tells who made a fake. Ghosh et al. 2018."""
+
+    own_loss: ClassVar[bool] = True
+    name: Literal['mad_gan']
+    generators: whole(2, 64) = 4
+
+    @property
+    def shares(self) -> int:
+        return self.generators
+
+    def rules(self, config: 'Config') -> list[Rule]:
+        penalties, count = config.regularizers, self.generators
+        uneven = [f'{key}={micro}' for *_, key, micro in config.batches() if micro % count]
+        return [
+            (config.network.styles,
+             f'game.name=mad_gan with network.name={config.network.name}: several generators would need a mapping each, where a '
+             'network without styles, as dcgan, needs none', 'network.name=dcgan', 'game.name=latent'),
+            (config.data.conditional,
+             "game.name=mad_gan with data.conditional=true: its discriminator names the generator in place of the class",
+             'data.conditional=false', 'game.name=latent'),
+            (uneven,
+             f'{uneven and uneven[0]} is not a multiple of game.generators={count}, which make equal shares of it; '
+             f'{uneven and advice(config, 1)}'),
+            (on_gradient(config) or penalties.lecam or penalties.drift,
+             'game.name=mad_gan has a softmax over outputs, no logit', without(*GRADIENT_PENALTIES, 'lecam', 'drift'))]
+
+    def plan(self, config: 'Config', manifest: Manifest) -> Plan:
+        plan = super().plan(config, manifest)
+        G, D = plan.networks['G'], plan.networks['D']
+        options = {key: value for key, value in G.options.items() if key != 'normalise'}
+        several = {'model': G.model, 'count': self.generators, 'options': options}
+        several |= {key: G.options[key] for key in ('normalise',) if key in G.options}    # once: they share layers
+        return replace(plan, networks={'G': replace(G, model='several', options=several),
+                                       'D': replace(D, options=D.options | {'num_outputs': 1 + self.generators})})
+
+
+class SDGAN(Latent):
+    """Pictures come in pairs of one identity, which a part of the latents is. Donahue et al. 2018."""
+
+    together: ClassVar[int] = 2
+    name: Literal['sd_gan']
+    identity_dim: whole(1, 1 << 16) = 50     # the first so many latents are a pair's
+
+    def rules(self, config: 'Config') -> list[Rule]:
+        z_dim, lanes = config.network.z_dim, config.data.lanes
+        odd = [f'{key}={batch}, {micro_key}={micro}' for key, batch, micro_key, micro in config.batches()
+               if batch % (2 * lanes) or micro % 2]
+        return [
+            (self.identity_dim >= z_dim,
+             f'game.identity_dim={self.identity_dim} leaves no latents of network.z_dim={z_dim} to observations',
+             f'game.identity_dim={z_dim // 2}'),
+            (config.data.conditional,
+             'game.name=sd_gan with data.conditional=true: the class is the identity, which z carries', 'data.conditional=false'),
+            (odd,
+             f'game.name=sd_gan with {odd and odd[0]}, data.lanes={lanes}: each batch must be a multiple of 2 x lanes, and each '
+             f'micro-batch even; {odd and advice(config, 1)}'),
+            (config.regularizers.wgan_gp,
+             'regularizers.wgan_gp with game.name=sd_gan: points between would mix each picture of a pair by a share of its own',
+             *(f'{without("wgan_gp")} {other}' for other in ('regularizers.r1=1', 'regularizers.dragan=10')), without('wgan_gp')),
+            (config.guard.data,
+             'guard.data with game.name=sd_gan: held-out pictures are judged one by one', 'guard.data=null')]
+
+    def check_data(self, manifest: Manifest) -> None:
+        """ValueError unless each class, here an identity, has two pictures."""
+        if not manifest.class_names:
+            raise ValueError('game.name=sd_gan, but the dataset has no labels to tell identities; pack one sub-folder an '
+                             'identity')
+        for name, count in zip(manifest.class_names, manifest.class_counts, strict=True):
+            if count == 1:
+                raise ValueError(f'game.name=sd_gan, but identity {name} has a single picture; pack two or more of each')
+
+    def plan(self, config: 'Config', manifest: Manifest) -> Plan:
+        plan = super().plan(config, manifest)
+        D = plan.networks['D']
+        pair = {'img_channels': self.together * manifest.channels}       # one input
+        return replace(plan, networks=plan.networks | {'D': replace(D, options=D.options | pair)})
+
+
+def on_gradient(config: 'Config') -> list[str]:
+    """Names of D's gradient penalties that are on."""
+    return [key for key in GRADIENT_PENALTIES if getattr(config.regularizers, key)]
+
+
+def without(*keys: str) -> str:
+    """Overrides that leave these penalties out."""
+    return ' '.join(f'regularizers.{key}=0' for key in keys)
+
+
+SECTIONS = (Latent, BEGAN, MADGAN, SDGAN)
+GAME_NAMES = tuple(get_args(section.model_fields['name'].annotation)[0] for section in SECTIONS)
+GameConfig = Annotated[Union[SECTIONS], Field(discriminator='name')]

@@ -1,0 +1,31 @@
+"""What a configuration trains, answered without torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network that a game trains. `options` are its constructor's, plain JSON values."""
+
+    model: str                  # a name of trainer.models.NETWORKS
+    role: str                   # its role there
+    options: dict
+    player: Literal['g', 'd']   # whose learning rate it has
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a game trains under a configuration, on a dataset."""
+
+    networks: dict[str, NetworkSpec]            # in the order in which their weights are drawn
+    averaged: tuple[str, ...]                   # networks that have an EMA
+    memory: tuple[str, ...]                     # scalars that the game remembers between steps, 0 at first
+    phases: tuple[str, ...]                     # those that may come in a step, in order
+    resolution: tuple[int, int]                 # (height, width) in px
+    channels: int                               # of the pictures
+    class_names: tuple[str, ...] = ()           # of the classes that are trained on
+    class_counts: tuple[int, ...] = ()
+    domains: tuple[str, ...] = ('image',)       # of Batch.pictures
+    together: int = 1                           # pictures of one class that are shown next to each other
+    fixed: dict[str, str] = field(default_factory=dict)   # networks that are never trained, and their files

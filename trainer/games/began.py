@@ -1,0 +1,25 @@
+"""BEGAN: D is an autoencoder, and the errors of reals and fakes are kept in balance. Berthelot et al. 2017."""
+
+from torch import Tensor
+
+from trainer.engine.phase import Means
+from trainer.games.latent import Latent, MicroBatch
+from trainer.objectives.losses import began_balance, began_d, began_g
+
+
+class BEGAN(Latent):
+    """D's one output is a reconstruction error, below called a logit. `memory` has k, the weight of the fakes' error."""
+
+    paired = False
+
+    def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        return began_d(real, fake, self.state.memory['began_k'])
+
+    def g_loss(self, fake: Tensor, micro: MicroBatch) -> Tensor:
+        return began_g(fake)
+
+    def after_d(self, means: Means) -> None:
+        super().after_d(means)
+        k, game = self.state.memory['began_k'], self.config.game
+        k.copy_(began_balance(k, means['logits/real'], means['logits/fake'], game.gamma, game.rate))
+        means['began/k'] = k.clone()

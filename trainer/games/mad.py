@@ -1,0 +1,19 @@
+"""MAD-GAN: several generators, and a discriminator that also tells who made a fake. Ghosh et al. 2018."""
+
+import torch
+from torch import Tensor
+
+from trainer.games.latent import Latent, MicroBatch
+from trainer.objectives.losses import mad_gan_d, mad_gan_g
+
+
+class MADGAN(Latent):
+    """G is several generators in one; row i of a micro-batch is made by generator i % k. D's outputs: real, then each of them."""
+
+    paired = False
+
+    def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        return mad_gan_d(real, fake, torch.arange(len(fake), device=fake.device) % self.config.game.generators)
+
+    def g_loss(self, fake: Tensor, micro: MicroBatch) -> Tensor:
+        return mad_gan_g(fake)

@@ -1,0 +1,24 @@
+"""SD-GAN: pairs of pictures of one identity, which the first latents of a pair share. Donahue et al. 2018."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from trainer.engine.randomness import Draws
+from trainer.games.latent import Latent
+
+
+class SDGAN(Latent):
+    """Rows 2i and 2i + 1 of a batch are a pair: one input of D, with twice the channels."""
+
+    def draw(self, nimg: int, purpose: str) -> Draws:
+        draws, own = super().draw(nimg, purpose), self.config.game.identity_dim
+        draws.z[1::2, :own] = draws.z[:-1:2, :own]
+        return draws
+
+    def outputs(self, D: Callable[..., Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        """D's outputs [N / 2, outputs] for augmented images [NCHW]."""
+        return D(self.augmented(images).unflatten(0, (-1, 2)).flatten(1, 2), labels[::2])
+
+    def norms(self, squared: Tensor) -> Tensor:
+        return super().norms(squared.unflatten(0, (-1, 2)).sum(dim=1))

@@ -1,0 +1,104 @@
+"""A run made ready to start or to go on: everything that can be checked is checked before the first step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config.load import Config, parse_config
+from trainer.config.plan import Plan
+from trainer.config.resolution import base_and_doublings
+from trainer.config.schedule import check_growth, stage_at
+from trainer.data.manifest import Manifest
+from trainer.data.order import Order
+from trainer.data.shards import Dataset, ShardError, open_dataset
+from trainer.data.stream import Batch, check_resolution, stream
+from trainer.engine.parallel import Strategy, make_strategy
+from trainer.engine.state import TrainState, make_state
+from trainer.models import num_parameters
+from trainer.plan.preflight import check_disk
+from trainer.ranks import dist
+from trainer.runs.checkpoint import Checkpoints
+from trainer.runs.run_folder import RunFolder, refuse_changes
+from trainer.watch.evaluation import Evaluation, make_evaluation
+from trainer.watch.guard import new_guard_memory, open_held_out
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start or to go on."""
+
+    config: Config
+    plan: Plan
+    dataset: Dataset
+    strategy: Strategy
+    state: TrainState
+    checkpoints: Checkpoints
+    folder: RunFolder | None     # rank 0 holds it
+    evaluation: Evaluation | None
+
+
+def prepare(config: Config) -> Run:
+    """Check everything that can be checked, and resume. ValueError, on all ranks, for what the user can mend."""
+    dist.together(lambda: config.check_world(dist.world_size()))
+    dataset = dist.together(lambda: open_checked(config))
+    plan = config.game.plan(config, dataset.manifest)
+    folder = dist.together(lambda: RunFolder(config), main_only=True)
+    strategy = make_strategy(config.parallel)
+    state = make_state(config, plan, dist.device(), strategy)
+    state.guard |= new_guard_memory(plan, state)
+    dist.together(lambda: check_disk(Path(config.run_dir), plan, state), main_only=True)
+    evaluation = make_evaluation(config, dataset, plan, state)
+    checkpoints = resume(config, dataset.manifest, plan, state)
+    checkpoints.best = evaluation and evaluation.best_nimg()
+    if folder is not None:
+        folder.record(config)
+    return Run(config, plan, dataset, strategy, state, checkpoints, folder, evaluation)
+
+
+def open_checked(config: Config) -> Dataset:
+    """The dataset, once it is certain that `config` can be trained on it. ValueError otherwise."""
+    try:
+        dataset = open_dataset(config.data.path, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb)
+    except ShardError as error:
+        raise ValueError(f'data.path: {error}') from error
+    manifest = dataset.manifest
+    if config.data.conditional and not manifest.class_names:
+        raise ValueError(f'data.conditional=true, but {config.data.path} has no labels; pack a folder with one sub-folder '
+                         'a class, or give imago pack --labels FILE')
+    config.game.check_data(manifest)
+    if config.data.resolution is None and manifest.resolution is None:
+        raise ValueError(f'{config.data.path} holds pictures of different sizes; pack them with imago pack --resolution')
+    size = config.data.resolution or manifest.resolution
+    base_and_doublings(size)
+    check_growth(config, size)
+    check_resolution(dataset, size)
+    Order(manifest, config.data.lanes, config.seed)
+    if config.guard.data:
+        open_held_out(config, manifest)
+    return dataset
+
+
+def resume(config: Config, manifest: Manifest, plan: Plan, state: TrainState) -> Checkpoints:
+    """Load the newest whole checkpoint into `state`, if there is one. ValueError if it is of another run."""
+    about = {'config': config.model_dump(mode='json'), 'dataset': manifest.digest(), 'pictures': manifest.num_samples,
+             'parameters': {name: num_parameters(network) for name, network in state.networks.items()},
+             'maker': maker_of(config, plan)}
+    checkpoints = Checkpoints(Path(config.run_dir) / 'checkpoints', config.checkpoint.keep, about)
+    newest = checkpoints.newest()
+    if newest is None:
+        return checkpoints
+    path, seal = newest
+    changes = refuse_changes(parse_config(seal['config'], str(path)), config, str(path))
+    if seal['dataset'] != about['dataset']:
+        raise ValueError(f'{path} was trained on another dataset than {config.data.path}; choose another run_dir')
+    checkpoints.load(path, state)
+    dist.print0(f'resumed from {path} at {state.nimg / 1000:g} kimg' + (f'; changed: {changes}' if changes else ''))
+    return checkpoints
+
+
+def open_stream(config: Config, dataset: Dataset, plan: Plan, nimg: int) -> Iterator[Batch]:
+    """This rank's batches from image `nimg` on."""
+    data, size = config.data, plan.resolution
+    return stream(dataset, batch=lambda shown: stage_at(config, size, shown).batch, lanes=data.lanes, seed=config.seed,
+                  rank=dist.rank(), world=dist.world_size(), nimg=nimg, resolution=size, flip=data.flip, workers=data.workers,
+                  together=plan.together, pin_memory=dist.device().type == 'cuda')
