@@ -6,8 +6,18 @@ from pathlib import PurePosixPath
 
 import yaml
 
-from launch.cluster import job_name, job_parser, load_run, positive, tell_errors, write_new
+from launch.cluster import (
+    check_masked,
+    job_name,
+    job_parser,
+    load_run,
+    locations_of,
+    positive,
+    tell_errors,
+    write_new,
+)
 from trainer.config import Config, to_yaml
+from trainer.data.locations import scheme_of
 
 PROG = 'imago launch kubernetes'
 PORT = 23456             # the one that the operator's services open
@@ -47,8 +57,10 @@ def claim(text: str) -> tuple[str, str]:
 
 def manifest(options: argparse.Namespace, config: Config) -> str:
     """ConfigMap and PyTorchJob, as YAML. ValueError for paths that no claim holds."""
-    for key, path in ('run_dir', config.run_dir), ('data.path', config.data.path):
+    folders = {key: location for key, location in locations_of(config).items() if not scheme_of(location)}
+    for key, path in {'run_dir': config.run_dir, **folders}.items():
         check_on_a_claim(key, path, [where for _, where in options.pvc])
+    check_masked(config)
     name = job_name(options, config)
     metadata = {'name': name} | ({'namespace': options.namespace} if options.namespace else {})
     template = {'spec': pod(options, config, name)}

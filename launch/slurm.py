@@ -8,8 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.cluster import job_name, job_parser, load_run, positive, tell_errors, write_new
+from launch.cluster import (
+    check_masked,
+    job_name,
+    job_parser,
+    load_run,
+    locations_of,
+    positive,
+    tell_errors,
+    write_new,
+)
 from trainer.config import Config
+from trainer.data.locations import masked
 
 PROG = 'imago launch slurm'
 TIME = re.compile(r'(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})')
@@ -97,10 +107,19 @@ def batch_script(options: argparse.Namespace, config: Config) -> str:
         mounts = [str(folder), *(str(Path(mount).absolute()) for mount in options.mount)]
         srun += [f'--container-image={options.container}', f'--container-workdir={folder}',
                  f'--container-mounts={",".join(f"{mount}:{mount}" for mount in mounts)}']
-    run = [options.config, *options.overrides, f'--nodes={options.nodes}', f'--gpus-per-node={gpus}']
+    run = [options.config, *masked_overrides(options.overrides, config), f'--nodes={options.nodes}', f'--gpus-per-node={gpus}']
     return SCRIPT.format(directives='\n'.join(directive(*item) for item in directives.items() if item[1] is not None),
                          folder=shlex.quote(str(folder)), srun=shlex.join(srun), python=shlex.quote(find_python(options)),
                          run=shlex.join(run))
+
+
+def masked_overrides(overrides: list[str], config: Config) -> list[str]:
+    """As they may stand in a script. ValueError where the job could not do without what is masked."""
+    shown = [masked(text) for text in overrides]
+    if shown == overrides or all(masked(location) == location for location in locations_of(config).values()):
+        return overrides
+    check_masked(config)
+    return shown
 
 
 def directive(key: str, value: object) -> str:

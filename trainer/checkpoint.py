@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from trainer import dist
 from trainer.checkpoint_reader import first_cause, is_plain_name, load_tensors
+from trainer.data.locations import could_hold_secrets
 from trainer.durable import sync_folder, write_text
 from trainer.state import TrainState
 
@@ -218,7 +219,8 @@ def _checksum(path: Path) -> list[int]:
 
 
 def _seal_and_rename(aside: Path, final: Path, seal: dict) -> None:
-    write_text(aside / SEAL, json.dumps(seal, indent=1))
+    text = json.dumps(seal, indent=1)
+    write_text(aside / SEAL, text, private=could_hold_secrets(text))
     sync_folder(aside)
     aside.rename(final)
     sync_folder(final.parent)

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from trainer.combinations import check_combinations
+from trainer.data.locations import hide_secrets
 from trainer.network_config import NETWORK_NAMES, NetworkConfig, StyleGAN2
 from trainer.schema import Section
 from trainer.sections import (
@@ -168,7 +169,7 @@ def read_yaml(path: Path) -> dict:
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f'{path} is not valid YAML: {" ".join(str(error).split())}') from None
+        raise ValueError(f'{path} is not valid YAML: {hide_secrets(" ".join(str(error).split()))}') from None
     if not isinstance(tree, dict):
         raise ValueError(f'{path} does not hold `key: value` lines')
     return tree
@@ -177,11 +178,11 @@ def read_yaml(path: Path) -> dict:
 def _parse_override(text: str) -> dict:
     key, equals, value = text.partition('=')
     if not equals or not key:
-        raise ValueError(f'override {text!r} is not of the form dotted.key=value')
+        raise ValueError(f'override {hide_secrets(text)!r} is not of the form dotted.key=value')
     try:
         tree = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ValueError(f'the value of override {text!r} is not valid YAML; quote it') from None
+        raise ValueError(f'the value of override {hide_secrets(text)!r} is not valid YAML; quote it') from None
     for part in reversed(key.split('.')):
         tree = {part: tree}
     return tree
@@ -209,7 +210,7 @@ def _explain(detail: dict) -> str:
     if detail['type'] == 'missing':
         return f'{key} is missing; add it to the file or give {key}=VALUE'
     message = detail['msg'].removeprefix('Value error, ')
-    return f'{key}={detail["input"]!r}: {message}' if key else message
+    return f'{key}={hide_secrets(repr(detail["input"]))}: {message}' if key else message
 
 
 def _known_keys(section: type[BaseModel], prefix: str = '') -> list[str]:

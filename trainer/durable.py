@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Put a whole file in place in one step, over the old one if there is one."""
+def write_text(path: Path, text: str, private: bool = False) -> None:
+    """Put a whole file in place in one step, over the old one if there is one; a private one is for its owner alone."""
     aside = path.with_name(path.name + '.tmp')
     with open(aside, 'w') as file:
+        if private:
+            os.fchmod(file.fileno(), 0o600)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from trainer.data.locations import is_folder, is_location, masked
 from trainer.resolution import base_and_doublings, parse_resolution
 
 
@@ -24,6 +25,9 @@ def check_size(value: tuple[int, int]) -> tuple[int, int]:
 
 
 Resolution = Annotated[tuple[int, int], BeforeValidator(to_size), AfterValidator(check_size)]
+# whole in the configuration at hand, but masked in all that is made of it: files, messages, comparisons
+Location = Annotated[str, AfterValidator(is_location), PlainSerializer(masked)]
+Folder = Annotated[str, AfterValidator(is_folder)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]     # of a penalty; 0: left out
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
 
-from trainer.schema import Beta, Resolution, Section, Share, Weight
+from trainer.schema import Beta, Folder, Location, Resolution, Section, Share, Weight
 
 
 class Ramp(Section):
@@ -25,14 +25,14 @@ RampedShare = Annotated[Annotated[Share, Tag('number')] | Annotated[Ramp, Tag('r
 
 
 class DataConfig(Section):
-    path: str                                     # folder, http(s):// or pipe: with {} for the file name
+    path: Location = Field(repr=False)            # folder, http(s)://, gs://, hf:// or pipe: with {} for the file name
     resolution: Resolution | None = None          # (height, width); None: as packed
     conditional: bool = False                     # train on the dataset's classes
     pairs: bool = False                           # each second picture is another one of the class before it (SD-GAN)
     lanes: PositiveInt = 64                       # a multiple of every number of ranks the run will ever have
     flip: bool = False                            # horizontal flips, at random
     workers: int = Field(2, ge=0)                 # decoding processes per rank
-    cache_dir: str | None = None                  # for remote shards; None: the user's cache folder
+    cache_dir: Folder | None = None               # for remote shards; None: the user's cache folder
     cache_gb: PositiveFloat = 20.0
 
 
@@ -162,7 +162,7 @@ class GuardConfig(Section):
     start_kimg: float | None = Field(None, ge=0)  # no alarm before; None: four half-lives of the EMA
     patience: PositiveInt = 3                     # reports in a row
     pictures: int = Field(64, ge=16)              # fakes, and as many reals
-    data: str | None = None                       # packed pictures that are not trained on, to see D overfit
+    data: Location | None = Field(None, repr=False)   # packed pictures that are not trained on, to see D overfit
     thresholds: dict[SignalName, float] = {}      # in place of the usual ones
     lr_factor: float = Field(0.5, gt=0, lt=1)     # of both learning rates, with each rollback
     rollbacks: PositiveInt = 3                    # at most; then the run is stopped
