@@ -19,6 +19,7 @@ from trainer.alarms import SIGNALS, sounding, update_alarms, warning
 from trainer.checkpoint import CheckpointError, Checkpoints
 from trainer.combinations import SIGNED
 from trainer.config import Config
+from trainer.data.locations import masked
 from trainer.data.manifest import Manifest
 from trainer.data.shards import Dataset, Sample, ShardError, open_dataset
 from trainer.data.stream import check_resolution
@@ -188,9 +189,9 @@ def stacked(samples: list[Sample]) -> tuple[np.ndarray, Tensor]:
 
 def open_held_out(config: Config, manifest: Manifest) -> Dataset:
     """The pictures of `guard.data`. ValueError unless they are like those of `manifest`, and others."""
-    where = config.guard.data
+    where = masked(config.guard.data)
     try:
-        dataset = open_dataset(where, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb)
+        dataset = open_dataset(config.guard.data, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb)
     except ShardError as error:
         raise ValueError(f'guard.data: {error}') from error
     other = dataset.manifest

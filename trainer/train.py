@@ -10,6 +10,7 @@ from trainer.backend import agree_on_kernels
 from trainer.checkpoint import CheckpointError, Checkpoints
 from trainer.command import Parser, tell_error
 from trainer.config import Config, load_config, parse_config, to_yaml
+from trainer.data.locations import masked
 from trainer.data.manifest import Manifest
 from trainer.data.shards import Dataset, ShardError, open_dataset
 from trainer.data.stream import Batch, check_resolution, stream
@@ -26,7 +27,7 @@ from trainer.recipe import Recipe
 from trainer.resolution import base_and_doublings
 from trainer.run_folder import RunFolder, check_same_run, refuse_changes, told_of_micro_batches
 from trainer.schedule import check_growth, stage_at
-from trainer.signals import StopSignals
+from trainer.signals import StopSignal, StopSignals, asked_to_stop
 from trainer.state import TrainState, make_state, network_options, picture_size
 from trainer.tools.preflight import check_disk, check_memory, describe_run
 from trainer.watch import Watch, due
@@ -93,6 +94,7 @@ def train_on(run: Run) -> str:
         while not stopping and watch.verdict is None and state.nimg < config.total_nimg:
             dist.begin_step(state.nimg)
             batch, count = to_device(next(data), dist.device()), recipe.stage.batch
+            stop.begin_step()
             recipe.begin_step()
             for phase in phases:
                 if state.step % phase.interval == 0:
@@ -127,12 +129,12 @@ def open_checked(config: Config) -> Dataset:
         raise ValueError(f'data.path: {error}') from error
     manifest = dataset.manifest
     if config.data.conditional and not manifest.class_names:
-        raise ValueError(f'data.conditional=true, but {config.data.path} has no labels; pack a folder with one sub-folder '
+        raise ValueError(f'data.conditional=true, but {masked(config.data.path)} has no labels; pack a folder with one sub-folder '
                          'a class, or give imago pack --labels FILE')
     if config.data.pairs:
         check_pairs(manifest)
     if config.data.resolution is None and manifest.resolution is None:
-        raise ValueError(f'{config.data.path} holds pictures of different sizes; pack them with imago pack --resolution')
+        raise ValueError(f'{masked(config.data.path)} holds pictures of different sizes; pack them with imago pack --resolution')
     base_and_doublings(picture_size(config, manifest))
     check_growth(config, picture_size(config, manifest))
     check_resolution(dataset, picture_size(config, manifest))
@@ -173,7 +175,7 @@ def resume(config: Config, manifest: Manifest, state: TrainState, kernels: str) 
     there = parse_config(seal['config'], str(path))
     changes = refuse_changes(there, config, str(path))
     if seal['dataset'] != about['dataset']:
-        raise ValueError(f'{path} was trained on another dataset than {config.data.path}; choose another run_dir')
+        raise ValueError(f'{path} was trained on another dataset than {masked(config.data.path)}; choose another run_dir')
     checkpoints.load(path, state)
     if seal['kernels'] not in ('', kernels):
         dist.print0(f'kernels: {seal["kernels"]} up to here, {kernels} from here on, which rounds differently')
@@ -211,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         dist.shutdown()
         return fail(error, 2)
-    except RuntimeError as error:
+    except (RuntimeError, StopSignal) as error:
         return end(error)
     try:
         ending = train(run)
@@ -224,11 +226,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def end(error: Exception) -> int:
     """After a failure of this rank, or of one that it needs. Errors of our own making keep their traceback."""
+    if isinstance(error, StopSignal):
+        dist.tell_failure(f'{error} while it waited for its data', 0)
+        dist.print0(f'{STOPPED} before the first step, while waiting for data: {error}; the same command starts again')
+        return 0
     lost = dist.why_lost(error)
     if lost is not None:
         message, status = lost
         tell_error('imago train', message)
-        return status
+        return 0 if asked_to_stop() else status
     status = 2 if isinstance(error, (CheckpointError, OSError)) else 1
     dist.tell_failure(str(error) or repr(error), status)
     if not isinstance(error, (CheckpointError, OSError, ShardError, NonFiniteGradient)):

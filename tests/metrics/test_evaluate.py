@@ -23,7 +23,7 @@ from trainer.metrics import features, reference
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.path_length import path_lengths
 from trainer.metrics.pictures import Fakes, ShardPictures
-from trainer.tools import evaluate, export
+from trainer.tools import evaluate
 
 ALL = 'fid,kid,is,precision,recall,density,coverage,ppl,intra_fid'
 

@@ -26,7 +26,6 @@ from trainer.models.layers import (
 from trainer.models.stylegan2 import DiscriminatorEpilogue
 from trainer.resolution import base_and_doublings
 
-
 GAINED = re.compile(r'(fromrgb\.\d+|blocks\.\d+\.\d+|blocks\.0\.conv|blocks\.0\.fc)\.bias')   # of D, see `before_gain`
 
 
