@@ -147,7 +147,7 @@ def check_target(out: Path, overwrite: bool) -> None:
     manifest = find_manifest(out)
     if manifest is None:
         raise ValueError(f'{out} is no packed dataset (it has no {FILE_NAME} of imago pack), and --overwrite replaces only such; '
-                         'choose another OUT')
+                         f'it holds {listed(sorted(os.listdir(out)))}; choose another OUT')
     ours = {MARK, REPORT, FILE_NAME, *(shard.name for shard in manifest.shards if WRITTEN.fullmatch(shard.name))}
     foreign = _foreign(out, ours.__contains__)
     if foreign:
