@@ -131,6 +131,9 @@ def open_checked(config: Config) -> Dataset:
     if config.data.conditional and not manifest.class_names:
         raise ValueError(f'data.conditional=true, but {masked(config.data.path)} has no labels; pack a folder with one sub-folder '
                          'a class, or give imago pack --labels FILE')
+    if config.data.conditional and len(manifest.class_names) == 1:
+        raise ValueError(f'data.conditional=true, but the only class of {masked(config.data.path)} is {manifest.class_names[0]}; '
+                         'pack one sub-folder a class, or set data.conditional=false')
     if config.data.pairs:
         check_pairs(manifest)
     if config.data.resolution is None and manifest.resolution is None:
