@@ -1,12 +1,15 @@
 """What the launchers share: how they are called, and how they refuse."""
 
 import argparse
+import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from trainer.command import Parser
 from trainer.config.load import Config, load_config
+from trainer.data.locations import could_hold_secrets, lacks_only_password, masked
 from trainer.wording import shown
 
 MOST_NODES, MOST_RANKS = 10_000, 1024   # of a run; of a node
@@ -73,6 +76,23 @@ def job_name(options: argparse.Namespace, config: Config) -> str:
     return name
 
 
+def locations_of(config: Config) -> dict[str, str]:
+    """Where the run's pictures lie, by key."""
+    return {'data.path': config.data.path} | ({'guard.data': config.guard.data} if config.guard.data else {})
+
+
+def check_masked(config: Config) -> None:
+    """For a file that shows the run's locations masked. ValueError unless the job can find out by itself what they lack."""
+    for key, location in locations_of(config).items():
+        if masked(location) == location:
+            continue
+        if not lacks_only_password(masked(location)):
+            raise ValueError(f'{key}={masked(location)} has a secret in it, which the job would not get, as no file shows it; let '
+                             'a pipe: take it from the environment ($NAME) or from a file, or use https://user@host')
+        print(f'note: the password of {key}={masked(location)} is not written down; the nodes take it from their .netrc or from '
+              'the environment variable IMAGO_DATA_PASSWORD', file=sys.stderr)
+
+
 def write_new(path: Path, text: str) -> None:
     """ValueError where a file is already, which somebody may have edited. On a disk that is full none is left."""
     try:
@@ -81,6 +101,8 @@ def write_new(path: Path, text: str) -> None:
         raise ValueError(f'{path} is there already; remove it, or choose another -o FILE') from None
     try:
         with file:
+            if could_hold_secrets(text):
+                os.fchmod(file.fileno(), 0o600)
             file.write(text)
     except OSError:
         path.unlink()

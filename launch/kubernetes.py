@@ -10,15 +10,18 @@ import yaml
 
 from launch.cluster import (
     REFERENCE,
+    check_masked,
     job_name,
     job_parser,
     load_run,
+    locations_of,
     spelled,
     up_to,
     write_new,
 )
 from trainer.command import tell_errors
 from trainer.config.load import Config, to_yaml
+from trainer.data.locations import scheme_of
 from trainer.config.schema import check_path
 from trainer.wording import shown
 
@@ -85,9 +88,10 @@ def manifest(options: argparse.Namespace, config: Config) -> str:
     claims = [where for _, where in options.pvc]
     if len(set(claims)) < len(claims):
         raise ValueError(f'--pvc: two claims at {shown(max(claims, key=claims.count))}; give each a folder of its own')
-    for key, path in ('run_dir', config.run_dir), ('data.path', config.data.path), ('guard.data', config.guard.data):
-        if path is not None:
-            check_on_a_claim(key, path, claims)
+    folders = {key: location for key, location in locations_of(config).items() if not scheme_of(location)}
+    for key, path in {'run_dir': config.run_dir, **folders}.items():
+        check_on_a_claim(key, path, claims)
+    check_masked(config)
     name = job_name(options, config)
     metadata = {'name': name} | ({'namespace': options.namespace} if options.namespace else {})
     template = {'spec': pod(options, config, name)}

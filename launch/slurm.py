@@ -11,15 +11,18 @@ from pathlib import Path
 
 from launch.cluster import (
     REFERENCE,
+    check_masked,
     job_name,
     job_parser,
     load_run,
+    locations_of,
     spelled,
     up_to,
     write_new,
 )
 from trainer.command import tell_errors
 from trainer.config.load import Config
+from trainer.data.locations import masked
 from trainer.config.schema import check_path
 from trainer.wording import shown
 
@@ -135,10 +138,19 @@ def batch_script(options: argparse.Namespace, config: Config) -> str:
         mounts = list(dict.fromkeys([str(folder), *options.mount]))
         srun += [f'--container-image={options.container}', f'--container-workdir={folder}',
                  f'--container-mounts={",".join(f"{mount}:{mount}" for mount in mounts)}']
-    run = [options.config, *options.overrides, f'--nodes={options.nodes}', f'--gpus-per-node={gpus}']
+    run = [options.config, *masked_overrides(options.overrides, config), f'--nodes={options.nodes}', f'--gpus-per-node={gpus}']
     return SCRIPT.format(directives='\n'.join(directive(*item) for item in directives.items() if item[1] is not None),
                          folder=shlex.quote(str(folder)), srun=shlex.join(srun), python=shlex.quote(find_python(options)),
                          run=shlex.join(run))
+
+
+def masked_overrides(overrides: list[str], config: Config) -> list[str]:
+    """As they may stand in a script. ValueError where the job could not do without what is masked."""
+    hidden = [masked(text) for text in overrides]
+    if hidden == overrides or all(masked(location) == location for location in locations_of(config).values()):
+        return overrides
+    check_masked(config)
+    return hidden
 
 
 def directive(key: str, value: object) -> str:

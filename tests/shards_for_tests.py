@@ -3,12 +3,14 @@
 import hashlib
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from webdataset import TarWriter
 
+from trainer.data.checksums import append_checksums, checksum
 from trainer.data.manifest import Manifest, Shard, sample_key
 
 SIZE = 8  # pixels
@@ -23,17 +25,22 @@ def picture(index: int, encoding: str = 'png', size: int = SIZE) -> bytes:
 
 
 def write_dataset(folder: Path, sizes: tuple[int, ...], *, classes: int = 0, encoding: str = 'png',
-                  size: int = SIZE) -> Path:
-    """One shard of each of `sizes` samples; sample i has the class i % classes."""
+                  size: int = SIZE, checksums: bool = True) -> Path:
+    """One shard of each of `sizes` samples; sample i has the class i % classes. Older ones have no checksums."""
     folder.mkdir(parents=True, exist_ok=True)
     shards, first = [], 0
     for number, samples in enumerate(sizes):
         path = folder / f'shard-{number:05d}.tar'
         with TarWriter(str(path)) as tar:
+            sums = []
             for index in range(first, first + samples):
-                label = {'cls': index % classes} if classes else {}
-                tar.write({'__key__': sample_key(index), encoding: picture(index, encoding, size), **label})
-        shards.append(shard_entry(path, first, samples))
+                label = {'cls': str(index % classes).encode()} if classes else {}
+                members = {encoding: picture(index, encoding, size), **label}
+                tar.write({'__key__': sample_key(index), **members})
+                sums.append(checksum(*members.values()))
+            digest = append_checksums(tar.tarstream, first, sums) if checksums else None
+        content = path.read_bytes()
+        shards.append(Shard(path.name, first, samples, len(content), hashlib.sha256(content).hexdigest(), digest))
         first += samples
     names = tuple(f'class{c}' for c in range(classes))
     counts = tuple(len(range(c, first, classes)) for c in range(classes))
@@ -41,20 +48,13 @@ def write_dataset(folder: Path, sizes: tuple[int, ...], *, classes: int = 0, enc
     return folder
 
 
-def shard_entry(path: Path, first: int, samples: int) -> Shard:
-    content = path.read_bytes()
-    return Shard(path.name, first, samples, len(content), hashlib.sha256(content).hexdigest())
-
-
 def rewrite_shard(folder: Path, number: int, content: bytes) -> None:
-    """Change a shard's bytes, and the manifest with them, as if it had been damaged before it was described."""
+    """Change a shard's bytes, and size and SHA-256 in the manifest with them: then readers have to find out what is wrong."""
     manifest = Manifest.from_json((folder / 'dataset.json').read_text(), 'test')
-    path = folder / manifest.shards[number].name
-    path.write_bytes(content)
     shards = list(manifest.shards)
-    shards[number] = shard_entry(path, shards[number].first, shards[number].samples)
-    Manifest(manifest.resolution, manifest.channels, manifest.encoding, manifest.class_names, manifest.class_counts,
-             tuple(shards)).write(folder)
+    (folder / shards[number].name).write_bytes(content)
+    shards[number] = replace(shards[number], bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    replace(manifest, shards=tuple(shards)).write(folder)
 
 
 def copy_dataset(source: Path, folder: Path) -> Path:

@@ -10,11 +10,12 @@ FLOORS = [
     {'kernels', 'trainer.config.load', 'trainer.config.rules', 'trainer.config.networks', 'trainer.config.schema', 'trainer.config.sections',
      'trainer.config.schedule', 'trainer.ranks.dist', 'trainer.ranks.heartbeat', 'trainer.data.durable', 'trainer.data.reading', 'trainer.wording',
      'trainer.ranks.machine', 'trainer.ranks.progress', 'trainer.config.resolution', 'trainer.data.sealed', 'trainer.runs.checkpoint_names',
-     'trainer.ranks.backend', 'trainer.config.yaml_words', 'trainer.command', 'trainer.config.division'},
+     'trainer.ranks.backend', 'trainer.config.yaml_words', 'trainer.command', 'trainer.config.division', 'trainer.ranks.stop_signals',
+     'trainer.data.locations'},
     {'trainer.models', 'trainer.objectives.losses', 'trainer.objectives.regularizers', 'trainer.engine.ema', 'trainer.engine.optim', 'trainer.data',
      'trainer.data.labels', 'trainer.engine.randomness', 'trainer.objectives.augment'},
     {'trainer.engine.parallel', 'trainer.engine.zero', 'trainer.engine.state', 'trainer.runs.checkpoint', 'trainer.runs.checkpoint_reader',
-     'trainer.runs.export', 'trainer.runs.description', 'trainer.runs.run_folder', 'trainer.ranks.stop_signals', 'trainer.watch.grids', 'trainer.runs.stats',
+     'trainer.runs.export', 'trainer.runs.description', 'trainer.runs.run_folder', 'trainer.watch.grids', 'trainer.runs.stats',
      'trainer.runs.events', 'trainer.runs.history',
      'trainer.metrics', 'trainer.data.reals', 'trainer.watch.alarms', 'trainer.watch.spikes', 'trainer.watch.diversity'},
     {'trainer.engine.phase'},
@@ -27,7 +28,8 @@ FILES = sorted(path.relative_to(ROOT) for part in ('trainer', 'kernels', 'launch
 
 def module_of(name: str) -> str:
     """The entry of FLOOR that a dotted name belongs to; '' for other people's packages."""
-    return next((part for part in (name, '.'.join(name.split('.')[:2]), name.split('.')[0]) if part in FLOOR), '')
+    parts = name.split('.')
+    return next((head for end in range(len(parts), 0, -1) if (head := '.'.join(parts[:end])) in FLOOR), '')
 
 
 def imports(path: Path) -> set[str]:
@@ -47,7 +49,7 @@ def test_imports_run_downward(path):
     ours = {name for name in imports(path) if name.split('.')[0] in ('trainer', 'kernels', 'launch', 'tests')}
     if path.parts[0] == 'launch':
         assert all(name.startswith(('launch', 'trainer.command', 'trainer.config.load', 'trainer.ranks.machine', 'trainer.config.schema', 'trainer.wording',
-                                    'trainer.runs.checkpoint_names', 'kernels')) for name in ours), ours
+                                    'trainer.runs.checkpoint_names', 'trainer.data.locations', 'kernels')) for name in ours), ours
     elif path.parts[0] == 'kernels':
         assert all(name.startswith('kernels') for name in ours), ours
     else:

@@ -1,24 +1,28 @@
-"""A run made ready to start or to go on: everything that can be checked is checked before the first step."""
+"""A run made ready to start or to go on: everything that can be checked is checked before anything is made."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.config.division import most_lanes
 from trainer.config.load import Config, parse_config
 from trainer.config.plan import Plan
 from trainer.config.resolution import base_and_doublings
 from trainer.config.schedule import check_growth, stage_at
+from trainer.data.locations import masked
 from trainer.data.manifest import Manifest
-from trainer.data.order import Order
 from trainer.data.shards import Dataset, ShardError, open_dataset
 from trainer.data.stream import Batch, check_resolution, stream
 from trainer.engine.parallel import Strategy, make_strategy
 from trainer.engine.state import TrainState, make_state
+from trainer.games.makers import describe_maker
 from trainer.models import num_parameters
-from trainer.plan.preflight import check_disk
+from trainer.models.batch_norm import has_batch_norm
+from trainer.plan.preflight import check_disk, check_memory
 from trainer.ranks import dist
+from trainer.ranks.backend import agree_on_kernels
 from trainer.runs.checkpoint import Checkpoints
-from trainer.runs.run_folder import RunFolder, refuse_changes
+from trainer.runs.run_folder import RunFolder, check_same_run, refuse_changes, told_of_micro_batches
 from trainer.watch.evaluation import Evaluation, make_evaluation
 from trainer.watch.guard import new_guard_memory, open_held_out
 
@@ -38,17 +42,23 @@ class Run:
 
 
 def prepare(config: Config) -> Run:
-    """Check everything that can be checked, and resume. ValueError, on all ranks, for what the user can mend."""
+    """Check everything that can be checked, then make the run's folder, and resume.
+
+    ValueError, on all ranks, for what the user can mend.
+    """
     dist.together(lambda: config.check_world(dist.world_size()))
     dataset = dist.together(lambda: open_checked(config))
+    dist.together(lambda: check_same_run(Path(config.run_dir), config), main_only=True)
     plan = config.game.plan(config, dataset.manifest)
-    folder = dist.together(lambda: RunFolder(config), main_only=True)
+    dist.together(lambda: check_memory(config, plan))
+    kernels = agree_on_kernels(dist.device().type)
     strategy = make_strategy(config.parallel)
     state = make_state(config, plan, dist.device(), strategy)
     state.guard |= new_guard_memory(plan, state)
     dist.together(lambda: check_disk(Path(config.run_dir), plan, state), main_only=True)
     evaluation = make_evaluation(config, dataset, plan, state)
-    checkpoints = resume(config, dataset.manifest, plan, state)
+    folder = dist.together(lambda: RunFolder(config), main_only=True)
+    checkpoints = resume(config, dataset.manifest, plan, state, kernels)
     checkpoints.best = evaluation and evaluation.best_nimg()
     if folder is not None:
         folder.record(config)
@@ -63,36 +73,52 @@ def open_checked(config: Config) -> Dataset:
         raise ValueError(f'data.path: {error}') from error
     manifest = dataset.manifest
     if config.data.conditional and not manifest.class_names:
-        raise ValueError(f'data.conditional=true, but {config.data.path} has no labels; pack a folder with one sub-folder '
+        raise ValueError(f'data.conditional=true, but {masked(config.data.path)} has no labels; pack a folder with one sub-folder '
                          'a class, or give imago pack --labels FILE')
+    if config.data.conditional and len(manifest.class_names) == 1:
+        raise ValueError(f'data.conditional=true, but the only class of {masked(config.data.path)} is {manifest.class_names[0]}; '
+                         'pack one sub-folder a class, or set data.conditional=false')
     config.game.check_data(manifest)
     if config.data.resolution is None and manifest.resolution is None:
-        raise ValueError(f'{config.data.path} holds pictures of different sizes; pack them with imago pack --resolution')
+        raise ValueError(f'{masked(config.data.path)} holds pictures of different sizes; pack them with imago pack --resolution')
     size = config.data.resolution or manifest.resolution
     base_and_doublings(size)
     check_growth(config, size)
     check_resolution(dataset, size)
-    Order(manifest, config.data.lanes, config.seed)
+    if config.data.lanes > manifest.num_samples:
+        fit = most_lanes(config, dist.world_size(), manifest.num_samples)
+        raise ValueError(f'data.lanes={config.data.lanes} is more than the {manifest.num_samples} pictures of the '
+                         f'dataset; {f"use data.lanes={fit}, or pack more" if fit else "pack more"}')
     if config.guard.data:
         open_held_out(config, manifest)
     return dataset
 
 
-def resume(config: Config, manifest: Manifest, plan: Plan, state: TrainState) -> Checkpoints:
-    """Load the newest whole checkpoint into `state`, if there is one. ValueError if it is of another run."""
+def resume(config: Config, manifest: Manifest, plan: Plan, state: TrainState, kernels: str) -> Checkpoints:
+    """Load the newest whole checkpoint into `state`, if there is one. ValueError if it is of another run.
+
+    kernels: what rounds, see `agree_on_kernels`.
+    """
     about = {'config': config.model_dump(mode='json'), 'dataset': manifest.digest(), 'pictures': manifest.num_samples,
              'parameters': {name: num_parameters(network) for name, network in state.networks.items()},
-             'maker': maker_of(config, plan)}
+             'generator': describe_maker(config, plan),
+             'kernels': kernels}
     checkpoints = Checkpoints(Path(config.run_dir) / 'checkpoints', config.checkpoint.keep, about)
     newest = checkpoints.newest()
     if newest is None:
         return checkpoints
     path, seal = newest
-    changes = refuse_changes(parse_config(seal['config'], str(path)), config, str(path))
+    there = parse_config(seal['config'], str(path))
+    changes = refuse_changes(there, config, str(path))
     if seal['dataset'] != about['dataset']:
-        raise ValueError(f'{path} was trained on another dataset than {config.data.path}; choose another run_dir')
+        raise ValueError(f'{path} was trained on another dataset than {masked(config.data.path)}; choose another run_dir')
     checkpoints.load(path, state)
-    dist.print0(f'resumed from {path} at {state.nimg / 1000:g} kimg' + (f'; changed: {changes}' if changes else ''))
+    if seal['kernels'] not in ('', kernels):
+        dist.print0(f'kernels: {seal["kernels"]} up to here, {kernels} from here on, which rounds differently')
+    ranks = seal.get('world_size', dist.world_size()), dist.world_size()
+    told = told_of_micro_batches(there, config, ranks, any(map(has_batch_norm, state.networks.values())))
+    texts = f'resumed from {path} at {state.nimg / 1000:g} kimg', changes and f'changed: {changes}', told
+    dist.print0('; '.join(text for text in texts if text))
     return checkpoints
 
 

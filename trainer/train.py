@@ -1,9 +1,8 @@
 """`imago train`: a run, from configuration to last checkpoint. The same command starts and resumes it."""
 
-import argparse
-import sys
 from contextlib import closing
 
+from trainer.command import Parser, tell_error
 from trainer.config.load import load_config, to_yaml
 from trainer.data.shards import ShardError
 from trainer.engine.ema import ema_decay, update_ema
@@ -11,7 +10,7 @@ from trainer.engine.phase import NonFiniteGradient, run_phase
 from trainer.games import make_game
 from trainer.plan.preflight import describe_run
 from trainer.ranks import dist
-from trainer.ranks.stop_signals import StopSignals
+from trainer.ranks.stop_signals import StopSignal, StopSignals, asked_to_stop
 from trainer.runs.checkpoint import CheckpointError
 from trainer.start import Run, open_checked, open_stream, prepare
 from trainer.watch.guard import roll_back
@@ -44,10 +43,12 @@ def train_on(run: Run) -> str:
         while not stopping and watch.verdict is None and state.nimg < config.total_nimg:
             dist.begin_step(state.nimg)
             batch, count = next(data).to(dist.device()), game.batch
+            stop.begin_step()
             game.begin_step()
             for phase in phases:
                 if state.step % phase.interval == 0:
-                    watch.phase_done(phase.name, run_phase(phase, game.micro_batches(batch, phase), state, config.seed, strategy))
+                    result = run_phase(phase, game.micro_batches(batch, phase), state, config.seed, strategy)
+                    watch.phase_done(phase.name, result)
             for name, average in state.averages.items():
                 update_ema(average, state.networks[name], ema_decay(state.nimg, count, config.ema))
             state.advance(count)
@@ -71,8 +72,8 @@ def train_on(run: Run) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='imago train', description=__doc__,
-                                     epilog='imago train also takes --gpus N: N processes here, by torchrun.')
+    parser = Parser(prog='imago train', description=__doc__,
+                    epilog='imago train also takes --gpus N: N processes here, by torchrun.')
     parser.add_argument('config', help='a YAML file, or the name of one in configs/')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, e.g. data.path=my-shards batch=32')
     parser.add_argument('--dry-run', action='store_true', help='print the configuration, parameter counts, memory and disk')
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         dist.shutdown()
         return fail(error, 2)
-    except RuntimeError as error:
+    except (RuntimeError, StopSignal) as error:
         return end(error)
     try:
         ending = train(run)
@@ -101,11 +102,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def end(error: Exception) -> int:
     """After a failure of this rank, or of one that it needs. Errors of our own making keep their traceback."""
+    if isinstance(error, StopSignal):
+        dist.tell_failure(f'{error} while it waited for its data', 0)
+        dist.print0(f'{STOPPED} before the first step, while waiting for data: {error}; the same command starts again')
+        return 0
     lost = dist.why_lost(error)
     if lost is not None:
         message, status = lost
-        print(f'imago train: error: {message}', file=sys.stderr, flush=True)
-        return status
+        tell_error('imago train', message)
+        return 0 if asked_to_stop() else status
     status = 2 if isinstance(error, (CheckpointError, OSError)) else 1
     dist.tell_failure(str(error) or repr(error), status)
     if not isinstance(error, (CheckpointError, OSError, ShardError, NonFiniteGradient)):
@@ -116,5 +121,5 @@ def end(error: Exception) -> int:
 def fail(error: Exception, status: int, prog: str = 'imago train') -> int:
     """One line for people; errors that all ranks share are told once."""
     if dist.is_main() or isinstance(error, (ShardError, OSError)):
-        print(f'{prog}: error: {error}', file=sys.stderr, flush=True)
+        tell_error(prog, error)
     return status

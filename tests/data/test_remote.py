@@ -9,10 +9,11 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 from shards_for_tests import write_dataset
 
-from trainer.data.manifest import Manifest
+from trainer.data import commands, sources
 from trainer.data.shards import Dataset, SampleReader, ShardError, open_dataset
 
 FIRST, SECOND = 'shard-00000.tar', 'shard-00001.tar'
@@ -44,6 +45,11 @@ class Handler(SimpleHTTPRequestHandler):
         if trouble == 'dropped':                        # the connection breaks in mid-body
             self.send_header('Content-Length', str(len(body)))
         self.end_headers()
+        while trouble == 'endless':                     # until nobody reads any more
+            try:
+                self.wfile.write(body)
+            except OSError:
+                return self.server_state.requests.update(hung_up=1)
         self.wfile.write(bytes(len(body)) if trouble == 'garbled' else body[:len(body) // 2])
         self.close_connection = True
 
@@ -91,7 +97,8 @@ def test_a_server_in_trouble_is_asked_again(server, folder, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize('trouble, cause', [
-    ('500', '500'), ('dropped', 'bytes came, the manifest says'), ('cut short', 'bytes came'), ('garbled', 'SHA-256')])
+    ('500', '500'), ('dropped', 'broke off'), ('cut short', 'bytes came, the manifest says'), ('garbled', 'SHA-256'),
+    ('endless', 'more than [0-9]+ bytes came')])
 def test_a_server_that_never_recovers_is_an_error_that_names_shard_and_cause(server, tmp_path, trouble, cause):
     dataset = open_dataset(server.url, cache_dir=tmp_path, attempts=3, retry_delay=0)
     server.trouble = {SECOND: [trouble] * 9}
@@ -99,6 +106,16 @@ def test_a_server_that_never_recovers_is_an_error_that_names_shard_and_cause(ser
         fetch(dataset, 1)
     assert server.requests[SECOND] == 3
     assert cached(tmp_path) == set()
+    assert all(path.stat().st_size <= dataset.manifest.shards[1].bytes for path in tmp_path.iterdir())
+
+
+def test_a_manifest_that_never_ends_is_read_up_to_a_limit(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'MOST_TEXT', 100_000)
+    server.trouble = {'dataset.json': ['endless'] * 9}
+    with pytest.raises(ShardError, match='dataset.json cannot be read .*2 of 2.*more than 100000 bytes came'):
+        open_dataset(server.url, cache_dir=tmp_path, attempts=2, retry_delay=0)
+    with pytest.raises(ShardError, match='more than 100000 bytes came'):
+        open_dataset('pipe:yes; echo {}', cache_dir=tmp_path, attempts=2, retry_delay=0)
 
 
 def test_what_is_not_there_is_not_asked_for_again(server, tmp_path):
@@ -157,35 +174,62 @@ def test_processes_that_want_the_same_shard_fetch_it_once(server, tmp_path):
 
 
 def test_a_command_is_a_source_too(folder, tmp_path):
-    odd = shutil.copytree(folder, tmp_path / 'it is here')
-    (odd / SECOND).rename(odd / "the second; exit 1 'or so'.tar")
-    manifest = (odd / 'dataset.json').read_text()
-    (odd / 'dataset.json').write_text(manifest.replace(SECOND, "the second; exit 1 'or so'.tar"))
-    dataset = open_dataset(f"pipe:cat '{odd}'/{{}}", cache_dir=tmp_path / 'cache')
+    odd = shutil.copytree(folder, tmp_path / "it's; exit 1")
+    dataset = open_dataset(f'pipe:cat "{odd}"/{{}}', cache_dir=tmp_path / 'cache')
     sample, damaged = SampleReader(dataset, (32, 32), max_open=1).read(1, 2)
     assert (sample.key, damaged) == ('000000007', [])
 
 
 def test_a_command_that_fails_or_stops_early_is_an_error(folder, tmp_path):
     settings = dict(cache_dir=tmp_path, attempts=2, retry_delay=0)
-    with pytest.raises(ShardError, match='dataset.json cannot be read from pipe:.*2 of 2.*exit 3'):
-        open_dataset('pipe:exit 3; {}', **settings)
+    for command, why in ('exit 3; {}', 'ended with exit status 3'), ('kill -9 $$; {}', 'signal 9 ended the command'):
+        with pytest.raises(ShardError, match=f'dataset.json cannot be read from pipe:.*2 of 2.*{why}'):
+            open_dataset(f'pipe:{command}', **settings)
     dataset = open_dataset(f'pipe:head -c 3000 {folder}/{{}}', **settings)
     with pytest.raises(ShardError, match=f'{FIRST} .*3000 bytes came'):
         fetch(dataset, 0)
 
 
-def test_what_is_no_dataset_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match='pipe:cat /data .*no {} .*ssh host cat'):
-        open_dataset('pipe:cat /data')
-    with pytest.raises(ValueError, match='s3://bucket.*use pipe:'):
-        open_dataset('s3://bucket/data')
+@pytest.mark.parametrize('command, why', [
+    ('echo $$ > {pids}; sleep 600 & echo $! >> {pids}; wait; echo {{}}', 'no byte came for 0.2 seconds'),
+    ('echo $$ > {pids}; exec >&-; sleep 600 & echo $! >> {pids}; wait; echo {{}}', 'did not end within 0.2 seconds')])
+def test_a_command_that_hangs_is_killed_with_all_that_it_started(tmp_path, monkeypatch, command, why):
+    monkeypatch.setattr(commands, 'SILENCE', 0.2)
+    command = command.format(pids=tmp_path / 'pids')
+    with pytest.raises(ShardError, match=f'dataset.json cannot be read .*: .*{why}'):
+        open_dataset(f'pipe:{command}', cache_dir=tmp_path, attempts=1)
+    pids = [int(pid) for pid in (tmp_path / 'pids').read_text().split()]
+    assert len(pids) == 2 and all(wait_for_end(pid) for pid in pids)
+
+
+def wait_for_end(pid: int) -> bool:
+    """A killed process that was not ours may take a moment to go."""
+    _, alive = psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=60)
+    return not alive
+
+
+@pytest.mark.parametrize('location, argument', [('gs://bucket/some/folder', 'gs://bucket/some/folder/dataset.json'),
+                                                ('gs://bucket/', 'gs://bucket/dataset.json')])
+def test_buckets_are_read_by_gsutil_without_a_shell(folder, tmp_path, monkeypatch, location, argument):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(ShardError, match=r"1 of 6.*No such file.*'gsutil'"):
+        open_dataset(location, cache_dir=tmp_path)
+    program = tmp_path / 'gsutil'
+    program.write_text(f'#!/bin/sh\n[ "$1" = cat ] && [ $# = 2 ] && [ "$2" = {argument} ] && exec /bin/cat {folder}/dataset.json\n')
+    program.chmod(0o755)
+    assert open_dataset(location, cache_dir=tmp_path).manifest == open_dataset(folder).manifest
+
+
+def test_what_is_no_dataset_is_refused(tmp_path):
     with pytest.raises(ValueError, match='no readable dataset.json; make one with: imago pack SOURCE'):
         open_dataset(tmp_path)
-    manifest = open_dataset(folder).manifest
-    for change in ({'name': '../shard.tar'}, {'sha256': '../' * 20 + 'home'}):
-        shards = (replace(manifest.shards[0], **change), *manifest.shards[1:])
-        fields = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
-        Manifest(**fields | {'shards': shards}).write(tmp_path)
-        with pytest.raises(ValueError, match='is no shard; pack it again'):
-            open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['dataset.json', FIRST])
+@pytest.mark.parametrize('put', [os.mkfifo, partial(os.symlink, '/dev/zero'), os.mkdir], ids=['pipe', 'device', 'folder'])
+def test_only_regular_files_are_opened(folder, tmp_path, name, put):
+    copy = shutil.copytree(folder, tmp_path / 'copy')
+    (copy / name).unlink()
+    put(copy / name)
+    with pytest.raises((ValueError, ShardError), match=f'{name}.* is not a regular file|{name}.*Is a directory'):
+        fetch(open_dataset(copy), 0)

@@ -3,11 +3,13 @@ import itertools
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,11 @@ import torch
 from PIL import Image
 from shards_for_tests import copy_dataset, picture, rewrite_shard, write_dataset
 
+from trainer.data.manifest import Manifest
 from trainer.data.order import Order
-from trainer.data.shards import Dataset, ShardError, open_dataset
+from trainer.data.shards import Dataset, SampleReader, ShardError, open_dataset
 from trainer.data.stream import Batch, stream
+from trainer.tools.pack_shards import ShardWriter
 
 SIZES = (7, 5, 8)
 STEPS = 8  # of 8 images: more than 3 epochs of 20
@@ -27,6 +31,12 @@ STEPS = 8  # of 8 images: more than 3 epochs of 20
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
     return write_dataset(tmp_path_factory.mktemp('data') / 'packed', SIZES, classes=3)
+
+
+@pytest.fixture(scope='module')
+def old_folder(tmp_path_factory) -> Path:
+    """The same pictures, as they were packed before shards had checksums."""
+    return write_dataset(tmp_path_factory.mktemp('data') / 'old', SIZES, classes=3, checksums=False)
 
 
 def take(dataset: Dataset, steps: int = STEPS, **changes) -> list[Batch]:
@@ -110,12 +120,13 @@ def break_header(content: bytes) -> bytes:
     return content[:header] + b'\xff' * 512 + content[data:]
 
 
-def forge_negative_size(content: bytes) -> bytes:
+def forge_size(content: bytes, size: int) -> bytes:
+    """In the header of a picture, in base 256."""
     _, data = find_member(content, '000000009.png')
     header = data - 512
-    forged = content[header:header + 124] + b'\xff' * 10 + b'\xfe\x00' + content[header + 136:data]   # -512, base 256
-    checksum = sum(forged[:148] + b' ' * 8 + forged[156:])
-    return content[:header] + forged[:148] + b'%06o\0 ' % checksum + forged[156:] + content[data:]
+    forged = content[header:header + 124] + (size % 2**96 | (size >= 0) << 95).to_bytes(12, 'big') + content[header + 136:data]
+    total = sum(forged[:148] + b' ' * 8 + forged[156:])
+    return content[:header] + forged[:148] + b'%06o\0 ' % total + forged[156:] + content[data:]
 
 
 def resize_picture(content: bytes) -> bytes:
@@ -130,15 +141,18 @@ def break_label(content: bytes) -> bytes:
 
 @pytest.mark.parametrize('damage, name, reason', [
     (flip_bytes, '000000009.png', ''), (break_header, '000000009', 'not in the tar'),
-    (forge_negative_size, '000000009', 'not in the tar'),
+    (partial(forge_size, size=-512), '000000009', 'not in the tar'),
     (resize_picture, '000000009.png', '6x6'), (break_label, '000000009.png', 'class is 7')])
-def test_a_damaged_sample_is_named_and_replaced_by_its_neighbour(folder, tmp_path, damage, name, reason):
-    expected = take(open_dataset(folder))
-    copy = copy_dataset(folder, tmp_path / 'damaged')
+@pytest.mark.parametrize('checksums', [True, False])
+def test_a_damaged_sample_is_named_and_replaced_by_its_neighbour(folder, old_folder, tmp_path, checksums, damage, name, reason):
+    whole = folder if checksums else old_folder
+    expected = take(open_dataset(whole))
+    copy = copy_dataset(whole, tmp_path / 'damaged')
     rewrite_shard(copy, 1, damage((copy / 'shard-00001.tar').read_bytes()))
     batches = take(open_dataset(copy))
     named = [line for batch in batches for line in batch.damaged]
     assert len(named) == sum(batch.keys.count('000000009') for batch in expected) > 2
+    reason = 'says their CRC-32' if checksums and name.endswith('.png') else reason
     assert all(line.startswith(f'shard-00001.tar/{name}: ') and reason in line for line in named)
     for batch, straight in zip(batches, expected):
         assert batch.keys == ['000000010' if key == '000000009' else key for key in straight.keys]
@@ -146,24 +160,95 @@ def test_a_damaged_sample_is_named_and_replaced_by_its_neighbour(folder, tmp_pat
         assert torch.equal(batch.images[untouched], straight.images[untouched])
 
 
-def test_a_shard_cut_short_loses_only_its_end(folder, tmp_path):
-    copy = copy_dataset(folder, tmp_path / 'cut')
+def test_old_datasets_show_the_same_pictures(folder, old_folder):
+    assert together([take(open_dataset(folder))]) == together([take(open_dataset(old_folder))])
+
+
+@pytest.mark.parametrize('size', [1 << 33, 1 << 40, (1 << 63) - 1, 1 << 63])
+def test_a_header_that_promises_any_size_costs_its_own_sample_alone(folder, tmp_path, size):
+    copy = copy_dataset(folder, tmp_path / 'forged')
+    content = (copy / 'shard-00001.tar').read_bytes()
+    rewrite_shard(copy, 1, forge_size(content, size))
+    reader = SampleReader(open_dataset(copy), (8, 8), max_open=1)
+    shown = [reader.read(1, number) for number in range(5)]
+    assert [sample.key for sample, _ in shown] == [f'{number:09d}' for number in (7, 8, 10, 10, 11)]
+    assert [damaged for _, damaged in shown if damaged] == [[f'shard-00001.tar/000000009.png: 000000009.png is cut short, '
+                                                              f'{len(content) - find_member(content, "000000009.png")[1]} '
+                                                              f'of {size} bytes']]
+
+
+def test_a_shard_cut_short_loses_only_its_end(old_folder, tmp_path):
+    copy = copy_dataset(old_folder, tmp_path / 'cut')
     content = (copy / 'shard-00001.tar').read_bytes()
     _, data = find_member(content, '000000010.png')
     rewrite_shard(copy, 1, content[:data + 30])
     lost = ('000000010', '000000011')  # of 7 to 11: both are replaced by the shard's first
     batches = take(open_dataset(copy))
-    for batch, straight in zip(batches, take(open_dataset(folder))):
+    for batch, straight in zip(batches, take(open_dataset(old_folder))):
         assert batch.keys == ['000000007' if key in lost else key for key in straight.keys]
     named = {line.split(':')[0] for batch in batches for line in batch.damaged}
     assert named == {'shard-00001.tar/000000010.png', 'shard-00001.tar/000000011'}
 
 
-def test_a_shard_without_a_good_sample_stops_the_stream(folder, tmp_path):
-    copy = copy_dataset(folder, tmp_path / 'zeros')
-    rewrite_shard(copy, 1, bytes(4096))
+def test_a_shard_without_a_good_sample_stops_the_stream(old_folder, tmp_path):
+    copy = copy_dataset(old_folder, tmp_path / 'zeros')
+    rewrite_shard(copy, 1, bytes(8192))
     with pytest.raises(ShardError, match='shard-00001.tar: none of its 5 samples'):
         take(open_dataset(copy))
+
+
+def flip_bit_of_checksums(content: bytes) -> bytes:
+    _, data = find_member(content, '__checksums__')
+    return content[:data + 15] + bytes([content[data + 15] ^ 1]) + content[data + 16:]
+
+
+def cut_off_checksums(content: bytes) -> bytes:
+    header, _ = find_member(content, '__checksums__')
+    return content[:header] + bytes(len(content) - header)
+
+
+@pytest.mark.parametrize('damage, reason', [
+    (flip_bit_of_checksums, 'are not those in the manifest'), (cut_off_checksums, 'it has no __checksums__ of 5 samples')])
+def test_a_shard_whose_checksums_are_damaged_stops_the_stream(folder, tmp_path, damage, reason):
+    copy = copy_dataset(folder, tmp_path / 'damaged')
+    rewrite_shard(copy, 1, damage((copy / 'shard-00001.tar').read_bytes()))
+    with pytest.raises(ShardError, match=f'shard-00001.tar: .*{reason}.*; copy the shard again'):
+        take(open_dataset(copy))
+
+
+def test_a_shard_of_another_dataset_is_refused_though_it_has_the_same_size_and_keys(folder, tmp_path):
+    other = write_dataset(tmp_path / 'other', SIZES, classes=3, encoding='webp')
+    copy = copy_dataset(folder, tmp_path / 'swapped')
+    size = (copy / 'shard-00001.tar').stat().st_size
+    shutil.copy(other / 'shard-00001.tar', copy)
+    assert (copy / 'shard-00001.tar').stat().st_size == size
+    with pytest.raises(ShardError, match='shard-00001.tar: .* it is damaged, or of another dataset'):
+        take(open_dataset(copy))
+
+
+@pytest.mark.parametrize('encoding, step', [('png', 3), ('webp', 1), ('jpeg', 3)])
+def test_no_flipped_bit_of_a_picture_or_label_is_used(tmp_path, encoding, step):
+    suffix = 'jpg' if encoding == 'jpeg' else encoding
+    with ShardWriter(tmp_path, suffix, 10**6) as writer:
+        for number in range(3):
+            writer.write(picture(number, encoding), number)
+    Manifest((8, 8), 3, encoding, ('a', 'b', 'c'), (1, 1, 1), tuple(writer.shards)).write(tmp_path)
+    path = tmp_path / 'shard-00000.tar'
+    content = path.read_bytes()
+    (_, start), (_, label) = find_member(content, f'000000001.{suffix}'), find_member(content, '000000001.cls')
+    bits = [*range(0, 8 * len(picture(1, encoding)), step), *range(8 * (label - start), 8 * (label - start) + 8)]
+    used = []
+    with open(path, 'r+b', buffering=0) as file:
+        reader = SampleReader(open_dataset(tmp_path), (8, 8), max_open=1)   # opens the shard once: bits flip under it
+        for bit in bits:
+            place, mask = start + bit // 8, 1 << bit % 8
+            os.pwrite(file.fileno(), bytes([content[place] ^ mask]), place)
+            sample, damaged = reader.read(0, 1)
+            os.pwrite(file.fileno(), content[place:place + 1], place)
+            if sample.key == '000000001' or len(damaged) != 1:
+                used.append(bit)
+    assert reader.read(0, 1)[0].key == '000000001' and len(bits) > 400
+    assert used == []
 
 
 def test_a_missing_or_shortened_local_shard_stops_the_stream(folder, tmp_path):

@@ -195,7 +195,7 @@ def check_refusal(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture, w
     error = capsys.readouterr().err
     assert error.startswith('imago pack: error: ') and error.count('\n') == 1 and word in error and len(error) < 1500
     assert not (tmp_path / 'out').exists()
-    if '--no-labels' in error:
+    if '--no-labels' in error and source.is_dir():  # in other kinds it is the same path
         assert run(source, tmp_path / 'out', '--no-labels') == 0
 
 

@@ -39,7 +39,7 @@ LABELS = json.dumps({'labels': [[f'{i}.png', i % 2] for i in range(30)]})
 
 
 @pytest.mark.parametrize('text, words', [
-    (LABELS, ['no packed dataset']), ('{"format": "imago"}', ['no packed dataset']), ('[1]', ['no packed dataset']),
+    (LABELS, ['no packed dataset', '0.png, 1.png, 10.png', '(33 in all)']), ('{"format": "imago"}', ['no packed dataset']), ('[1]', ['no packed dataset']),
     ('{"format": "imago-shards/1"}', ['imago-shards/1']), ('{"format": "imago-shards/2"}', ['imago-shards/1']),
     ('[' * 100_000, ['nested']), ('no JSON', ['mend']), (None, ['regular'])])
 def test_a_file_of_the_name_proves_nothing(place, capsys, text, words):

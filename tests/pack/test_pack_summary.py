@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from packs_for_tests import folder_of, noise, run, save
 
+from trainer.config.load import load_config
+from trainer.data.manifest import Manifest, Shard
 from trainer.config.resolution import is_size
 from trainer.config.sections import EvaluateConfig
-from trainer.data.manifest import Manifest, Shard
 from trainer.pack import summary as pack_summary
+from trainer.tools.evaluate import FolderPictures, find_pictures
 from trainer.pack.command import main as pack
 from trainer.pack.summary import train_command
-from trainer.tools.evaluate import FolderPictures, find_pictures
 from trainer.train import main as train
 
 
@@ -31,8 +32,7 @@ def command_of(output: str) -> list[str]:
 
 
 @pytest.mark.parametrize('out, size, count, channels', [
-    ('out', (24, 24), 1, 3), ('a b', (50, 75), 3, 1), ("it's: #1", (16, 96), 70, 3), ('1e5', (25, 25), 5, 3),
-    ('2024-01-01', (24, 24), 2, 3), ('true', (24, 24), 2, 3), ('[x', (24, 24), 2, 3), ('öl', (48, 32), 2, 3)])
+    ('out', (24, 24), 1, 3), ('a b', (50, 75), 3, 1), ("it's: #1", (16, 96), 70, 3), ('2024-01-01', (25, 25), 5, 3)])
 def test_the_next_command_starts(tmp_path, monkeypatch, capsys, out, size, count, channels):
     """Sizes that networks make and others, fewer pictures than lanes, grey, and names that YAML or the shell would change."""
     monkeypatch.chdir(tmp_path)
@@ -43,6 +43,12 @@ def test_the_next_command_starts(tmp_path, monkeypatch, capsys, out, size, count
     assert train([*arguments, '--dry-run']) == 0
     shown = capsys.readouterr().out
     assert f'{count} in 1 shards' in shown and ('lanes: 64' in shown) == (count >= 64)
+
+
+@pytest.mark.parametrize('name', ['1e5', 'true', '~x', '[x', 'öl', "it's", 'a: b', 'x #y', ' x', 'pipe:x', '"', '!x', '\udcff'])
+def test_names_come_through_the_shell_and_yaml(name):
+    arguments = shlex.split(train_command(name, manifest((256, 256), 64)))[2:]
+    assert load_config(arguments[0], arguments[1:]).data.path == (str(Path(name).absolute()) if ':' in name else name)
 
 
 def test_the_published_size_needs_no_more_words():

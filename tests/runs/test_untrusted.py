@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from runs_for_tests import tiny_config, tiny_tree, train_here
-from shards_for_tests import copy_dataset, picture, rewrite_shard
+from shards_for_tests import picture, rewrite_shard, write_dataset
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from trainer.runs import checkpoint
@@ -162,7 +162,7 @@ def test_a_forged_configuration_runs_nothing(shards, tmp_path, trace):
 
 
 def test_a_forged_dataset_runs_nothing(shards, tmp_path, trace):
-    data = copy_dataset(shards, tmp_path / 'data')
+    data = write_dataset(tmp_path / 'data', (13, 10, 7), classes=3, size=16, checksums=False)
     shard = data / 'shard-00000.tar'
     out = BytesIO()
     with tarfile.open(shard) as old, tarfile.open(fileobj=out, mode='w') as new:

@@ -29,6 +29,7 @@ from trainer.config.sections import (
     RegularizerConfig,
 )
 from trainer.config.yaml_words import parse_yaml
+from trainer.data.locations import hide_secrets
 from trainer.data.reading import read_text
 from trainer.wording import MOST_NAMED, listed, one_line, shown
 
@@ -183,7 +184,7 @@ def read_yaml(path: Path) -> dict:
     try:
         tree = parse_yaml(read_text(path, MOST_BYTES))
     except ValueError as error:
-        raise ValueError(f'{shown(path)} cannot be read: {error}') from error
+        raise ValueError(f'{shown(path)} cannot be read: {hide_secrets(str(error))}') from error
     if not isinstance(tree, dict):
         raise ValueError(f'{shown(path)} does not hold `key: value` lines')
     return tree
@@ -192,11 +193,12 @@ def read_yaml(path: Path) -> dict:
 def _parse_override(text: str) -> dict:
     key, equals, value = text.partition('=')
     if not equals or not key or key.count('.') > MOST_DOTS:
-        raise ValueError(f'override {shown(text)} is not of the form dotted.key=value')
+        raise ValueError(f'override {shown(hide_secrets(text))} is not of the form dotted.key=value')
     try:
         tree = parse_yaml(value)
     except ValueError as error:
-        raise ValueError(f'the value of override {shown(text)} cannot be read: {error}; quote it') from error
+        raise ValueError(f'the value of override {shown(hide_secrets(text))} cannot be read: {hide_secrets(str(error))}; quote it'
+                         ) from error
     for part in reversed(key.split('.')):
         tree = {part: tree}
     return tree
@@ -224,7 +226,7 @@ def _explain(detail: dict) -> str:
     if detail['type'] == 'missing':
         return f'{key} is missing; add it to the file or give {key}=VALUE'
     message = one_line(detail['msg'].removeprefix('Value error, '))
-    return f'{key}={shown(detail["input"])}: {message}' if detail['loc'] else message
+    return f'{key}={hide_secrets(shown(detail["input"]))}: {message}' if detail['loc'] else message
 
 
 def _known_keys(section: type[BaseModel], prefix: str = '') -> list[str]:

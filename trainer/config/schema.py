@@ -7,8 +7,9 @@ is left behind, a machine without memory, a figure beyond what a float32 holds.
 import os
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from trainer.data.locations import is_folder, is_location, masked
 from trainer.config.resolution import base_and_doublings, parse_resolution
 from trainer.wording import one_line, shown
 
@@ -63,6 +64,9 @@ def real(least: float, most: float) -> object:
 
 
 PathName = Annotated[str, Field(max_length=4096), AfterValidator(check_path)]
+Folder = Annotated[PathName, AfterValidator(is_folder)]
+# whole in the configuration at hand, but masked in all that is made of it: files, messages, comparisons
+Location = Annotated[str, AfterValidator(is_location), PlainSerializer(masked)]
 
 Seed = whole(0, (1 << 63) - 1)
 Count = whole(1, 1_000_000)          # of what repeats: steps, reports, checkpoints

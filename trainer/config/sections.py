@@ -8,8 +8,10 @@ from pydantic import Discriminator, Field, Tag
 from trainer.config.schema import (
     Beta,
     Count,
+    Folder,
     Images,
     Kimg,
+    Location,
     Number,
     PathName,
     Pixels,
@@ -43,13 +45,13 @@ RampedShare = Annotated[Annotated[Share, Tag('number')] | Annotated[Ramp, Tag('r
 
 
 class DataConfig(Section):
-    path: str                                     # folder, http(s):// or pipe: with {} for the file name
+    path: Location = Field(repr=False)            # folder, http(s)://, gs://, hf:// or pipe: with {} for the file name
     resolution: Resolution | None = None          # (height, width); None: as packed
     conditional: bool = False                     # train on the dataset's classes
     lanes: Images = 64                            # a multiple of every number of ranks the run will ever have
     flip: bool = False                            # horizontal flips, at random
     workers: whole(0, 1024) = 2                   # decoding processes per rank
-    cache_dir: PathName | None = None             # for remote shards; None: the user's cache folder
+    cache_dir: Folder | None = None               # for remote shards; None: the user's cache folder
     cache_gb: Positive = 20.0
 
 
@@ -195,7 +197,7 @@ class GuardConfig(Section):
     start_kimg: Start | None = None               # no alarm before; None: four half-lives of the EMA
     patience: Count = 3                           # reports in a row
     pictures: whole(16, 10_000) = 64              # fakes, and as many reals
-    data: str | None = None                       # packed pictures that are not trained on, to see D overfit
+    data: Location | None = Field(None, repr=False)   # packed pictures that are not trained on, to see D overfit
     thresholds: dict[SignalName, Number] = {}     # in place of the usual ones
     lr_factor: Annotated[Beta, Field(gt=0)] = 0.5   # of both learning rates, with each rollback
     rollbacks: Count = 3                          # at most; then the run is stopped

@@ -21,16 +21,19 @@ def in_place_of(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Put a whole file in place in one step, over the old one if there is one."""
+def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
+    """Put a whole file in place in one step, over the old one if there is one; a private one is for its owner alone."""
     with in_place_of(path) as aside, open(aside, 'xb') as file:
+        if private:
+            os.fchmod(file.fileno(), 0o600)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, private: bool = False) -> None:
+    """Put a whole file in place in one step, over the old one if there is one; a private one is for its owner alone."""
+    write_bytes(path, text.encode(), private)
 
 
 def open_to_append(path: Path) -> TextIO:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,17 +11,27 @@ from trainer.data.reading import parse_json, read_text
 
 FILE_NAME = 'dataset.json'
 FORMAT = 'imago-shards/1'
+ENCODINGS = ('webp', 'png', 'jpeg', 'jpg')
+MOST_SIDE = 1 << 16                           # pixels
+MOST_SAMPLES, MOST_IN_A_SHARD = 10**9, 10**7  # a key has nine digits; the order of a shard's samples is kept in memory
+LEAST_BYTES = 1024                            # of a sample in a tar: a header and a block
+_SHARD_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9._-]{0,254}')   # it becomes part of paths, URLs and command lines
+_SHA256 = re.compile('[0-9a-f]{64}')
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar. Its sample k has the key `sample_key(first + k)`; `bytes` and `sha256` are of the whole file."""
+    """One tar. Its sample k has the key `sample_key(first + k)`; `bytes` and `sha256` are of the whole file.
+
+    `checksums` is the SHA-256 of its member of that name (trainer/data/checksums.py), which older shards lack.
+    """
 
     name: str
     first: int
     samples: int
     bytes: int
     sha256: str
+    checksums: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,32 +57,58 @@ class Manifest:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps({'format': FORMAT, 'num_samples': self.num_samples, **asdict(self)}, indent=1) + '\n'
+        fields = {'format': FORMAT, 'num_samples': self.num_samples, **asdict(self)}
+        for shard in fields['shards']:
+            if shard['checksums'] is None:   # older manifests keep their digest
+                del shard['checksums']
+        return json.dumps(fields, indent=1) + '\n'
 
     @classmethod
     def from_json(cls, text: str, where: str) -> 'Manifest':
-        """Read the text of a `dataset.json` found at `where`. ValueError if it is not one, or is of another format."""
+        """Read the text of a `dataset.json` found at `where`. ValueError if it is not one, is of another format, or lies."""
         try:
-            fields = json.loads(text)
+            fields = parse_json(text)
             if fields.pop('format') != FORMAT:
                 raise KeyError('format')
             num_samples = fields.pop('num_samples')
-            fields['shards'] = tuple(Shard(**shard) for shard in fields['shards'])
-            for name in ('class_names', 'class_counts'):
+            for name in ('class_names', 'class_counts', 'shards'):
+                if not isinstance(fields[name], list):
+                    raise ValueError(f'{name} is {_short(fields[name])}, no list')
                 fields[name] = tuple(fields[name])
-            fields['resolution'] = fields['resolution'] and tuple(fields['resolution'])
+            fields['shards'] = tuple(Shard(**shard) for shard in fields['shards'])
+            if fields['resolution'] is not None:
+                fields['resolution'] = tuple(fields['resolution'])
             manifest = cls(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'{where} is not a {FORMAT} manifest ({type(error).__name__}: {error}); '
-                             'make one with: imago pack SOURCE OUT') from error
-        first = 0
-        for shard in manifest.shards:
-            if shard.first != first or shard.samples < 1:
-                raise ValueError(f'{where}: shard {shard.name} should start at sample {first} and hold at least one')
-            first += shard.samples
-        if num_samples != first or first == 0:
-            raise ValueError(f'{where}: num_samples is {num_samples}, its shards hold {first}')
+            manifest._check(num_samples)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
+            raise ValueError(f'{where} is not a {FORMAT} manifest ({reason[:300]}); make one with: imago pack SOURCE OUT'
+                             ) from error
         return manifest
+
+    def _check(self, num_samples: object) -> None:
+        """ValueError for the first field that is no such thing, out of bounds, or at odds with another."""
+        size, names, counts = self.resolution, self.class_names, self.class_counts
+        if size is not None and not (len(size) == 2 and all(_is_count(side, 1, MOST_SIDE) for side in size)):
+            raise ValueError(f'resolution is {_short(size)}, neither null nor [height, width] from 1 to {MOST_SIDE} pixels')
+        if not _is_count(self.channels, 1, 3) or self.channels == 2:
+            raise ValueError(f'channels is {_short(self.channels)}, neither 3 nor 1')
+        if self.encoding not in ENCODINGS:
+            raise ValueError(f'encoding is {_short(self.encoding)}, none of {", ".join(ENCODINGS)}')
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f'class_names holds {_short(next(name for name in names if not isinstance(name, str)))}, no text')
+        first, seen = 0, set()
+        for shard in self.shards:
+            _check_shard(shard, first)
+            if shard.name in seen:
+                raise ValueError(f'{shard.name} is listed twice')
+            first += shard.samples
+            seen.add(shard.name)
+        if not _is_count(num_samples, 1, MOST_SAMPLES) or num_samples != first:
+            raise ValueError(f'num_samples is {_short(num_samples)}, its shards hold {first}, and 1 to {MOST_SAMPLES} are possible')
+        shared_out = all(_is_count(count, 0, first) for count in counts) and sum(counts) == first * bool(names)
+        if len(counts) != len(names) or not shared_out:
+            raise ValueError(f'class_counts is {_short(counts)}, which does not share out {first} samples among {len(names)} classes')
 
     def write(self, folder: Path) -> None:
         """Put `dataset.json` into `folder` in one step."""
@@ -99,3 +136,26 @@ def find_manifest(folder: Path) -> Manifest | None:
 def sample_key(index: int) -> str:
     """The WebDataset key of a sample: its number in the dataset."""
     return f'{index:09d}'
+
+
+def _check_shard(shard: Shard, first: int) -> None:
+    """ValueError for the first field that cannot be. `first`: samples in the shards before it."""
+    if not isinstance(shard.name, str) or not _SHARD_NAME.fullmatch(shard.name):
+        raise ValueError(f'{_short(shard.name)} is no name of a shard: letters, digits and . _ - are, not beginning with . or -')
+    if not _is_count(shard.samples, 1, MOST_IN_A_SHARD) or not _is_count(shard.bytes, shard.samples * LEAST_BYTES, 1 << 53):
+        raise ValueError(f'{shard.name} has {_short(shard.samples)} samples in {_short(shard.bytes)} bytes; from 1 to '
+                         f'{MOST_IN_A_SHARD} are possible, of {LEAST_BYTES} bytes or more each')
+    if not _is_count(shard.first, first, first):
+        raise ValueError(f'{shard.name} starts at sample {_short(shard.first)}, not at {first}')
+    for digest in (shard.sha256, *(() if shard.checksums is None else (shard.checksums,))):
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise ValueError(f'{shard.name} has {_short(digest)} for a SHA-256, which has 64 small hexadecimal digits')
+
+
+def _is_count(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most   # True is no number
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + ' ...'

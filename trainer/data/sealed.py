@@ -16,9 +16,9 @@ Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Facts = TypeVar('Facts', bound=BaseModel)
 
 
-def write_sealed(path: Path, tree: dict) -> None:
-    """Put `tree` in place as JSON, with a checksum over what it says."""
-    write_text(path, json.dumps(tree | {CHECKSUM: _checksum(tree)}, indent=1) + '\n')
+def write_sealed(path: Path, tree: dict, private: bool = False) -> None:
+    """Put `tree` in place as JSON, with a checksum over what it says; a private one is for its owner alone."""
+    write_text(path, json.dumps(tree | {CHECKSUM: _checksum(tree)}, indent=1) + '\n', private)
 
 
 def read_sealed(path: Path, before: Collection[str]) -> dict:

@@ -3,19 +3,18 @@
 import contextlib
 import io
 import os
-import re
 import struct
 import tarfile
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlparse
 
 import numpy as np
 from PIL import Image
-from webdataset.gopen import gopen_schemes
 
+from trainer.data.checksums import LINE, MEMBER, checksum, parse_checksums
+from trainer.data.locations import check_whole, masked, scheme_of
 from trainer.data.manifest import FILE_NAME, Manifest, Shard, sample_key
 from trainer.data.sources import Folder, Remote, ShardError
 
@@ -46,30 +45,23 @@ class Dataset:
 
 def open_dataset(path_or_url: str | Path, *, cache_dir: str | Path | None = None, cache_gb: float = 20.0,
                  attempts: int = 6, retry_delay: float = 1.0) -> Dataset:
-    """Read the manifest of a local folder, of `http(s)://host/folder`, or through `pipe:CMD`.
+    """Read the manifest of a local folder, of `http(s)://host/folder`, `gs://` or `hf://`, or through `pipe:CMD`.
 
     In CMD `{}` stands for the file's name, e.g. `pipe:ssh host cat /data/emoji/{}`. `cache_dir` (default: the user's
     cache folder) holds up to `cache_gb` of fetched shards. A fetch is tried `attempts` times, first `retry_delay`
     seconds and then ever twice as long apart. ValueError if it is no dataset, ShardError if it cannot be reached.
     """
-    where = str(path_or_url).removesuffix('/' + FILE_NAME).rstrip('/')
-    scheme = urlparse(where).scheme
-    if where.startswith('pipe:') and '{}' not in where:
-        raise ValueError(f'{where} has no {{}} to stand for the file name; write e.g. pipe:ssh host cat /data/{{}}')
-    if scheme and scheme not in gopen_schemes:
-        raise ValueError(f'{where}: no reader for {scheme}:, only for folders, http(s):, gs: and hf:; '
-                         'use pipe:COMMAND with {} for the file name')
+    where = str(path_or_url)
+    scheme = scheme_of(where)
     if scheme:
+        check_whole(where)
+        where = where if scheme == 'pipe' else where.removesuffix('/' + FILE_NAME)
         cache = Path(cache_dir or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'imago')
         source = Remote(where, cache, cache_gb, attempts, retry_delay)
     else:
-        source = Folder(Path(where))
-    manifest = Manifest.from_json(source.read_manifest(), where)
-    for shard in manifest.shards:
-        # Both become part of paths, and a manifest may be a stranger's.
-        if Path(shard.name).name != shard.name or not re.fullmatch('[0-9a-f]{64}', shard.sha256):
-            raise ValueError(f'{where}: {shard.name!r} with SHA-256 {shard.sha256!r} is no shard; pack it again')
-    return Dataset(manifest, source)
+        path = Path(where)
+        source = Folder(path.parent if path.name == FILE_NAME else path)
+    return Dataset(Manifest.from_json(source.read_manifest(), masked(where)), source)
 
 
 @dataclass(frozen=True)
@@ -131,11 +123,13 @@ class SampleReader:
 
     def _open_shard(self, shard: int) -> 'Members':
         entry = self.dataset.manifest.shards[shard]
-        return Members(self.dataset.open(entry), entry.name)
+        return Members(self.dataset.open(entry), entry)
 
     def _decode(self, members: 'Members', name: str, key: str) -> Sample:
         manifest = self.dataset.manifest
-        image = Image.open(io.BytesIO(members.read(name)), formats=FORMATS)
+        picture, label = members.read(name), members.read(f'{key}.cls') if manifest.class_names else b''
+        members.check(key, picture, label)
+        image = Image.open(io.BytesIO(picture), formats=FORMATS)
         if manifest.resolution and image.size[::-1] != manifest.resolution:
             raise ValueError(f'{image.height}x{image.width} pixels, the dataset has {manifest.resolution}')
         if image.mode != MODES[manifest.channels]:
@@ -143,32 +137,47 @@ class SampleReader:
         if image.size[::-1] != self.resolution:
             image = image.resize(self.resolution[::-1], Image.Resampling.LANCZOS)
         pixels = np.asarray(image).reshape(*self.resolution, manifest.channels)  # [HWC]
-        return Sample(pixels, self._label(members, key), key)
+        return Sample(pixels, self._class_of(label), key)
 
-    def _label(self, members: 'Members', key: str) -> int:
+    def _class_of(self, label: bytes) -> int:
         classes = len(self.dataset.manifest.class_names)
         if not classes:
             return 0
-        label = int(members.read(f'{key}.cls'))
-        if not 0 <= label < classes:
-            raise ValueError(f'its class is {label}, the dataset has {classes}')
-        return label
+        number = int(label)
+        if not 0 <= number < classes:
+            raise ValueError(f'its class is {number}, the dataset has {classes}')
+        return number
 
 
 class Members:
-    """The members of one open tar, by name."""
+    """The members of one open tar, by name. ShardError unless its checksums are those in the manifest, if it has any."""
 
-    def __init__(self, file: BinaryIO, shard: str):
+    def __init__(self, file: BinaryIO, shard: Shard):
         self.file = file
         self.shard = shard
-        self.spans = self._scan(os.fstat(file.fileno()).st_size)  # name -> (offset, bytes)
+        self.size = os.fstat(file.fileno()).st_size
+        self.spans = self._scan()  # name -> (offset, bytes)
+        self._checksums = None if shard.checksums is None else self._read_checksums()
+
+    def check(self, key: str, picture: bytes, label: bytes) -> None:
+        """ValueError if these are not the bytes that were packed, as far as the shard can tell."""
+        if self._checksums is not None and self._checksums.get(key) != checksum(picture, label):
+            raise ValueError('its bytes are not those that were packed, says their CRC-32')
+
+    def _read_checksums(self) -> dict[str, int]:
+        try:
+            if self.spans.get(MEMBER, (0, 0))[1] != self.shard.samples * LINE:
+                raise ValueError(f'it has no {MEMBER} of {self.shard.samples} samples')
+            return parse_checksums(self.read(MEMBER), self.shard)
+        except ValueError as error:
+            raise ShardError(f'{self.shard.name}: {error}; copy the shard again') from error
 
     @cached_property
     def keys_by_label(self) -> dict[int, list[str]]:
         """The samples of each class. Labels that are no numbers are left to whoever reads their sample."""
         found: dict[int, list[str]] = {}
         for name in sorted(self.spans):
-            if name.endswith('.cls') and (label := self.read(name).strip()).isdigit():
+            if name.endswith('.cls') and (label := self.read(name).strip()).isdigit() and len(label) < 10:
                 found.setdefault(int(label), []).append(name.removesuffix('.cls'))
         return found
 
@@ -181,27 +190,30 @@ class Members:
         if name not in self.spans:
             raise ValueError(f'{name} is not in the tar (lost with its header?)')
         offset, size = self.spans[name]
-        data = self._pread(offset, size)
+        data = self._pread(offset, min(size, self.size - offset))   # a header may promise any size
         if len(data) < size:
             raise ValueError(f'{name} is cut short, {len(data)} of {size} bytes')
         return data
 
-    def _scan(self, end: int) -> dict[str, tuple[int, int]]:
+    def _scan(self) -> dict[str, tuple[int, int]]:
         spans, offset = {}, 0
-        while offset + tarfile.BLOCKSIZE <= end:
+        while offset + tarfile.BLOCKSIZE <= self.size:
             header = self._pread(offset, tarfile.BLOCKSIZE)
             offset += tarfile.BLOCKSIZE
             try:
                 info = tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape')
             except tarfile.HeaderError:
                 continue  # zeros at the end, or a broken header: whole members may follow
-            if info.isreg() and info.size >= 0:
+            if info.size < 0:
+                continue  # forged, it would lead back here
+            if info.isreg():
                 spans[info.name] = offset, info.size
-            offset += max(-(-info.size // tarfile.BLOCKSIZE), 0) * tarfile.BLOCKSIZE  # a forged size would lead back here
+            if offset + info.size <= self.size:   # else cut short or forged: whole members may follow
+                offset += -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         return spans
 
     def _pread(self, offset: int, size: int) -> bytes:
         try:
             return os.pread(self.file.fileno(), size, offset)
         except OSError as error:
-            raise ShardError(f'{self.shard} cannot be read: {error}') from error
+            raise ShardError(f'{self.shard.name} cannot be read: {error}') from error

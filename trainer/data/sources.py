@@ -7,21 +7,21 @@ import os
 import shlex
 import time
 import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from webdataset.gopen import gopen
-
+from trainer.data.commands import Command
+from trainer.data.locations import hide_secrets, masked, scheme_of
 from trainer.data.manifest import FILE_NAME, Shard
+from trainer.data.web import PASSWORD, open_hub, open_url
+from trainer.reading import MOST_TEXT, open_regular, read_text
+from trainer.signals import interruptible
 
 T = TypeVar('T')
 CHUNK = 1 << 20          # bytes
-HTTP_TIMEOUT = 60        # seconds without a byte
 
 
 class ShardError(RuntimeError):
@@ -36,27 +36,27 @@ class Folder:
 
     def read_manifest(self) -> str:
         try:
-            return (self.path / FILE_NAME).read_text()
+            return read_text(self.path / FILE_NAME)
         except OSError as error:
             raise ValueError(f'{self.path} is no packed dataset, it holds no readable {FILE_NAME}; '
                              f'make one with: imago pack SOURCE {self.path}') from error
 
     def open(self, shard: Shard) -> BinaryIO:
         try:
-            return open(self.path / shard.name, 'rb')
-        except OSError as error:
+            return open_regular(self.path / shard.name)
+        except (OSError, ValueError) as error:
             raise ShardError(f'{shard.name} cannot be opened: {error}') from error
 
 
 @dataclass(frozen=True)
 class Remote:
-    """Shards fetched over HTTP, another scheme of `webdataset.gopen`, or a command (`pipe:CMD` with `{}` for the file).
+    """Shards fetched over HTTP(S), `gs:`, `hf:`, or by a command (`pipe:CMD` with `{}` for the file).
 
     The cache is keyed by content, shared by all processes of a host, and drops the least recently opened shards beyond
     `cache_gb` (1e9 bytes); processes that have such a shard open keep it. `retry_delay` is in seconds and doubles.
     """
 
-    source: str
+    source: str = field(repr=False)   # a location, with its password
     cache_dir: Path
     cache_gb: float
     attempts: int
@@ -65,8 +65,12 @@ class Remote:
     def read_manifest(self) -> str:
         def read() -> str:
             with self._connect(FILE_NAME) as body:
-                return body.read().decode()
-        return self._retry(FILE_NAME, read)
+                return b''.join(_at_most(MOST_TEXT, body)).decode()
+        try:
+            with interruptible():
+                return self._retry(FILE_NAME, read)
+        except UnicodeDecodeError as error:
+            raise ValueError(f'{FILE_NAME} of {masked(self.source)} is no UTF-8 text ({error})') from error
 
     def open(self, shard: Shard) -> BinaryIO:
         """ShardError when every attempt to fetch it failed."""
@@ -75,10 +79,13 @@ class Remote:
         except OSError as error:
             raise ShardError(f'data.cache_dir={self.cache_dir} cannot be written: {error}') from error
         path = self.cache_dir / f'{shard.sha256}.tar'
-        with _locked(path.with_suffix('.lock')):  # processes that want the same shard fetch it once
+        # processes that want the same shard fetch it once
+        with interruptible(), _locked(path.with_suffix('.lock')):
             try:
-                file = open(path, 'rb')
+                file = open_regular(path)
                 os.utime(file.fileno())           # marks the use: many file systems keep no access times
+            except ValueError as error:
+                raise ShardError(f'{shard.name}: {error}') from error
             except FileNotFoundError:
                 file = self._retry(shard.name, lambda: self._fetch(shard, path))
                 self._evict(path)
@@ -88,7 +95,7 @@ class Remote:
         aside = path.with_suffix('.part')
         digest = hashlib.sha256()
         with self._connect(shard.name) as body, open(aside, 'wb') as out:
-            while chunk := body.read(CHUNK):
+            for chunk in _at_most(shard.bytes, body):
                 out.write(chunk)
                 digest.update(chunk)
             size = out.tell()
@@ -102,14 +109,16 @@ class Remote:
         os.replace(aside, path)
         return file
 
-    def _connect(self, name: str) -> BinaryIO:
-        if self.source.startswith('pipe:'):
-            return gopen(self.source.replace('{}', shlex.quote(name)))
-        url = f'{self.source}/{urllib.parse.quote(name)}'
-        if url.startswith(('http://', 'https://')):
-            # Not gopen: it runs curl, which may be missing, retries for a minute unasked and hides the cause.
-            return urllib.request.urlopen(url, timeout=HTTP_TIMEOUT)
-        return gopen(url)
+    def _connect(self, name: str) -> BinaryIO | Command:
+        match scheme_of(self.source):
+            case 'pipe':
+                return Command(['/bin/sh', '-c', self.source.removeprefix('pipe:').replace('{}', shlex.quote(name))])
+            case 'gs':
+                return Command(['gsutil', 'cat', f'{self.source.rstrip("/")}/{name}'])
+            case 'hf':
+                return open_hub(self.source, name)
+            case _:
+                return open_url(self.source, name)
 
     def _retry(self, name: str, read: Callable[[], T]) -> T:
         for attempt in range(1, self.attempts + 1):
@@ -117,8 +126,8 @@ class Remote:
                 return read()
             except (OSError, http.client.HTTPException) as error:
                 if attempt == self.attempts or _is_final(error):
-                    raise ShardError(f'{name} cannot be read from {self.source} '
-                                     f'(attempt {attempt} of {self.attempts}): {error}') from error
+                    raise ShardError(f'{name} cannot be read from {masked(self.source)} (attempt {attempt} of {self.attempts}): '
+                                     f'{hide_secrets(str(error))}{_advice(error)}') from error
             time.sleep(self.retry_delay * 2 ** (attempt - 1))
 
     def _evict(self, keep: Path) -> None:
@@ -131,9 +140,29 @@ class Remote:
                     path.unlink()
 
 
+def _at_most(most: int, body: BinaryIO | Command) -> Iterator[bytes]:
+    """What comes, in pieces. OSError as soon as it is more than `most` bytes: some sources never end."""
+    size = 0
+    while chunk := body.read(min(CHUNK, most - size + 1)):
+        size += len(chunk)
+        if size > most:
+            raise OSError(f'more than {most} bytes came, which is all that it may have')
+        yield chunk
+    if getattr(body, 'length', None):   # of HTTP, which said how many would come
+        raise OSError(f'the connection broke off {body.length} bytes before the end')
+
+
 def _is_final(error: Exception) -> bool:
-    """A 4xx answer other than time-out and too many requests will not change."""
-    return isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429)
+    """A 4xx answer other than time-out and too many requests will not change, nor will a program appear."""
+    if isinstance(error, urllib.error.HTTPError):
+        return 400 <= error.code < 500 and error.code not in (408, 429)
+    return isinstance(error, FileNotFoundError)
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError) and error.code == 401:
+        return f'; passwords are taken from https://user:password@host, from {PASSWORD} for https://user@host, and from .netrc'
+    return ''
 
 
 @contextmanager

@@ -5,14 +5,16 @@ import hashlib
 import os
 import re
 import tarfile
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from webdataset import TarWriter
 
+from trainer.data.checksums import LINE, append_checksums, checksum, padded
+from trainer.data.manifest import FILE_NAME, MOST_IN_A_SHARD, Shard, find_manifest, sample_key
 from trainer.data.durable import sync_folder
-from trainer.data.manifest import FILE_NAME, Shard, find_manifest, sample_key
 from trainer.wording import listed
 
 REPORT = 'report.json'
@@ -21,7 +23,10 @@ WRITTEN = re.compile(rf'shard-[0-9]{{5,}}\.tar|({re.escape(REPORT)}|{re.escape(F
 
 
 class ShardWriter:
-    """Writes samples, numbered from 0 on, into tars of at most `max_bytes` (a larger sample gets a tar of its own)."""
+    """Writes samples, numbered from 0 on, and their checksums into tars of at most `max_bytes`.
+
+    A larger sample gets a tar of its own.
+    """
 
     def __init__(self, folder: Path, suffix: str, max_bytes: int):
         self.folder, self.suffix, self.max_bytes = folder, suffix, max_bytes
@@ -42,12 +47,14 @@ class ShardWriter:
 
     def write(self, data: bytes, label: int | None) -> None:
         members = {self.suffix: data} | ({} if label is None else {'cls': str(label).encode()})
-        size = sum(tarfile.BLOCKSIZE * (1 + -(-len(content) // tarfile.BLOCKSIZE)) for content in members.values())
-        if self._file and self._bytes + size > self.max_bytes:
+        size = sum(padded(len(content)) for content in members.values())
+        if self._file and (len(self._sums) == MOST_IN_A_SHARD
+                           or self._bytes + size + padded(LINE * (len(self._sums) + 1)) > self.max_bytes):
             self.close()
         if not self._file:
             self._open()
         self._tar.write({'__key__': sample_key(self.samples), **members})
+        self._sums.append(checksum(*members.values()))
         self._bytes += size
         self.samples += 1
 
@@ -55,6 +62,7 @@ class ShardWriter:
         """Finish the shard at hand, if any, and put it on the disk and on the list."""
         if not self._file:
             return
+        checksums = append_checksums(self._tar.tarstream, self._first, self._sums)
         self._tar.close()
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -63,13 +71,13 @@ class ShardWriter:
         digest = hashlib.file_digest(self._file, 'sha256').hexdigest()
         self._file.close()
         name = Path(self._file.name).name
-        self.shards.append(Shard(name, self._first, self.samples - self._first, size, digest))
+        self.shards.append(Shard(name, self._first, self.samples - self._first, size, digest, checksums))
         self._file = None
 
     def _open(self) -> None:
         self._file = open(self.folder / f'shard-{len(self.shards):05d}.tar', 'w+b')
         self._tar = TarWriter(self._file, user='root', group='root', mtime=0)  # nothing of this machine or moment
-        self._first = self.samples
+        self._first, self._sums = self.samples, array('I')
         self._bytes = tarfile.RECORDSIZE  # the end mark and the padding after it
 
 
@@ -139,7 +147,7 @@ def check_target(out: Path, overwrite: bool) -> None:
     manifest = find_manifest(out)
     if manifest is None:
         raise ValueError(f'{out} is no packed dataset (it has no {FILE_NAME} of imago pack), and --overwrite replaces only such; '
-                         'choose another OUT')
+                         f'it holds {listed(sorted(os.listdir(out)))}; choose another OUT')
     ours = {MARK, REPORT, FILE_NAME, *(shard.name for shard in manifest.shards if WRITTEN.fullmatch(shard.name))}
     foreign = _foreign(out, ours.__contains__)
     if foreign:

@@ -54,7 +54,8 @@ class _Contents:
 
     def add(self, path: str, member: Member, why_not: str) -> None:
         self.members += 1
-        parts, suffix = PurePosixPath(path).parts, PurePosixPath(path).suffix.lower()
+        pure = PurePosixPath(path)
+        parts, suffix = pure.parts, pure.suffix.lower()
         if why_not:
             self.ignored[why_not] += 1
         elif '..' in parts:

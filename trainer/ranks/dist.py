@@ -13,6 +13,7 @@ import torch.distributed
 from accelerate import PartialState
 
 from trainer.ranks.heartbeat import Heartbeat
+from trainer.ranks.stop_signals import StopSignal
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _PR_SET_PDEATHSIG = -1, -3, 1
 T = TypeVar('T')
@@ -136,17 +137,21 @@ def gather(value: object, group: torch.distributed.ProcessGroup | None = None) -
 
 
 def together(work: Callable[[], T], main_only: bool = False) -> T | None:
-    """Do local `work` on each rank (or on rank 0 alone); a ValueError or OSError on one is raised on all, before anyone goes on."""
+    """Do local `work` on each rank (or on rank 0 alone); a ValueError or OSError on one is raised on all, before anyone goes on.
+
+    So is a StopSignal: the signal of one rank is for all.
+    """
     result, error = None, None
     try:
         if is_main() or not main_only:
             result = work()
-    except (ValueError, OSError) as caught:
+    except (ValueError, OSError, StopSignal) as caught:
         error = caught
-    messages = gather(error and str(error))
-    for failed, message in enumerate(messages):
-        if message is not None:
-            raise error or ValueError(f'rank {failed}: {message}')
+    failures = gather(error and (str(error), isinstance(error, StopSignal)))
+    for failed, failure in enumerate(failures):
+        if failure is not None:
+            message, stopped = failure
+            raise error or (StopSignal if stopped else ValueError)(f'rank {failed}: {message}')
     return result
 
 

@@ -1,10 +1,20 @@
 """SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a clean exit."""
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
 SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
+ALL = (*SCHEDULERS, signal.SIGINT)
+_starting = False    # in a process that holds signals, until the first step
+_asked = False       # whether one was remembered
+
+
+class StopSignal(Exception):
+    """A signal came while a run that had not begun waited for data from elsewhere: there is nothing to save."""
 
 
 def hold_signals() -> None:
@@ -12,9 +22,35 @@ def hold_signals() -> None:
 
     Processes that are started meanwhile never see them. Schedulers send them to every process.
     """
+    global _starting
+    _starting = True
     signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULERS)
     resource_tracker.ensure_running()   # now, as it would die of a SIGUSR1; and it unblocks SIGTERM
     signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULERS)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around a wait for data from elsewhere. Until a run's first step a signal, also one that is held, raises StopSignal."""
+    if not _starting or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    before = {number: signal.signal(number, _interrupt) for number in ALL}
+    try:
+        if _asked:
+            raise StopSignal('a signal came')
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SCHEDULERS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def asked_to_stop() -> bool:
+    """Whether a signal has come since the process began, or is held."""
+    return _asked or not signal.sigpending().isdisjoint(SCHEDULERS)
 
 
 class StopSignals:
@@ -23,7 +59,7 @@ class StopSignals:
     requested = False
 
     def __enter__(self) -> 'StopSignals':
-        self._before = {number: signal.signal(number, self._remember) for number in (*SCHEDULERS, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._remember) for number in ALL}
         self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SCHEDULERS)
         return self
 
@@ -32,5 +68,17 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def begin_step(self) -> None:
+        """From now on signals wait for the end of a step, whatever it waits for."""
+        global _starting
+        _starting = False
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        global _asked
+        self.requested = _asked = True
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = True
+    raise StopSignal(f'{signal.Signals(number).name} came')

@@ -5,6 +5,7 @@
 """
 
 import itertools
+import json
 import math
 import os
 import re
@@ -27,6 +28,7 @@ from trainer.ranks import dist
 from trainer.runs.checkpoint_names import NAME, is_name, list_checkpoints, name_of
 from trainer.runs.checkpoint_reader import first_cause, is_plain_name, load_tensors
 from trainer.config.load import parse_config
+from trainer.data.locations import could_hold_secrets
 from trainer.data.durable import sync_folder
 from trainer.data.reading import open_regular
 from trainer.data.sealed import CHECKSUM, Count, facts, read_sealed, write_sealed
@@ -293,7 +295,7 @@ def _checksum(path: Path) -> list[int]:
 
 
 def _seal_and_rename(aside: Path, final: Path, seal: dict) -> None:
-    write_sealed(aside / SEAL, seal)
+    write_sealed(aside / SEAL, seal, private=could_hold_secrets(json.dumps(seal)))
     sync_folder(aside)
     if os.path.lexists(final):      # no checkpoint, or it would have been resumed from
         _move_aside(final, 'damaged-')

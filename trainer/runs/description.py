@@ -12,7 +12,7 @@ from trainer.config.networks import NETWORK_NAMES, NetworkConfig
 from trainer.config.schema import Resolution, Section
 from trainer.data.sealed import Count
 
-MOST_PIXELS = 1 << 26
+MOST_PIXELS = 1 << 26   # of a picture: 8192 x 8192
 _NETWORK = TypeAdapter(NetworkConfig)
 OLDER = frozenset(('model', 'options', 'class_names', 'class_counts', 'nimg'))   # what it said before it had checksums
 
@@ -34,11 +34,13 @@ class OfPictures(Section):
 
 
 class Description(Section):
+    """Of a generator: what to build, and what it was trained on."""
+
     model: Literal[NETWORK_NAMES]
     options: dict[str, Any]                 # of models.build_generator
     class_names: tuple[str, ...]            # () of an unconditional generator
     class_counts: tuple[Count, ...]
-    nimg: Count                    # images that it was trained on
+    nimg: Count                             # images that it was trained on
     weights_sha256: str = ''                # of an export's weights
     checksum: str = ''                      # of the file that says all this; '' if that is an older one
 

@@ -13,7 +13,7 @@ class Events:
     """One event file. Whatever an earlier file in `folder` shows from `purge_step` on, TensorBoard leaves out."""
 
     def __init__(self, folder: Path, purge_step: int):
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog    # a second, which only a run needs
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # a second, which only a run needs
         from tensorboard.summary.writer.record_writer import RecordWriter
         folder.mkdir(parents=True, exist_ok=True)
         self._event = Event

@@ -13,6 +13,7 @@ from trainer.config.load import (
     read_yaml,
     to_yaml,
 )
+from trainer.data.locations import could_hold_secrets
 from trainer.data.durable import write_text
 
 CONFIG_FILE = 'config.yaml'
@@ -35,7 +36,8 @@ class RunFolder:
 
     def record(self, config: Config) -> None:
         """Once it is certain that the run goes on under `config`."""
-        write_text(self.path / CONFIG_FILE, to_yaml(config))
+        text = to_yaml(config)
+        write_text(self.path / CONFIG_FILE, text, private=could_hold_secrets(text))
 
     def _take_lock(self, wait_seconds: float) -> None:
         # a rank of a run that was killed a moment ago may still be dying

@@ -13,23 +13,25 @@ import numpy as np
 from pydantic import ValidationError
 from torch import nn
 
+from trainer.ranks import dist
+from trainer.ranks.backend import agree_on_kernels
+from trainer.runs.checkpoint import SEAL
 from trainer.command import Parser
-from trainer.config.sections import EvaluateConfig
+from trainer.data.locations import check_whole, lacks_only_password, masked, scheme_of
 from trainer.data.manifest import find_manifest
 from trainer.data.shards import ShardError, open_dataset
 from trainer.data.stream import check_resolution
+from trainer.data.web import find_login
+from trainer.runs.export import ABOUT, build_generator, describe
 from trainer.metrics import record
 from trainer.metrics.extractors import make_extractor
 from trainer.metrics.pictures import Damaged, Pictures, ShardPictures, fakes_of
 from trainer.metrics.protocol import check_evaluation, evaluate
-from trainer.pack.members import Member
-from trainer.pack.pictures import Limits, open_upright
-from trainer.pack.sources import list_source
-from trainer.ranks import dist
-from trainer.ranks.backend import agree_on_kernels
-from trainer.runs.checkpoint import SEAL
-from trainer.runs.export import ABOUT, build_generator, describe
 from trainer.runs.run_folder import CONFIG_FILE, read_config
+from trainer.config.sections import EvaluateConfig
+from trainer.pack.pictures import Limits, open_upright
+from trainer.pack.members import Member
+from trainer.pack.sources import list_source
 from trainer.train import fail
 
 BUILT_IN = 'auto', 'inception', 'effnet_lite0'
@@ -77,17 +79,18 @@ class FolderPictures:
 
 def find_pictures(path: str, config: EvaluateConfig, most: int, size: tuple[int, int] | None = None) -> Pictures:
     """Of shards, at `size` (height, width) or as packed; or of a folder, zip or tars. ValueError if it holds none."""
-    if not Path(path).exists() and ':' not in path and '{' not in path:
-        raise ValueError(f'no such folder: {path}; give shards or pictures')
-    if ':' not in path and find_manifest(Path(path)) is None:
-        return FolderPictures(path, most, config.seed)
+    if not scheme_of(path):
+        if not Path(path).exists() and '{' not in path:
+            raise ValueError(f'no such folder: {path}; give shards or pictures')
+        if find_manifest(Path(path)) is None:
+            return FolderPictures(path, most, config.seed)
     try:
         dataset = open_dataset(path)
     except ShardError as error:
         raise ValueError(str(error)) from error
     size = size or dataset.manifest.resolution
     if size is None:
-        raise ValueError(f'{path} holds pictures of different sizes; pack them with imago pack --resolution')
+        raise ValueError(f'{masked(path)} holds pictures of different sizes; pack them with imago pack --resolution')
     check_resolution(dataset, size)
     return ShardPictures(dataset, tuple(size), most, config.seed)
 
@@ -109,13 +112,29 @@ def same_generator(path: Path) -> tuple[nn.Module, dict]:
             return G, about
 
 
+def check_own_data(run: Path, location: str) -> None:
+    """ValueError for a run's own dataset that is not to be opened unasked, or cannot be: as a command, or for want of a password.
+
+    Only .netrc says which host may have a password; that in the environment is for locations that the user gives.
+    """
+    if scheme_of(location) == 'pipe':
+        raise ValueError(f'{run} reads its dataset by a command, {masked(location)}; if you trust that, give it as --data')
+    try:
+        check_whole(location)
+        if scheme_of(location).startswith('http'):
+            find_login(location, environment={})
+    except ValueError:
+        how = ', or the password in .netrc' if lacks_only_password(location) else ''
+        raise ValueError(f'{run} keeps no password of its dataset {masked(location)}; give the whole location as --data{how}') from None
+
+
 def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None]:
     """The `evaluate` section of a run, or the defaults, under the options; and the dataset. ValueError for bad values."""
     source = Path(options.source)
     config = read_config(source) if (source / CONFIG_FILE).is_file() else None
     # the run may be a stranger's, and these are programs
-    if config and not options.data and config.data.path.startswith('pipe:'):
-        raise ValueError(f'{source} reads its dataset by a command, {config.data.path}; if you trust that, give it as --data')
+    if config and not options.data:
+        check_own_data(source, config.data.path)
     if config and not options.extractor and config.evaluate.extractor not in BUILT_IN:
         raise ValueError(f'{source} has a feature network of its own, {config.evaluate.extractor}; if you trust that, give it '
                          'as --extractor')

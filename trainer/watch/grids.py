@@ -48,7 +48,7 @@ def draws_for_seeds(seeds: Iterable[int], G: nn.Module, class_counts: Sequence[i
     weights = torch.tensor(label_counts(G, class_counts) or [1], dtype=torch.float64)
 
     def one(seed: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(seed_for(seed, 0, 'sample'))
+        generator = torch.Generator().manual_seed(seed_for(int(seed), 0, 'sample'))
         z = LATENTS[latents_of(G)](G.z_dim, generator=generator) if truncation is None else \
             truncated_normal((G.z_dim,), truncation, generator)
         return z, torch.multinomial(weights, 1, generator=generator)[0]

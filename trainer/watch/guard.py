@@ -15,29 +15,35 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config.load import Config
+from trainer.config.plan import Plan
 from trainer.config.rules import SIGNED
 from trainer.config.schedule import at
-from trainer.data.labels import to_one_hot
+from trainer.data.locations import masked
 from trainer.data.manifest import Manifest
 from trainer.data.reals import first_samples, rarest_classes, samples_of_classes
 from trainer.data.shards import Dataset, Sample, ShardError, open_dataset
 from trainer.data.stream import check_resolution
 from trainer.engine.parallel import Strategy
 from trainer.engine.phase import PhaseResult
-from trainer.engine.state import TrainState, picture_size
-from trainer.games.latent import to_float
+from trainer.engine.state import TrainState
+from trainer.games.game import Game, Maker
+from trainer.games.makers import generate
 from trainer.models.spectral import spectral_norms
 from trainer.ranks import dist
 from trainer.runs.checkpoint import CheckpointError, Checkpoints
 from trainer.runs.stats import Stats
-from trainer.watch.alarms import SIGNALS, sounding, update_alarms, warning
+from trainer.watch.alarms import SIGNALS, sounding, new_alarms, update_alarms, warning
 from trainer.watch.diversity import area_colours, diversity_of
-from trainer.watch.grids import fixed_draws, generate
-from trainer.watch.spikes import MEANS, end_report, see_step
+from trainer.watch.spikes import MEANS, end_report, new_memory, see_step
 
 A_CLASS = 8              # fakes of a class, at least
 HALF_LIVES = 4           # of the EMA, that it takes to forget the networks of the start
 POSITIVE = ('nonsaturating', 'least_squares', 'relativistic')   # losses of both D and G that are at least 0
+
+
+def new_guard_memory(plan: Plan, state: TrainState) -> dict[str, Tensor]:
+    """What the guard of a new run has seen: nothing."""
+    return new_memory(plan.phases, state.networks.values()) | new_alarms()
 
 
 @dataclass(frozen=True)
@@ -178,9 +184,9 @@ def stacked(samples: list[Sample]) -> tuple[np.ndarray, Tensor]:
 
 def open_held_out(config: Config, manifest: Manifest) -> Dataset:
     """The pictures of `guard.data`. ValueError unless they are like those of `manifest`, and others."""
-    where = config.guard.data
+    where = masked(config.guard.data)
     try:
-        dataset = open_dataset(where, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb)
+        dataset = open_dataset(config.guard.data, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb)
     except ShardError as error:
         raise ValueError(f'guard.data: {error}') from error
     other = dataset.manifest

@@ -1,0 +1,61 @@
+"""What a program writes, read as a file: it must begin and go on within a time, and goes with whoever reads it."""
+
+import os
+import select
+import signal
+import subprocess
+from contextlib import suppress
+
+SILENCE = 60    # seconds without a byte, as of HTTP
+_running: set['Command'] = set()
+
+
+class Command:
+    """The output of a program. Left early, or silent for too long, it is killed with all that it has started."""
+
+    def __init__(self, arguments: list[str]):
+        # a session of its own is a process group to kill, and has no terminal where it could ask for a password
+        self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+        _running.add(self)
+        self._waiting = select.poll()
+        self._waiting.register(self._process.stdout, select.POLLIN)
+
+    def read(self, most: int) -> bytes:
+        """At most `most` bytes, as they come; b'' at the end. OSError for a program that is silent or fails."""
+        if not self._waiting.poll(SILENCE * 1000):
+            raise TimeoutError(f'no byte came for {SILENCE} seconds')
+        data = os.read(self._process.stdout.fileno(), most)
+        if not data:
+            self._finish()
+        return data
+
+    def _finish(self) -> None:
+        try:
+            status = self._process.wait(SILENCE)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f'the command did not end within {SILENCE} seconds after its last byte') from error
+        if status:
+            raise OSError(f'the command ended with exit status {status}' if status > 0 else f'signal {-status} ended the command')
+
+    def kill(self) -> None:
+        if self._process.returncode is None:   # only then is the number of its group certain to be its own
+            with suppress(ProcessLookupError, PermissionError):   # it has ended by itself
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.kill()
+        self._process.stdout.close()
+        self._process.wait()
+        _running.discard(self)
+
+    def __enter__(self) -> 'Command':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def kill_commands() -> None:
+    """Those of this process that still run, before it ends without closing them."""
+    for command in list(_running):
+        command.kill()
