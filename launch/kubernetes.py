@@ -21,8 +21,8 @@ from launch.cluster import (
 )
 from trainer.command import tell_errors
 from trainer.config.load import Config, to_yaml
-from trainer.data.locations import scheme_of
 from trainer.config.schema import check_path
+from trainer.data.locations import scheme_of
 from trainer.wording import shown
 
 PROG = 'imago launch kubernetes'

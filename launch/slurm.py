@@ -22,8 +22,8 @@ from launch.cluster import (
 )
 from trainer.command import tell_errors
 from trainer.config.load import Config
-from trainer.data.locations import masked
 from trainer.config.schema import check_path
+from trainer.data.locations import masked
 from trainer.wording import shown
 
 PROG = 'imago launch slurm'

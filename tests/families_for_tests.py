@@ -29,12 +29,12 @@ FAMILIES = {
     'r3gan': {'network': {'name': 'r3gan', 'z_dim': 8, 'channel_base': 128, 'channel_max': 16, 'group_size': 4, 'label_dim': 4,
                           'blocks': 1},
               'loss': {'name': 'relativistic'}, 'regularizers': {'r1': 1.0, 'r2': 1.0}, 'data': CLASSES},
-    'began': {'network': {'name': 'began', **SMALL, 'code_dim': 8}, 'loss': {'name': 'began', 'began_rate': 0.1},
+    'began': {'network': {'name': 'began', **SMALL, 'code_dim': 8}, 'game': {'name': 'began', 'rate': 0.1},
               'regularizers': {}},
 }
 RECIPES = {
-    'sd-gan': {'network': {'name': 'dcgan', **SMALL, 'identity_dim': 4}, 'data': {'pairs': True, 'lanes': 6}, 'regularizers': {}},
-    'mad-gan': {'network': {'name': 'dcgan', **SMALL, 'generators': 3}, 'loss': {'name': 'mad_gan'}, 'regularizers': {}},
+    'sd-gan': {'game': {'name': 'sd_gan', 'identity_dim': 4}, 'network': {'name': 'dcgan', **SMALL}, 'data': {'lanes': 6}, 'regularizers': {}},
+    'mad-gan': {'game': {'name': 'mad_gan', 'generators': 3}, 'network': {'name': 'dcgan', **SMALL}, 'regularizers': {}},
     'ada': {**FAMILIES['stylegan2'], 'optim': {'d_lr': 0.01},
             'augment': {'name': 'ada', 'speed_kimg': 0.05, 'interval': 1, 'target': 0.0}},
     'auxiliary': {**FAMILIES['r3gan'], 'loss': {'name': 'hinge', 'auxiliary': 0.5}, 'regularizers': {'lecam': 0.1}},

@@ -15,7 +15,7 @@ from runs_for_tests import tiny_tree
 from shards_for_tests import write_dataset
 
 from launch import kubernetes, slurm
-from trainer.config import load_config, parse_config, to_yaml
+from trainer.config.load import load_config, parse_config, to_yaml
 from trainer.data.shards import Dataset, ShardError, open_dataset
 from trainer.tools import evaluate
 from trainer.train import main

@@ -22,7 +22,7 @@ from trainer.data.manifest import Manifest
 from trainer.data.order import Order
 from trainer.data.shards import Dataset, SampleReader, ShardError, open_dataset
 from trainer.data.stream import Batch, stream
-from trainer.tools.pack_shards import ShardWriter
+from trainer.pack.shards import ShardWriter
 
 SIZES = (7, 5, 8)
 STEPS = 8  # of 8 images: more than 3 epochs of 20

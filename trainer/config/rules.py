@@ -124,7 +124,7 @@ def _of_penalties(config: 'Config') -> list[Rule]:
 
 
 def _of_the_rest(config: 'Config') -> list[Rule]:
-    network, loss, data, penalties = config.network, config.loss, config.data, config.regularizers
+    network, loss, penalties = config.network, config.loss, config.regularizers
     name = network.name
     return [
         (config.growth and not network.grows,

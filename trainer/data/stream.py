@@ -19,7 +19,7 @@ from trainer.data.commands import kill_commands
 from trainer.data.order import Order, batch_indices
 from trainer.data.shards import Dataset, SampleReader, ShardError
 from trainer.data.sources import Remote
-from trainer.signals import StopSignal, interruptible
+from trainer.ranks.stop_signals import StopSignal, interruptible
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-def uniform(*shape: int, generator: torch.Generator) -> Tensor:
-    """Values from U[-1, 1]."""
-    return 2 * torch.rand(*shape, generator=generator) - 1
+from trainer.models.layers import LATENTS
 
 
 LEAST_TRUNCATION = 0.01
-LATENTS = {'normal': torch.randn, 'uniform': uniform}
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.labels import to_one_hot
 from trainer.engine.randomness import seed_for
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.features import Rows, over_ranks, resizing_threads
 from trainer.metrics.pictures import Fakes
-from trainer.models import latents_of
-from trainer.models.several import SeveralGenerators
 
 EPSILON = 1e-4
 BATCH = 16   # pictures that the generator makes at a time
@@ -24,7 +21,7 @@ KEPT = 0.01, 0.99   # quantiles between which distances count, as in published f
 
 
 def path_lengths(fakes: Fakes, extractor: Extractor, title: str, stopped: Callable[[], bool]) -> np.ndarray | None:
-    """Squared distances over epsilon^2, without both tails; on rank 0. In w along a line, else in z along `PATHS`."""
+    """Squared distances over epsilon^2, without both tails; on rank 0. Along the maker's own way between latents."""
     with resizing_threads() as pool:
         def work(indices: range) -> Rows:
             resized = []
@@ -44,29 +41,12 @@ def path_lengths(fakes: Fakes, extractor: Extractor, title: str, stopped: Callab
 @torch.no_grad()
 def _ends(fakes: Fakes, indices: range) -> Iterator[Tensor]:
     """Pictures at t and, in the next row, at t + epsilon of the way between two latents of one class, t uniform."""
-    G, first, second = fakes.G, fakes.draws(indices, 'path'), fakes.draws(indices, 'path end')
+    device = fakes.maker.device
+    twice = torch.arange(len(indices)).repeat_interleave(2)
+    first, second = (fakes.draws(indices, purpose)[twice].to(device) for purpose in ('path', 'path end'))
     generator = torch.Generator().manual_seed(seed_for(fakes.seed, indices.start, 'path position'))
     where = torch.rand(len(indices), 1, generator=generator)
-    where = torch.cat([where, where + EPSILON], dim=1).view(-1, 1)   # [2N, 1]
-    path = PATHS[latents_of(G)]
-    inputs = first.z.repeat_interleave(2, 0), second.z.repeat_interleave(2, 0), where, first.labels.repeat_interleave(2)
-    for parts in zip(*(tensor.to(fakes.device).split(BATCH) for tensor in inputs), strict=True):
-        z0, z1, t, labels = parts
-        c = to_one_hot(labels, G.c_dim)
-        if G.num_ws:
-            w0, w1 = (G.mapping(z, c, fakes.psi, fakes.psi_cutoff) for z in (z0, z1))     # [2B, num_ws, w_dim]
-            images = G.synthesis(w0.lerp(w1, t[:, :, None]), noise='const')
-        elif isinstance(G, SeveralGenerators):
-            images = G(path(z0, z1, t), c, made_by=labels.tolist())
-        else:
-            images = G(path(z0, z1, t), c)
-        yield images
-
-
-def _along_circle(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
-    """Spherical interpolation of rows [N, z_dim], lengths along with it; Shoemake 1985."""
-    angle = torch.acos(torch.cosine_similarity(a, b, dim=1).clamp(-1, 1))[:, None]
-    return (torch.sin((1 - where) * angle) * a + torch.sin(where * angle) * b) / torch.sin(angle)
-
-
-PATHS = {'normal': _along_circle, 'uniform': torch.lerp}    # a line does not leave the cube of uniform latents
+    where = torch.cat([where, where + EPSILON], dim=1).view(-1, 1).to(device)   # [2N, 1]
+    for start in range(0, len(where), BATCH):
+        rows = slice(start, start + BATCH)
+        yield fakes.maker.between(first[rows], second[rows], where[rows], fakes.sampling)

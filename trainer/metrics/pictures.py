@@ -1,18 +1,16 @@
 """What is compared: pictures that lie in shards or elsewhere, and those that a generator makes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
 from trainer.config.sections import EvaluateConfig
 from trainer.data.shards import Dataset, SampleReader
-from trainer.engine.randomness import Draws, draw, seed_for, truncated_normal
-from trainer.models import latents_of
-from trainer.watch.grids import generate, label_counts
+from trainer.engine.randomness import Draws, seed_for
+from trainer.games.makers import LatentMaker, Sampling, generate
 
 
 class Damaged(Exception):
@@ -80,36 +78,26 @@ class ShardPictures:
 
 @dataclass(frozen=True)
 class Fakes:
-    """`count` pictures of a generator, and the classes asked for, as frequent as in the data."""
+    """`count` pictures of a maker, and the classes asked for, as frequent as in the data."""
 
-    G: nn.Module
-    class_counts: tuple[int, ...]
+    maker: LatentMaker
     count: int
     seed: int
-    device: torch.device
-    psi: float = 1.0
-    psi_cutoff: int | None = None      # layers, from the first on, in which psi truncates; None: all
-    truncation: float | None = None    # the largest |z|; None: any
-    noise: str = 'const'               # of networks with styles; 'random': a function of the seed and of the first index
+    sampling: Sampling = Sampling()    # random noise is a function of the seed and of the first index
 
     def draws(self, indices: range, purpose: str = 'evaluate') -> Draws:
-        """Latents [len(indices)], a function of the seed and of the first index."""
-        draws = draw(self.seed, indices.start, purpose, len(indices), z_dim=self.G.z_dim, num_ws=self.G.num_ws,
-                     style_mixing=0.0, class_counts=label_counts(self.G, self.class_counts), latents=latents_of(self.G))
-        if self.truncation is None:
-            return draws
-        generator = torch.Generator().manual_seed(seed_for(self.seed, indices.start, purpose, 'truncated'))
-        return replace(draws, z=truncated_normal(tuple(draws.z.shape), self.truncation, generator))
+        """Inputs [len(indices)], a function of the seed and of the first index."""
+        return self.maker.draw(self.seed, indices.start, purpose, len(indices), self.sampling.truncation)
 
     def make(self, indices: range) -> tuple[np.ndarray, np.ndarray]:
         """[NHWC] uint8 and classes [N]."""
-        draws = self.draws(indices)
-        with torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []):
+        draws, device = self.draws(indices), self.maker.device
+        with torch.random.fork_rng([device] if device.type == 'cuda' else []):
             torch.manual_seed(seed_for(self.seed, indices.start, 'noise'))
-            pictures = generate(self.G, draws, self.device, self.psi, self.psi_cutoff, self.noise)
+            pictures = generate(self.maker, draws, self.sampling)
         return pictures, draws.labels.numpy()
 
 
-def fakes_of(G: nn.Module, class_counts: tuple[int, ...], config: EvaluateConfig, device: torch.device) -> Fakes:
-    return Fakes(G, class_counts, config.images, config.seed, device, config.psi, config.psi_cutoff, config.truncation,
-                 config.noise)
+def fakes_of(maker: LatentMaker, config: EvaluateConfig) -> Fakes:
+    """Those that `config` asks for."""
+    return Fakes(maker, config.images, config.seed, Sampling(config.psi, config.psi_cutoff, config.truncation, config.noise))

@@ -19,7 +19,6 @@ from trainer.metrics.pictures import Fakes, Pictures
 from trainer.metrics.reference import reference_features
 from trainer.ranks import dist
 from trainer.ranks.progress import Progress
-from trainer.watch.grids import check_truncation
 
 LEAST = 10   # pictures, for neighbours and splits
 ALONE = {'is', 'ppl'}   # metrics that look at no reals
@@ -54,10 +53,10 @@ def check_evaluation(config: EvaluateConfig, source: Pictures | Fakes, reference
         raise ValueError(f'metrics {",".join(config.metrics)}: one is named twice; name each once')
     if 'ppl' in config.metrics and not made:
         raise ValueError('ppl is measured between latents, which pictures have not; leave it out')
-    if 'intra_fid' in config.metrics and not ((source.G.c_dim if made else source.labelled) and reference.labelled):
+    if 'intra_fid' in config.metrics and not ((source.maker.classes if made else source.labelled) and reference.labelled):
         raise ValueError('intra_fid needs a conditional model and a dataset with classes; leave it out')
     if made:
-        check_truncation(source.G, config.psi, config.psi_cutoff, config.truncation)
+        source.maker.check(source.sampling)
 
 
 def evaluate(source: Pictures | Fakes, reference: Pictures, extractor: Extractor, config: EvaluateConfig,
@@ -87,13 +86,13 @@ def evaluate(source: Pictures | Fakes, reference: Pictures, extractor: Extractor
 def _protocol(config: EvaluateConfig, source: Pictures | Fakes, reference: Pictures, extractor: Extractor,
               fakes: Rows, reals: Rows) -> dict:
     made = isinstance(source, Fakes)
-    size = source.G.resolution if made else source.size
+    size = source.maker.resolution if made else source.size
     return {
         'extractor': extractor.name, 'weights_sha256': extractor.sha256, 'resizer': extractor.resizer,
         'resolution': size and list(size), 'fakes': len(fakes['labels']) if fakes else source.count,
         'reals': len(reals['labels']) if reals else 0, 'reals_at_most': config.reals, 'dataset': reference.digest,
         'seed': config.seed, **{name: getattr(config, name) if made else None for name in ('psi', 'psi_cutoff', 'truncation')},
-        'noise': config.noise if made and source.G.num_ws else None, 'interval': bootstrap.ABOUT}
+        'noise': config.noise if made and source.maker.noisy else None, 'interval': bootstrap.ABOUT}
 
 
 class _Computation:

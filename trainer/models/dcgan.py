@@ -18,7 +18,7 @@ CHANNEL_STEPS = 4   # doublings of the channels from the finest maps on, after w
 class Generator(nn.Module):
     """Projects z to the coarsest maps and doubles them by transposed convolutions. resolution: (H, W).
 
-    Classes are embedded in z_dim dimensions and join z: the paper has none. latents: of randomness.LATENTS; published: uniform.
+    Classes are embedded in z_dim dimensions and join z: the paper has none. latents: of layers.LATENTS; published: uniform.
     """
 
     def __init__(self, z_dim: int, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 64,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.config.resolution import base_and_doublings
 from trainer.models.layers import (
     Conv2d,
     FullyConnected,
@@ -24,7 +25,6 @@ from trainer.models.layers import (
     normalize_second_moment,
 )
 from trainer.models.stylegan2 import DiscriminatorEpilogue
-from trainer.config.resolution import base_and_doublings
 
 GAINED = re.compile(r'(fromrgb\.\d+|blocks\.\d+\.\d+|blocks\.0\.conv|blocks\.0\.fc)\.bias')   # of D, see `before_gain`
 

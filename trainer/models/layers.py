@@ -11,10 +11,17 @@ from torch.nn import functional as F
 
 from kernels import bias_act, setup_filter, upfirdn2d
 from kernels.bias_act import ACTIVATIONS
-from trainer.engine.randomness import LATENTS
 
 DTYPES = {'none': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 FP16_CLAMP = 256.0
+
+
+def uniform(*shape: int, generator: torch.Generator) -> Tensor:
+    """Values from U[-1, 1]."""
+    return 2 * torch.rand(*shape, generator=generator) - 1
+
+
+LATENTS = {'normal': torch.randn, 'uniform': uniform}   # distributions of z, by name
 
 
 class FullyConnected(nn.Module):

@@ -18,6 +18,7 @@ class SeveralGenerators(nn.Module):
             _share(first, other, first.tail)
         self.generators = nn.ModuleList(generators)
         self.z_dim, self.c_dim, self.resolution, self.num_ws = first.z_dim, first.c_dim, first.resolution, first.num_ws
+        self.latents = getattr(first, 'latents', 'normal')
 
     def forward(self, z: Tensor, c: Tensor, made_by: list[int] | None = None) -> Tensor:
         """z [N, z_dim] and c [N, c_dim] -> pictures [NCHW]. made_by: the generator of each row."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from webdataset import TarWriter
 
 from trainer.data.checksums import LINE, append_checksums, checksum, padded
-from trainer.data.manifest import FILE_NAME, MOST_IN_A_SHARD, Shard, find_manifest, sample_key
 from trainer.data.durable import sync_folder
+from trainer.data.manifest import FILE_NAME, MOST_IN_A_SHARD, Shard, find_manifest, sample_key
 from trainer.wording import listed
 
 REPORT = 'report.json'

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from trainer import models
+from trainer.games.makers import LatentMaker, make_maker
+from trainer.models import build_network
 from trainer.runs.checkpoint import SEAL, find_damage, newest_of, read_seal
 from trainer.runs.checkpoint_reader import load_tensors, tensor_sizes
 from trainer.runs.description import OLDER, Description, without_content
@@ -97,25 +98,34 @@ def _of_checkpoint(folder: Path) -> dict:
 
 
 def load_generator(path: str | Path, device: str | torch.device = 'cpu') -> nn.Module:
-    """As `open_generator`, without what is known of it."""
-    return open_generator(path, device)[0]
-
-
-def open_generator(path: str | Path, device: str | torch.device = 'cpu') -> tuple[nn.Module, dict]:
-    """The EMA generator of an export, a checkpoint or a run folder, ready to sample from, and the facts of `Description`.
+    """The generator of `open_maker`.
 
     Call it as G(z [N, z_dim], c [N, c_dim], truncation_psi=1.0) -> images [NCHW] in [-1, 1]; the same inputs give the same
-    images. ValueError if there is none, or it is damaged.
+    images.
+    """
+    return open_maker(path, device)[0].G
+
+
+def open_maker(path: str | Path, device: str | torch.device = 'cpu') -> tuple[LatentMaker, dict]:
+    """What makes pictures from an export, a checkpoint or a run folder, and the facts of `Description`.
+
+    ValueError if there is none, or it is damaged.
     """
     while True:
         folder, about = describe(path)
-        if (G := build_generator(folder, about, device)) is not None:
-            return G, about
+        if (maker := build_maker(folder, about, device)) is not None:
+            return maker, about
+
+
+def build_maker(folder: Path, about: dict, device: str | torch.device = 'cpu') -> LatentMaker | None:
+    """Of what `describe` has found. None if a run beside has pruned its checkpoint since: describe it again."""
+    G = build_generator(folder, about, device)
+    return None if G is None else make_maker(about['model'], G, about['class_counts'])
 
 
 def build_generator(folder: Path, about: dict, device: str | torch.device = 'cpu') -> nn.Module | None:
     """The generator that `describe` has found. None if a run beside has pruned its checkpoint since: describe it again."""
-    G = models.build_generator(about['model'], about['options']).requires_grad_(False).eval()
+    G = build_network('generator', about['model'], about['options']).requires_grad_(False).eval()
     try:
         if os.path.lexists(folder / ABOUT):
             G.load_state_dict(_read_weights(folder / WEIGHTS, about))

@@ -19,8 +19,6 @@ EARLIER = {'psi_cutoff': None, 'noise': 'const'}   # what records without these 
 def trained_on(checkpoint: Path) -> tuple[dict, Config]:
     """Its seal, and the configuration there. ValueError if they do not say what is compared here."""
     seal = read_seal(checkpoint)
-    if seal['parameters'].keys() != {'G', 'D'}:
-        raise ValueError(f'{checkpoint} does not say how many parameters G and D have')
     return seal, parse_config(seal['config'], str(checkpoint))
 
 
@@ -45,19 +43,6 @@ def describe_run(folder: Path, best: str | None) -> dict:
         **{key: evaluation[key] for key in ('values', 'intervals', 'protocol')}}
 
 
-def facts_of(checkpoint: Path) -> dict:
-    """What a checkpoint says of its run. ValueError where it is damaged."""
-    seal = read_seal(checkpoint)
-    try:
-        network, data = str(seal['config']['network']['name']), str(seal['config']['data']['path'])
-        counts = {key: int(seal[key]) for key in ('pictures', 'world_size')}
-        parameters = {name: int(seal['parameters'][name]) for name in 'GD'}
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f'{shown(checkpoint)} does not say what it was trained on ({error!r}); it is damaged') from error
-    return {'network': network, 'data': Path(data).name, 'pictures': counts['pictures'], 'ranks': counts['world_size'],
-            'parameters': parameters}
-
-
 def check_comparable(runs: list[dict]) -> list[str]:
     """What differs in how scores were taken, as sentences. ValueError if they are of different extractors or resizers."""
     first, differences = runs[0], []
@@ -77,12 +62,12 @@ def check_comparable(runs: list[dict]) -> list[str]:
 def table(runs: list[dict]) -> str:
     """GitHub's Markdown, which is also readable as it is."""
     scores = list(dict.fromkeys(name for run in runs for name in run['values']))
-    head = ['run', 'network', 'data', 'kimg', 'seconds x ranks', 'M parameters G / D', 'scored at kimg', *scores]
+    head = ['run', 'network', 'data', 'kimg', 'seconds x ranks', 'M parameters', 'scored at kimg', *scores]
     rows = [head, ['---'] * len(head)]
     for run in runs:
-        G, D = (run['parameters'][name] / 1e6 for name in 'GD')
+        counts = ', '.join(f'{name} {count / 1e6:.2f}' for name, count in run['parameters'].items())
         rows.append([run['run'], shown(run['network']), f'{shown(run["data"])}, {run["pictures"]}', f'{run["kimg"]:g}',
-                     f'{run["seconds"]:.0f} x {run["ranks"]}', f'{G:.2f} / {D:.2f}', f'{run["evaluated_at_kimg"]:g}',
+                     f'{run["seconds"]:.0f} x {run["ranks"]}', counts, f'{run["evaluated_at_kimg"]:g}',
                      *(_score(run, name) for name in scores)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = ((cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -11,27 +11,27 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
-from torch import nn
 
-from trainer.ranks import dist
-from trainer.ranks.backend import agree_on_kernels
-from trainer.runs.checkpoint import SEAL
 from trainer.command import Parser
+from trainer.config.sections import EvaluateConfig
 from trainer.data.locations import check_whole, lacks_only_password, masked, scheme_of
 from trainer.data.manifest import find_manifest
 from trainer.data.shards import ShardError, open_dataset
 from trainer.data.stream import check_resolution
 from trainer.data.web import find_login
-from trainer.runs.export import ABOUT, build_generator, describe
+from trainer.games.makers import LatentMaker
 from trainer.metrics import record
 from trainer.metrics.extractors import make_extractor
 from trainer.metrics.pictures import Damaged, Pictures, ShardPictures, fakes_of
 from trainer.metrics.protocol import check_evaluation, evaluate
-from trainer.runs.run_folder import CONFIG_FILE, read_config
-from trainer.config.sections import EvaluateConfig
-from trainer.pack.pictures import Limits, open_upright
 from trainer.pack.members import Member
+from trainer.pack.pictures import Limits, open_upright
 from trainer.pack.sources import list_source
+from trainer.ranks import dist
+from trainer.ranks.backend import agree_on_kernels
+from trainer.runs.checkpoint import SEAL
+from trainer.runs.export import ABOUT, build_maker, describe
+from trainer.runs.run_folder import CONFIG_FILE, read_config
 from trainer.train import fail
 
 BUILT_IN = 'auto', 'inception', 'effnet_lite0'
@@ -99,17 +99,17 @@ def is_generator(path: Path) -> bool:
     return any((path / name).exists() for name in (ABOUT, SEAL, CONFIG_FILE, 'checkpoints'))
 
 
-def same_generator(path: Path) -> tuple[nn.Module, dict]:
-    """What rank 0 finds, as a run beside may save meanwhile, on all ranks, which use the same kernels; see `open_generator`.
+def same_maker(path: Path) -> tuple[LatentMaker, dict]:
+    """What rank 0 finds, as a run beside may save meanwhile, on all ranks, which use the same kernels; see `open_maker`.
 
     All ranks call it together.
     """
     agree_on_kernels(dist.device().type)
     while True:
         folder, about = dist.from_main(lambda: describe(path))
-        G = dist.together(lambda: build_generator(folder, about, dist.device()))
-        if not dist.any_rank(G is None):
-            return G, about
+        maker = dist.together(lambda: build_maker(folder, about, dist.device()))
+        if not dist.any_rank(maker is None):
+            return maker, about
 
 
 def check_own_data(run: Path, location: str) -> None:
@@ -155,10 +155,8 @@ def run(options: argparse.Namespace) -> None:
     dist.init(options.device)
     path, nimg = Path(options.source), None
     if is_generator(path):
-        G, about = same_generator(path)
-        nimg = about['nimg']
-        source = fakes_of(G, about['class_counts'], config, dist.device())
-        size = G.resolution
+        maker, about = same_maker(path)
+        source, size, nimg = fakes_of(maker, config), maker.resolution, about['nimg']
     else:
         source, size = dist.together(lambda: find_pictures(options.source, config, config.images)), None
     reference = dist.together(lambda: find_pictures(data, config, config.most_reals, size))

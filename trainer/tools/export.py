@@ -3,11 +3,9 @@
 import sys
 from pathlib import Path
 
-import torch
-
 from trainer.command import Parser, tell_error
-from trainer.runs.export import ABOUT, WEIGHTS, check_new, open_generator, write_export
-from trainer.watch.grids import check_batches, take_standing_statistics
+from trainer.games.makers import check_batches
+from trainer.runs.export import ABOUT, WEIGHTS, check_new, open_maker, write_export
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,10 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError('the folder to write has no name; give one')
         check_new(out)
         check_batches(options.standing_batches)
-        G, about = open_generator(options.source)
+        maker, about = open_maker(options.source)
         if options.standing_batches:
-            take_standing_statistics(G, about['class_counts'], options.standing_batches, torch.device('cpu'))
-        write_export(G, about, out)
+            maker.take_standing_statistics(options.standing_batches)
+        write_export(maker.G, about, out)
     except (ValueError, OSError) as error:
         tell_error('imago export', error)
         return 2

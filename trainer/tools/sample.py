@@ -11,9 +11,10 @@ from PIL import Image
 from trainer.command import Parser, tell_error
 from trainer.data.durable import in_place_of
 from trainer.data.labels import class_index
+from trainer.games.makers import Sampling, check_batches, generate
 from trainer.ranks.progress import Progress
-from trainer.runs.export import open_generator
-from trainer.watch.grids import check_batches, check_truncation, draws_for_seeds, generate, grid, take_standing_statistics
+from trainer.runs.export import open_maker
+from trainer.watch.grids import grid
 
 MOST_SEEDS = 10_000   # they are all in memory before the first is written
 COLUMNS = 8
@@ -54,13 +55,13 @@ def sample(options: argparse.Namespace) -> list[Path]:
     seeds, out = parse_seeds(options.seeds), Path(options.out)
     check(options, len(seeds))
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    G, about = open_generator(options.source, device)
+    maker, about = open_maker(options.source, device)
     label = None if options.label is None else class_index(options.label, about['class_names'])
-    check_truncation(G, options.psi, options.psi_cutoff, options.truncation)
+    sampling = Sampling(options.psi, options.psi_cutoff, options.truncation)
+    maker.check(sampling)
     if options.standing_batches:
-        take_standing_statistics(G, about['class_counts'], options.standing_batches, device)
-    draws = draws_for_seeds(seeds, G, about['class_counts'], label, options.truncation)
-    pictures = generate(G, draws, device, options.psi, options.psi_cutoff, title='sampling')
+        maker.take_standing_statistics(options.standing_batches)
+    pictures = generate(maker, maker.inputs(seeds, label, options.truncation), sampling, title='sampling')
     if options.grid:
         cutoff = '' if options.psi_cutoff is None else f'-cutoff{options.psi_cutoff}'
         name = f'grid-seeds{seeds[0]}-{seeds[-1]}-psi{options.psi:g}{cutoff}.png'

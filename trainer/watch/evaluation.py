@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.config.load import Config
+from trainer.config.plan import Plan
 from trainer.data.shards import Dataset
 from trainer.engine.parallel import Strategy
-from trainer.engine.state import TrainState, picture_size
+from trainer.engine.state import TrainState
+from trainer.games.makers import maker_of
 from trainer.metrics import record
 from trainer.metrics.extractors import make_extractor
 from trainer.metrics.features import Stopped
@@ -20,12 +22,11 @@ from trainer.runs.history import best_evaluation, is_better, read_evaluations
 class Evaluation:
     """All ranks make one before the run starts. ValueError for what cannot be measured, or a missing extractor."""
 
-    def __init__(self, config: Config, dataset: Dataset, state: TrainState):
+    def __init__(self, config: Config, dataset: Dataset, plan: Plan, state: TrainState):
         self.config, self.folder, self.state = config.evaluate, Path(config.run_dir), state
         self.found_best = False         # by the last run
-        counts = dataset.manifest.class_counts
-        self._fakes = fakes_of(state.G_ema, counts, self.config, dist.device())
-        self._reals = ShardPictures(dataset, picture_size(config, dataset.manifest), self.config.most_reals, self.config.seed)
+        self._fakes = fakes_of(maker_of(plan, state), self.config)
+        self._reals = ShardPictures(dataset, plan.resolution, self.config.most_reals, self.config.seed)
         check_evaluation(self.config, self._fakes, self._reals)
         self._extractor = make_extractor(self.config, dist.device())
         self._best_by = config.checkpoint.best and score_name(config.checkpoint.best, self._extractor)
@@ -34,7 +35,7 @@ class Evaluation:
         """Evaluate, all ranks together, and keep the result in metrics.jsonl. None if a rank is asked to stop meanwhile."""
         started, kimg = time.perf_counter(), self.state.nimg / 1000
         try:
-            with strategy.whole(self.state.G_ema):
+            with strategy.whole(*self.state.averages.values()):
                 scores = evaluate(self._fakes, self._reals, self._extractor, self.config, stopped)
         except Stopped:
             dist.print0(f'the evaluation at {kimg:g} kimg was given up, to stop in time')
@@ -63,6 +64,6 @@ class Evaluation:
         return dist.from_main(read) if self._best_by else None
 
 
-def make_evaluation(config: Config, dataset: Dataset, state: TrainState) -> Evaluation | None:
+def make_evaluation(config: Config, dataset: Dataset, plan: Plan, state: TrainState) -> Evaluation | None:
     """None where `evaluate.interval_kimg` asks for none. All ranks call it together."""
-    return dist.together(lambda: Evaluation(config, dataset, state)) if config.evaluate.interval_kimg else None
+    return dist.together(lambda: Evaluation(config, dataset, plan, state)) if config.evaluate.interval_kimg else None

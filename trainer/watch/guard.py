@@ -32,7 +32,7 @@ from trainer.models.spectral import spectral_norms
 from trainer.ranks import dist
 from trainer.runs.checkpoint import CheckpointError, Checkpoints
 from trainer.runs.stats import Stats
-from trainer.watch.alarms import SIGNALS, sounding, new_alarms, update_alarms, warning
+from trainer.watch.alarms import SIGNALS, new_alarms, sounding, update_alarms, warning
 from trainer.watch.diversity import area_colours, diversity_of
 from trainer.watch.spikes import MEANS, end_report, new_memory, see_step
 
@@ -55,15 +55,15 @@ class Verdict:
 class Guard:
     """All ranks make one and call each method together; rank 0 looks at pictures."""
 
-    def __init__(self, config: Config, dataset: Dataset, game: Game, maker: Maker, strategy: Strategy):
-        self.config, self.game, self.state, self.strategy, self.maker = config, game, game.state, strategy, maker
+    def __init__(self, dataset: Dataset, game: Game, maker: Maker, strategy: Strategy):
+        self.config, self.game, self.state, self.strategy, self.maker = game.config, game, game.state, strategy, maker
         if dist.is_main():
             self._gather_pictures(dataset)
         state = self.state
         self.verdict = self._judge()
         if self.verdict is not None:
             self._say(f'{", ".join(sounding(state.guard))} sounded when this run was last saved, with guard.action='
-                      f'{config.guard.action}; guard.action=warn goes on in spite of it')
+                      f'{self.config.guard.action}; guard.action=warn goes on in spite of it')
 
     def phase_done(self, name: str, result: PhaseResult) -> None:
         seen = {key: result.means[key].item() for key in MEANS if key in result.means}
@@ -197,7 +197,7 @@ def open_held_out(config: Config, manifest: Manifest) -> Dataset:
     if config.data.conditional and other.class_names != manifest.class_names:
         raise ValueError(f'guard.data={where} has other classes ({", ".join(other.class_names) or "none"}) than the '
                          'training data; pack the same sub-folders')
-    check_resolution(dataset, picture_size(config, manifest))
+    check_resolution(dataset, config.data.resolution or manifest.resolution)
     return dataset
 
 

@@ -7,39 +7,39 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.config.load import Config
 from trainer.data.durable import in_place_of
 from trainer.data.reals import first_samples
 from trainer.data.shards import Dataset
 from trainer.data.stream import Batch
 from trainer.engine.parallel import Strategy
 from trainer.engine.phase import PhaseResult
-from trainer.engine.state import TrainState, picture_size
+from trainer.games.game import Game
+from trainer.games.makers import generate, maker_of
 from trainer.models.spectral import top_singular_values
 from trainer.ranks import dist
 from trainer.runs.stats import Stats
 from trainer.watch.evaluation import Evaluation
-from trainer.watch.grids import fixed_draws, generate, grid
+from trainer.watch.grids import grid
 from trainer.watch.guard import Guard, Verdict
 
 
 class Watch:
     """All ranks make one and tell it of each phase and step; rank 0 writes, each rank keeps its own keys."""
 
-    def __init__(self, config: Config, dataset: Dataset, state: TrainState, strategy: Strategy,
-                 evaluation: Evaluation | None = None, stopped: Callable[[], bool] = lambda: False):
+    def __init__(self, game: Game, dataset: Dataset, strategy: Strategy, evaluation: Evaluation | None = None,
+                 stopped: Callable[[], bool] = lambda: False):
         """stopped: whether this rank was asked to stop, which a long evaluation should not delay."""
+        config = game.config
+        self.config, self.state, self.strategy, self.folder = config, game.state, strategy, Path(config.run_dir)
         self._evaluation, self._stopped = evaluation, stopped
-        self.config, self.state, self.strategy, self.folder = config, state, strategy, Path(config.run_dir)
-        self.stats = Stats(self.folder, config.total_nimg, state.nimg, dist.is_main())
+        self.stats = Stats(self.folder, config.total_nimg, self.state.nimg, dist.is_main())
         self._keys = open(self.folder / f'keys-rank{dist.rank()}.jsonl', 'a', buffering=1) if config.log.keys else None
         rows, self.columns = config.log.grid
-        self.guard = None if config.guard.action == 'off' else Guard(config, dataset, state, strategy)
+        self.maker = maker_of(game.plan, self.state)
+        self.guard = None if config.guard.action == 'off' else Guard(dataset, game, self.maker, strategy)
         if dist.is_main():
-            counts = dataset.manifest.class_counts
-            self._draws = fixed_draws(config.seed, rows * self.columns, state.G_ema, counts)
-            size = picture_size(config, dataset.manifest)
-            reals = first_samples(dataset, size, config.data.lanes, config.seed, rows * self.columns)
+            self._inputs = self.maker.draw(config.seed, 0, 'grid', rows * self.columns)
+            reals = first_samples(dataset, game.plan.resolution, config.data.lanes, config.seed, rows * self.columns)
             self._save_grid('reals', np.stack([sample.image for sample in reals]))
 
     @property
@@ -91,17 +91,17 @@ class Watch:
         return scores is not None and self._evaluation.found_best
 
     def _record_singular_values(self) -> None:
-        """Those of G's and D's layers. Their sudden rise tells a collapse: Brock et al. 2019, section 4.1."""
-        with self.strategy.whole():
-            for name, network in (('G', self.state.G), ('D', self.state.D)) if dist.is_main() else ():
+        """Those of each network's layers. Their sudden rise tells a collapse: Brock et al. 2019, section 4.1."""
+        networks = self.state.networks
+        with self.strategy.whole(*networks.values()):
+            for name, network in networks.items() if dist.is_main() else ():
                 for layer, values in top_singular_values(network).items():
                     self.stats.record({f'singular_values/{name}.{layer}/{rank}': value for rank, value in enumerate(values)})
 
     def _save_fakes(self) -> None:
-        G = self.state.G_ema
-        with self.strategy.whole(G):
+        with self.strategy.whole(*self.state.averages.values()):
             if dist.is_main():
-                fakes = generate(G, self._draws, dist.device(), batch=self.config.micro_batch)
+                fakes = generate(self.maker, self._inputs, batch=self.config.micro_batch)
                 self._save_grid(f'fakes-{self.state.nimg / 1000:09.3f}', fakes)
 
     def _save_grid(self, name: str, pictures: np.ndarray) -> None:
