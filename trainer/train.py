@@ -52,6 +52,9 @@ def prepare(config: Config) -> Run:
     """Check everything that can be checked, and resume. ValueError, on all ranks, for what the user can mend."""
     dist.together(lambda: config.check_world(dist.world_size()))
     dataset = dist.together(lambda: open_checked(config))
+    if dist.is_main() and not all(shard.checksums for shard in dataset.manifest.shards):
+        print(f'note: the pictures of {masked(config.data.path)} carry no checksums, as they were packed by an older imago, so that '
+              'a flipped bit in one may go unseen; imago pack --verify finds damage, and packing again adds them', file=sys.stderr)
     folder = dist.together(lambda: RunFolder(config), main_only=True)
     strategy = make_strategy(config.parallel)
     state = make_state(config, dataset.manifest, dist.device(), strategy)
