@@ -45,19 +45,6 @@ def describe_run(folder: Path, best: str | None) -> dict:
         **{key: evaluation[key] for key in ('values', 'intervals', 'protocol')}}
 
 
-def facts_of(checkpoint: Path) -> dict:
-    """What a checkpoint says of its run. ValueError where it is damaged."""
-    seal = read_seal(checkpoint)
-    try:
-        network, data = str(seal['config']['network']['name']), str(seal['config']['data']['path'])
-        counts = {key: int(seal[key]) for key in ('pictures', 'world_size')}
-        parameters = {name: int(seal['parameters'][name]) for name in 'GD'}
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f'{shown(checkpoint)} does not say what it was trained on ({error!r}); it is damaged') from error
-    return {'network': network, 'data': Path(data).name, 'pictures': counts['pictures'], 'ranks': counts['world_size'],
-            'parameters': parameters}
-
-
 def check_comparable(runs: list[dict]) -> list[str]:
     """What differs in how scores were taken, as sentences. ValueError if they are of different extractors or resizers."""
     first, differences = runs[0], []
