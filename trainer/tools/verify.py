@@ -6,6 +6,7 @@ import sys
 
 from tqdm import tqdm
 
+from trainer.command import Parser, tell_error
 from trainer.data.locations import scheme_of, shown
 from trainer.data.manifest import Shard, sample_key
 from trainer.data.shards import Dataset, Members, open_dataset
@@ -58,14 +59,14 @@ def _damaged_samples(members: Members, dataset: Dataset) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """The command's exit status: 0 if all is well, 1 if a shard is damaged, 2 for what the user can mend, 130 if interrupted."""
-    parser = argparse.ArgumentParser(prog='imago pack --verify', description=__doc__)
+    parser = Parser(prog='imago pack --verify', description=__doc__)
     parser.add_argument('--verify', action='store_true', required=True, help=argparse.SUPPRESS)
     parser.add_argument('source', metavar='FOLDER', help='what imago pack has written')
     options = parser.parse_args(arguments)
     try:
         return 1 if verify(options.source) else 0
     except (ValueError, OSError) as error:
-        print(f'imago pack: error: {error}', file=sys.stderr)
+        tell_error(parser.prog, error)
         return 2
     except KeyboardInterrupt:
         print('imago pack: interrupted', file=sys.stderr)
