@@ -228,8 +228,8 @@ def summarize(options: argparse.Namespace, manifest: Manifest, tally: Tally, ign
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='imago pack', description=__doc__, epilog='imago pack --verify FOLDER finds damage in '
-                                     'what was packed: it prints a line for each bad shard, and ends with status 1 if there is one.')
+    parser = argparse.ArgumentParser(prog='imago pack', description=__doc__, epilog='imago pack --verify FOLDER finds damage '
+                                     'in what was packed: a line for each bad shard, and status 1 if there is one.')
     parser.add_argument('source', metavar='SOURCE', help='a folder or .zip of pictures, in one sub-folder a class or '
                         'in none; or WebDataset tars: one, a folder of them, or a pattern like x-{000..003}.tar')
     parser.add_argument('out', metavar='OUT', help='the folder to make')
