@@ -34,6 +34,7 @@ class Folder:
     """Shards read in place."""
 
     path: Path
+    remote = False
 
     def read_manifest(self) -> str:
         try:
@@ -62,6 +63,7 @@ class Remote:
     cache_gb: float
     attempts: int
     retry_delay: float
+    remote = True
 
     def read_manifest(self) -> str:
         self._make_cache()   # early: shards will need it
@@ -79,16 +81,20 @@ class Remote:
         """ShardError when every attempt to fetch it failed."""
         self._make_cache()
         path = self.cache_dir / f'{shard.sha256}.tar'
-        # processes that want the same shard fetch it once
-        with interruptible(), _locked(path.with_suffix('.lock')):
-            try:
-                file = open_regular(path)
-                os.utime(file.fileno())           # marks the use: many file systems keep no access times
-            except ValueError as error:
-                raise ShardError(f'{shard.name}: {error}') from error
-            except FileNotFoundError:
-                file = self._retry(shard.name, lambda: self._fetch(shard, path))
-                self._evict(path)
+        try:
+            # processes that want the same shard fetch it once
+            with interruptible(), _locked(path.with_suffix('.lock')):
+                return self._open_cached(shard, path)
+        except ValueError as error:   # no regular file, or the password is gone
+            raise ShardError(f'{shard.name}: {error}') from error
+
+    def _open_cached(self, shard: Shard, path: Path) -> BinaryIO:
+        try:
+            file = open_regular(path)
+            os.utime(file.fileno())               # marks the use: many file systems keep no access times
+        except FileNotFoundError:
+            file = self._retry(shard.name, lambda: self._fetch(shard, path))
+            self._evict(path)
         return file
 
     def _make_cache(self) -> None:

@@ -239,8 +239,8 @@ def write_samples(writer: ShardWriter, results: Iterator[Encoded | Skipped], lab
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog='imago pack', description=__doc__, epilog='imago pack --verify FOLDER finds damage in what was packed: it '
-                    'prints a line for each bad shard, and ends with status 1 if there is one.')
+    parser = Parser(prog='imago pack', description=__doc__, epilog='imago pack --verify FOLDER finds damage in what was packed: a line '
+                    'for each bad shard, and status 1 if there is one.')
     parser.add_argument('source', metavar='SOURCE', help='a folder or .zip of pictures, in one sub-folder a class or '
                         'in none; or WebDataset tars: one, a folder of them, or a pattern like x-{000..003}.tar. Labels in '
                         "it go before sub-folders: StyleGAN's dataset.json, or KEY.cls or KEY.json beside KEY.png")
