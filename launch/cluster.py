@@ -87,8 +87,8 @@ def check_masked(config: Config) -> None:
         if masked(location) == location:
             continue
         if not lacks_only_password(masked(location)):
-            raise ValueError(f'{key}={masked(location)} has a secret in it, which the job would not get, as no file shows it; let '
-                             'a pipe: take it from the environment ($NAME) or from a file, or use https://user@host')
+            raise ValueError(f'{key}={masked(location)} has a secret in it, which the job would not get, as no file shows it; '
+                             'let a pipe: take it from the environment ($NAME) or from a file, or use https://user@host')
         print(f'note: the password of {key}={masked(location)} is not written down; the nodes take it from their .netrc or from '
               'the environment variable IMAGO_DATA_PASSWORD', file=sys.stderr)
 

@@ -31,6 +31,9 @@ def run_torchrun(ranks: int, arguments: list[str]) -> int:
     from torch.distributed.run import main
     # a rank that failed has said why: no report of torchrun's own
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
+    # it takes $ in what the ranks get for its own macros
+    own = arguments.index('-m')
+    arguments = [*arguments[:own], *(text.replace('$', '$$') for text in arguments[own:])]
     try:
         main([f'--nproc-per-node={ranks}', '--signals-to-handle=SIGHUP,SIGQUIT', *arguments])
     except ChildFailedError as error:

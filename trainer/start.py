@@ -48,6 +48,9 @@ def prepare(config: Config) -> Run:
     """
     dist.together(lambda: config.check_world(dist.world_size()))
     dataset = dist.together(lambda: open_checked(config))
+    if dist.is_main() and not all(shard.checksums for shard in dataset.manifest.shards):
+        print(f'note: the pictures of {masked(config.data.path)} were packed without checksums, by an older imago, so that a '
+              'flipped bit may go unseen; imago pack --verify finds damage, and packing again adds them', file=sys.stderr)
     dist.together(lambda: check_same_run(Path(config.run_dir), config), main_only=True)
     plan = config.game.plan(config, dataset.manifest)
     dist.together(lambda: check_memory(config, plan))

@@ -3,11 +3,12 @@
     python tests/bench/loader.py [FOLDER OF 256 PX PICTURES]
 
 Prints images per second of the stream with 2 workers and of 2 processes that decode the same files with Pillow in
-a plain loop (medians of alternating rounds, and their ratio), then the seconds from opening to a first batch.
+a plain loop (medians of alternating rounds, and their ratio), then the seconds from opening to a first batch, and what
+the checksums cost: of each picture against decoding it, and of opening a shard.
 """
 
 import argparse
-import hashlib
+import dataclasses
 import io
 import itertools
 import multiprocessing
@@ -20,16 +21,17 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from webdataset import TarWriter
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from trainer.data.manifest import Manifest, Shard, sample_key
-from trainer.data.shards import open_dataset
+from trainer.data.checksums import checksum
+from trainer.data.manifest import Manifest
+from trainer.data.shards import Members, open_dataset
 from trainer.data.stream import stream
+from trainer.pack.shards import ShardWriter
 
 SIZE = 256       # pixels
-PER_SHARD = 500
+SHARD_BYTES = 10_000_000
 BATCH, LANES = 32, 8
 
 
@@ -44,15 +46,10 @@ def find_pictures(folder: Path | None, scratch: Path) -> list[Path]:
 
 
 def write_shards(paths: list[Path], out: Path) -> None:
-    shards = []
-    for first in range(0, len(paths), PER_SHARD):
-        chosen, tar = paths[first:first + PER_SHARD], out / f'shard-{len(shards):05d}.tar'
-        with TarWriter(str(tar)) as writer:
-            for index, path in enumerate(chosen, first):
-                writer.write({'__key__': sample_key(index), path.suffix[1:]: path.read_bytes()})
-        content = tar.read_bytes()
-        shards.append(Shard(tar.name, first, len(chosen), len(content), hashlib.sha256(content).hexdigest()))
-    Manifest((SIZE, SIZE), 3, paths[0].suffix[1:], (), (), tuple(shards)).write(out)
+    with ShardWriter(out, paths[0].suffix[1:], SHARD_BYTES) as writer:
+        for path in paths:
+            writer.write(path.read_bytes(), None)
+    Manifest((SIZE, SIZE), 3, paths[0].suffix[1:], (), (), tuple(writer.shards)).write(out)
 
 
 def decode_plainly(paths: list[Path]) -> None:
@@ -89,6 +86,41 @@ def seconds_to_first_batch(folder: Path, nimg: int, workers: int) -> float:
         return time.perf_counter() - start
 
 
+def checksum_costs(encoding: str, paths: list[Path], rounds: int) -> str:
+    """Of the same pictures in another encoding, on one core: medians of alternating rounds."""
+    pictures = []
+    for path in paths[:200]:
+        out = io.BytesIO()
+        Image.open(path).convert('RGB').save(out, encoding, quality=95)
+        pictures.append(out.getvalue())
+
+    def seconds(work) -> float:
+        start = time.perf_counter()
+        for data in pictures:
+            work(data)
+        return (time.perf_counter() - start) / len(pictures)
+    times = [(seconds(checksum), seconds(lambda data: np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))))
+             for _ in range(rounds)]
+    summed, decoded = map(statistics.median, zip(*times))
+    return (f'{encoding}: {sum(map(len, pictures)) / len(pictures) / 1e3:.1f} kB, checksum {1e6 * summed:.1f} us, decoding '
+            f'{1e6 * decoded:.0f} us, {100 * statistics.median(a / b for a, b in times):.2f} %')
+
+
+def opening_costs(folder: Path, rounds: int) -> str:
+    """Of a shard, with its checksums and without: medians of alternating rounds."""
+    dataset = open_dataset(folder)
+    new = dataset.manifest.shards[0]
+    old = dataclasses.replace(new, checksums=None)
+
+    def seconds(shard) -> float:
+        start = time.perf_counter()
+        with dataset.open(shard) as file:
+            Members(file, shard)
+        return time.perf_counter() - start
+    without, checked = map(statistics.median, zip(*((seconds(old), seconds(new)) for _ in range(4 * rounds))))
+    return f'opening a shard of {new.samples} pictures: {1e3 * without:.1f} ms without checksums, {1e3 * checked:.1f} ms with them'
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=Path, nargs='?')
@@ -113,6 +145,9 @@ def main() -> None:
             times = [[seconds_to_first_batch(folder, nimg, count) for nimg in starts] for _ in range(options.rounds)]
             first, later = map(statistics.median, zip(*times))
             print(f'first batch with {count} workers: {first:.3f} s from image 0, {later:.3f} s from image {starts[1]}')
+        for encoding in ('webp', 'jpeg', 'png'):
+            print(f'checksums of {checksum_costs(encoding, paths, 4 * options.rounds)}')
+        print(opening_costs(folder, options.rounds))
 
 
 if __name__ == '__main__':

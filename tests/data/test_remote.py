@@ -233,3 +233,12 @@ def test_only_regular_files_are_opened(folder, tmp_path, name, put):
     put(copy / name)
     with pytest.raises((ValueError, ShardError), match=f'{name}.* is not a regular file|{name}.*Is a directory'):
         fetch(open_dataset(copy), 0)
+
+
+def test_a_cache_that_cannot_be_written_is_found_out_at_once(server, tmp_path):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'link').symlink_to(tmp_path / 'nowhere' / 'else')
+    for folder in ('/dev/null', '/proc', '/proc/none', tmp_path / 'file', tmp_path / 'file' / 'in it', tmp_path / 'link'):
+        with pytest.raises(ShardError, match=f'data.cache_dir={folder} cannot be written .*; give a folder that can'):
+            open_dataset(server.url, cache_dir=folder)
+    assert not server.requests

@@ -17,6 +17,7 @@ from shards_for_tests import write_dataset
 from launch import kubernetes, slurm
 from trainer.config.load import load_config, parse_config, to_yaml
 from trainer.data.shards import Dataset, ShardError, open_dataset
+from trainer.data.web import find_login
 from trainer.tools import evaluate
 from trainer.train import main
 
@@ -125,6 +126,7 @@ def test_a_password_that_is_nowhere_is_asked_for(server, read, tmp_path, lines):
         with pytest.raises(ValueError, match="the password of 'alice'; give it in .*IMAGO_DATA_PASSWORD.* machine 127.0.0.1 login"):
             read(f'http://{user}@{host}/data')
     assert seen == []
+    assert find_login('http://default/x') is None   # a name for any host is none of a host
 
 
 def test_a_broken_netrc_is_named_and_not_quoted(server, read, tmp_path):

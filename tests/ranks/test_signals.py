@@ -71,6 +71,30 @@ def test_a_signal_while_the_run_starts_is_not_lost(shards, tmp_path, number):
     assert process.returncode == 0 and 'stopped at 0.012 kimg' in output, output
 
 
+@pytest.mark.parametrize('whole, more, number', [
+    ([], [], signal.SIGTERM), (['dataset.json'], ['--gpus', '2'], signal.SIGUSR1),
+    (['dataset.json', 'first'], ['data.workers=1', 'log.grid=[1,1]'], signal.SIGINT)],
+    ids=['manifest', 'pictures of two ranks', 'batch of a worker'])
+def test_a_signal_while_a_run_waits_for_its_data_ends_it_at_once(shards, tmp_path, whole, more, number):
+    """The pipe gives the files in `whole`, among them the first one that the grid of reals needs, and hangs at any other."""
+    manifest = open_dataset(shards).manifest
+    first = manifest.shards[Order(manifest, 12, 0).locate(0)[0]].name
+    files = '|'.join(['none', *whole]).replace('first', first)
+    pipe = f'pipe:case {{}} in {files}) cat {shards}/{{}};; *) echo $$ >> {tmp_path}/hanging; sleep 600;; esac'
+    config = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml', total_kimg=1000)
+    process = subprocess.Popen([sys.executable, '-m', 'launch.cli', 'train', str(config), f'data.path={pipe}',
+                                f'data.cache_dir={tmp_path}/cache', *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True)
+    wait_for((tmp_path / 'hanging').exists, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=TIMEOUT)   # the pipe's own limit is at six times a minute
+    assert process.returncode == 0 and 'stopped before the first step' in output and 'Traceback' not in output, output
+    assert 'cannot be read' not in output, output
+    pids = [int(pid) for pid in (tmp_path / 'hanging').read_text().split()]
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=TIMEOUT)
+    assert not alive
+
+
 def blocked_signals(pid):
     status = Path(f'/proc/{pid}/status').read_text()
     return int(next(line for line in status.splitlines() if line.startswith('SigBlk:')).split()[1], 16)

@@ -192,7 +192,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize('spoil, why', SPOILT.values(), ids=SPOILT)
-def test_what_is_wrong_with_one_checkpoint_leads_to_the_next(config, capsys, tmp_path, spoil, why):
+def test_what_is_wrong_with_one_checkpoint_leads_to_the_next(config, capsys, caplog, tmp_path, spoil, why):
     newest = checkpoints_of(config) / NEWEST
     spoil(newest)
     assert why in find_damage(newest)
@@ -200,6 +200,7 @@ def test_what_is_wrong_with_one_checkpoint_leads_to_the_next(config, capsys, tmp
     assert sample.main([config.run_dir, '--out', str(tmp_path / 'pictures'), '--seeds', '0']) == 0
     assert why in capsys.readouterr().err
     assert prepare(config).state.nimg == 48
+    assert not [record for record in caplog.records if record.exc_info], 'torch has told of it in stack traces'
     assert [path.name for path in list_checkpoints(newest.parent)] == [FIRST, OLDER] and (newest.parent / f'damaged-{NEWEST}').exists()
 
 

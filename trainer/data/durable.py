@@ -10,15 +10,19 @@ from typing import TextIO
 
 @contextmanager
 def in_place_of(path: Path) -> Iterator[Path]:
-    """Gives the path to write a file at, which then takes the place of `path` in one step; after an error none of it is left."""
+    """Gives the path to write a file at, which then takes the place of `path` in one step.
+
+    After an error none of it is left; an OSError names `path`.
+    """
     aside = path.with_name(path.name + '.tmp')
     aside.unlink(missing_ok=True)   # left by a kill; or a pipe, or a link to another file
     try:
         yield aside
         os.replace(aside, path)
-    except BaseException:
+    except OSError as error:
+        raise OSError(f'{path} cannot be written: {error}') from error
+    finally:
         aside.unlink(missing_ok=True)
-        raise
 
 
 def write_bytes(path: Path, content: bytes, private: bool = False) -> None:

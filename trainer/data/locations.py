@@ -120,7 +120,8 @@ def lacks_only_password(location: str) -> bool:
 def check_whole(location: str) -> None:
     """ValueError for a masked location whose secret nobody else can give."""
     if is_masked(location) and not lacks_only_password(location):
-        raise ValueError(f'{shown(location)}: it was masked when it was written, as no file keeps a secret; give the whole location')
+        raise ValueError(f'{shown(location)}: it was masked when it was written, as no file keeps a secret; give the whole '
+                         'location')
 
 
 def could_hold_secrets(text: str) -> bool:

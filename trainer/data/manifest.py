@@ -105,10 +105,11 @@ class Manifest:
             first += shard.samples
             seen.add(shard.name)
         if not _is_count(num_samples, 1, MOST_SAMPLES) or num_samples != first:
-            raise ValueError(f'num_samples is {_short(num_samples)}, its shards hold {first}, and 1 to {MOST_SAMPLES} are possible')
+            raise ValueError(f'num_samples is {_short(num_samples)}, its shards hold {first}; 1 to {MOST_SAMPLES} are possible')
         shared_out = all(_is_count(count, 0, first) for count in counts) and sum(counts) == first * bool(names)
         if len(counts) != len(names) or not shared_out:
-            raise ValueError(f'class_counts is {_short(counts)}, which does not share out {first} samples among {len(names)} classes')
+            raise ValueError(f'class_counts is {_short(counts)}, which does not share out {first} samples among {len(names)} '
+                             'classes')
 
     def write(self, folder: Path) -> None:
         """Put `dataset.json` into `folder` in one step."""

@@ -88,11 +88,10 @@ class SampleReader:
         for step in range(entry.samples):
             key = sample_key(entry.first + (number + step) % entry.samples)
             members = self._open(shard)
-            name = members.picture(key)
             try:
-                return self._decode(members, name, key), damaged
+                return self._decode(members, key), damaged
             except DAMAGE as error:
-                damaged.append(f'{entry.name}/{name}: {error}')
+                damaged.append(f'{entry.name}/{members.picture(key)}: {error}')
         raise ShardError(f'{entry.name}: none of its {entry.samples} samples is good; the first tried: {damaged[0]}')
 
     def read_partner(self, shard: int, first: Sample, choice: int) -> tuple[Sample, list[str]]:
@@ -106,7 +105,7 @@ class SampleReader:
             for turn in range(len(keys)):
                 key = keys[(choice + turn) % len(keys)]
                 try:
-                    return self._decode(members, members.picture(key), key), damaged
+                    return self._decode(members, key), damaged
                 except DAMAGE as error:
                     damaged.append(f'{shards[number].name}/{members.picture(key)}: {error}')
         raise ShardError(f'no other good picture of the class of {first.key} ({first.label}) in any shard')
@@ -118,17 +117,16 @@ class SampleReader:
             if len(found) == count:
                 break
             with contextlib.suppress(*DAMAGE):   # the stream tells of it
-                found.append(self._decode(members, members.picture(key), key))
+                found.append(self._decode(members, key))
         return found
 
     def _open_shard(self, shard: int) -> 'Members':
         entry = self.dataset.manifest.shards[shard]
         return Members(self.dataset.open(entry), entry)
 
-    def _decode(self, members: 'Members', name: str, key: str) -> Sample:
+    def _decode(self, members: 'Members', key: str) -> Sample:
         manifest = self.dataset.manifest
-        picture, label = members.read(name), members.read(f'{key}.cls') if manifest.class_names else b''
-        members.check(key, picture, label)
+        picture, label = members.read_sample(key, labelled=bool(manifest.class_names))
         image = Image.open(io.BytesIO(picture), formats=FORMATS)
         if manifest.resolution and image.size[::-1] != manifest.resolution:
             raise ValueError(f'{image.height}x{image.width} pixels, the dataset has {manifest.resolution}')
@@ -159,10 +157,12 @@ class Members:
         self.spans = self._scan()  # name -> (offset, bytes)
         self._checksums = None if shard.checksums is None else self._read_checksums()
 
-    def check(self, key: str, picture: bytes, label: bytes) -> None:
-        """ValueError if these are not the bytes that were packed, as far as the shard can tell."""
+    def read_sample(self, key: str, labelled: bool) -> tuple[bytes, bytes]:
+        """Picture and label. ValueError if one is missing, or is not what was packed, as far as the shard can tell."""
+        picture, label = self.read(self.picture(key)), self.read(f'{key}.cls') if labelled else b''
         if self._checksums is not None and self._checksums.get(key) != checksum(picture, label):
             raise ValueError('its bytes are not those that were packed, says their CRC-32')
+        return picture, label
 
     def _read_checksums(self) -> dict[str, int]:
         try:

@@ -22,6 +22,7 @@ from trainer.ranks.stop_signals import interruptible
 
 T = TypeVar('T')
 CHUNK = 1 << 20          # bytes
+EVICT_LOCK = 'evict.lock'
 
 
 class ShardError(RuntimeError):
@@ -33,6 +34,7 @@ class Folder:
     """Shards read in place."""
 
     path: Path
+    remote = False
 
     def read_manifest(self) -> str:
         try:
@@ -61,8 +63,11 @@ class Remote:
     cache_gb: float
     attempts: int
     retry_delay: float
+    remote = True
 
     def read_manifest(self) -> str:
+        self._make_cache()   # early: shards will need it
+
         def read() -> str:
             with self._connect(FILE_NAME) as body:
                 return b''.join(_at_most(MOST_TEXT, body)).decode()
@@ -74,22 +79,30 @@ class Remote:
 
     def open(self, shard: Shard) -> BinaryIO:
         """ShardError when every attempt to fetch it failed."""
+        self._make_cache()
+        path = self.cache_dir / f'{shard.sha256}.tar'
+        try:
+            # processes that want the same shard fetch it once
+            with interruptible(), _locked(path.with_suffix('.lock')):
+                return self._open_cached(shard, path)
+        except ValueError as error:   # no regular file, or the password is gone
+            raise ShardError(f'{shard.name}: {error}') from error
+
+    def _open_cached(self, shard: Shard, path: Path) -> BinaryIO:
+        try:
+            file = open_regular(path)
+            os.utime(file.fileno())               # marks the use: many file systems keep no access times
+        except FileNotFoundError:
+            file = self._retry(shard.name, lambda: self._fetch(shard, path))
+            self._evict(path)
+        return file
+
+    def _make_cache(self) -> None:
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
+            open(self.cache_dir / EVICT_LOCK, 'a').close()
         except OSError as error:
-            raise ShardError(f'data.cache_dir={self.cache_dir} cannot be written: {error}') from error
-        path = self.cache_dir / f'{shard.sha256}.tar'
-        # processes that want the same shard fetch it once
-        with interruptible(), _locked(path.with_suffix('.lock')):
-            try:
-                file = open_regular(path)
-                os.utime(file.fileno())           # marks the use: many file systems keep no access times
-            except ValueError as error:
-                raise ShardError(f'{shard.name}: {error}') from error
-            except FileNotFoundError:
-                file = self._retry(shard.name, lambda: self._fetch(shard, path))
-                self._evict(path)
-        return file
+            raise ShardError(f'data.cache_dir={self.cache_dir} cannot be written ({error}); give a folder that can') from error
 
     def _fetch(self, shard: Shard, path: Path) -> BinaryIO:
         aside = path.with_suffix('.part')
@@ -131,7 +144,7 @@ class Remote:
             time.sleep(self.retry_delay * 2 ** (attempt - 1))
 
     def _evict(self, keep: Path) -> None:
-        with _locked(self.cache_dir / 'evict.lock'):
+        with _locked(self.cache_dir / EVICT_LOCK):
             cached = [(path.stat(), path) for path in self.cache_dir.glob('*.tar')]
             total = 0
             for stat, path in sorted(cached, key=lambda entry: entry[0].st_mtime_ns, reverse=True):

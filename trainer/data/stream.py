@@ -7,10 +7,10 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
 
 import torch
 from torch.utils.data import DataLoader, default_collate
@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, default_collate
 from trainer.data.commands import kill_commands
 from trainer.data.order import Order, batch_indices
 from trainer.data.shards import Dataset, SampleReader, ShardError
-from trainer.data.sources import Remote
 from trainer.ranks.stop_signals import StopSignal, interruptible
 
 
@@ -100,17 +99,17 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     batch_indices(nimg, batch_at(nimg), lanes, rank, world)
     Order(dataset.manifest, lanes, seed)
     steps = Steps(dataset, lanes, seed, rank, world, tuple(resolution), flip, together)
-    given_up = multiprocessing.get_context('spawn').Event()
+    ear, mouth = multiprocessing.Pipe(duplex=False)   # what the workers hear, and what is told
     loader = DataLoader(
         steps, batch_size=None, sampler=_steps(nimg, batch_at), num_workers=workers,
-        prefetch_factor=prefetch if workers else None, pin_memory=pin_memory, worker_init_fn=partial(_start_worker, given_up),
+        prefetch_factor=prefetch if workers else None, pin_memory=pin_memory, worker_init_fn=partial(_start_worker, ear),
         # fork is unsafe beside OpenMP and CUDA threads; forkserver's server dies of a SIGTERM to the process group.
         multiprocessing_context='spawn' if workers else None,
         generator=torch.Generator())  # without its own, DataLoader draws from the global one
     loading = iter(loader)
     if workers:
         atexit.register(_end_workers, weakref.ref(loading))
-    return _batches(loading, workers, isinstance(dataset.source, Remote), given_up)
+    return _batches(loading, workers, dataset.source.remote, mouth)
 
 
 def check_resolution(dataset: Dataset, resolution: tuple[int, int]) -> None:
@@ -131,14 +130,15 @@ def _steps(nimg: int, batch_at: Callable[[int], int]) -> Iterator[tuple[int, int
         nimg += batch
 
 
-def _batches(batches: Iterator[Batch], workers: int, remote: bool, given_up: Event) -> Iterator[Batch]:
+def _batches(batches: Iterator[Batch], workers: int, remote: bool, mouth: Connection) -> Iterator[Batch]:
     try:
         with interruptible() if remote else nullcontext():
             first = next(batches)
         yield first
         yield from batches
     except StopSignal:
-        given_up.set()   # a worker may stand in a fetch, and ignores all signals
+        with suppress(BrokenPipeError):   # there are none
+            mouth.send_bytes(b'end')      # workers ignore all signals, and one may stand in a fetch
         raise
     except ShardError as error:
         # DataLoader puts a worker's whole traceback into the message; its last line is ours
@@ -159,25 +159,19 @@ def _end_workers(reference: weakref.ref) -> None:
         loading._shutdown_workers()
 
 
-def _start_worker(given_up: Event, _: int) -> None:
+def _start_worker(ear: Connection, _: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the training process decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # DataLoader's own watch looks only between batches.
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    threading.Thread(target=_die_when, args=(given_up,), daemon=True).start()
+    threading.Thread(target=_end_when_told, args=(ear,), daemon=True).start()
     # A spawned interpreter that finalises while torch's queue thread copies a batch aborts.
     atexit.register(os._exit, 0)
 
 
-def _die_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    kill_commands()
-    os._exit(1)
-
-
-def _die_when(given_up: Event) -> None:
-    given_up.wait()
+def _end_when_told(ear: Connection) -> None:
+    """At a word, which stays there for the other workers, or when the parent's end is closed by its death."""
+    ear.poll(None)
     kill_commands()
     os._exit(0)

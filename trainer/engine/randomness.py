@@ -11,7 +11,6 @@ from torch import Tensor
 
 from trainer.models.layers import LATENTS
 
-
 LEAST_TRUNCATION = 0.01
 
 

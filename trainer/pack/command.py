@@ -26,6 +26,7 @@ from trainer.command import Parser, tell_error
 from trainer.config.resolution import base_and_doublings, parse_resolution
 from trainer.data.durable import write_text
 from trainer.data.manifest import Manifest
+from trainer.pack import verify
 from trainer.pack.labels import number_classes, read_labels
 from trainer.pack.members import Member
 from trainer.pack.pictures import (
@@ -238,7 +239,8 @@ def write_samples(writer: ShardWriter, results: Iterator[Encoded | Skipped], lab
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog='imago pack', description=__doc__)
+    parser = Parser(prog='imago pack', description=__doc__, epilog='imago pack --verify FOLDER finds damage in what was packed: a line '
+                    'for each bad shard, and status 1 if there is one.')
     parser.add_argument('source', metavar='SOURCE', help='a folder or .zip of pictures, in one sub-folder a class or '
                         'in none; or WebDataset tars: one, a folder of them, or a pattern like x-{000..003}.tar. Labels in '
                         "it go before sub-folders: StyleGAN's dataset.json, or KEY.cls or KEY.json beside KEY.png")
@@ -275,6 +277,9 @@ def make_parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command's exit status: 0, 2 after an error that the user can mend, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if '--verify' in arguments:
+        return verify.main(arguments)
     options = make_parser().parse_args(arguments)
     try:
         pack(options)

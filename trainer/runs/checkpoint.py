@@ -24,10 +24,10 @@ import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict
 from torch.distributed.checkpoint.api import CheckpointException
 
+from trainer.config.load import parse_config
 from trainer.ranks import dist
 from trainer.runs.checkpoint_names import NAME, is_name, list_checkpoints, name_of
-from trainer.runs.checkpoint_reader import first_cause, is_plain_name, load_tensors
-from trainer.config.load import parse_config
+from trainer.runs.checkpoint_reader import CheckpointReader, first_cause, is_plain_name, load_tensors
 from trainer.data.locations import could_hold_secrets
 from trainer.data.durable import sync_folder
 from trainer.data.reading import open_regular
@@ -123,7 +123,8 @@ class Checkpoints:
     def load(self, path: Path, state: TrainState) -> None:
         """Fill `state` in place from one written on any number of ranks. ValueError if it does not fit or is forged."""
         tree = state.tree()
-        load_tensors(tree, path, process_group=self._group, no_dist=self._group is None)
+        reader = dist.together(lambda: CheckpointReader(path))
+        load_tensors(tree, reader, process_group=self._group, no_dist=self._group is None)
         state.take(tree)
         self.last_saved = state.nimg
 
@@ -274,7 +275,7 @@ def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
             if found != files[name]:
                 return f'{name} has (bytes, CRC-32) {found}, not {files[name]}'
         nimg = torch.tensor(-1)
-        load_tensors({'nimg': nimg}, path, no_dist=True)
+        load_tensors({'nimg': nimg}, CheckpointReader(path), no_dist=True)
         if nimg.item() != seal['nimg']:
             return f'its tensors are of {nimg.item()} images, its seal says {seal["nimg"]}'
     except (OSError, ValueError) as error:

@@ -32,10 +32,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 class CheckpointReader(dcp.FileSystemReader):
-    """DCP's reader, of tensors only. ValueError for metadata that says anything else."""
+    """DCP's reader, of tensors only."""
 
-    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
-        path = Path(self.path) / '.metadata'
+    def __init__(self, folder: Path) -> None:
+        """ValueError for metadata that says anything else, OSError if there is none: DCP would tell of both in stack traces."""
+        super().__init__(folder)
+        self._metadata = self._read(folder / '.metadata')
+
+    def _read(self, path: Path) -> Metadata:
         try:
             with open_regular(path) as file:
                 metadata = _Unpickler(file).load()
@@ -43,22 +47,25 @@ class CheckpointReader(dcp.FileSystemReader):
         except OSError:
             raise
         except Exception as error:  # a forged pickle can make the unpickler raise anything
-            raise ValueError(f'{path} is damaged or forged ({error}); do not use this checkpoint') from error
-        metadata.storage_meta = dcp.metadata.StorageMeta(load_id=self.load_id)
+            why = ' '.join(str(error).split())[:200]
+            raise ValueError(f'{path} is damaged or forged ({why}); do not use this checkpoint') from error
         return metadata
 
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
+        self._metadata.storage_meta = dcp.metadata.StorageMeta(load_id=self.load_id)
+        return self._metadata
 
-def load_tensors(tree: dict, folder: Path, **how: object) -> None:
+    def sizes(self) -> dict[str, torch.Size]:
+        """Of all tensors, by dotted names."""
+        return {name: entry.size for name, entry in self._metadata.state_dict_metadata.items()}
+
+
+def load_tensors(tree: dict, reader: CheckpointReader, **how: object) -> None:
     """Fill the tensors of `tree` in place from a checkpoint, as `dcp.load` does. ValueError if it lacks one or is forged."""
     try:
-        dcp.load(tree, storage_reader=CheckpointReader(folder), **how)
+        dcp.load(tree, storage_reader=reader, **how)
     except CheckpointException as error:    # no Exception, and all causes in one text
-        raise ValueError(f'{folder} cannot be loaded: {first_cause(error)}') from error
-
-
-def tensor_sizes(folder: Path) -> dict[str, torch.Size]:
-    """Of all tensors in a checkpoint, by dotted names. ValueError if it is damaged or forged."""
-    return {name: entry.size for name, entry in CheckpointReader(folder).read_metadata().state_dict_metadata.items()}
+        raise ValueError(f'{reader.path} cannot be loaded: {first_cause(error)}') from error
 
 
 def first_cause(error: BaseException) -> str:

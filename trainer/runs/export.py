@@ -14,7 +14,7 @@ from torch import nn
 from trainer.games.makers import LatentMaker, make_maker
 from trainer.models import build_network
 from trainer.runs.checkpoint import SEAL, find_damage, newest_of, read_seal
-from trainer.runs.checkpoint_reader import load_tensors, tensor_sizes
+from trainer.runs.checkpoint_reader import CheckpointReader, load_tensors
 from trainer.runs.description import OLDER, Description, without_content
 from trainer.data.durable import write_bytes
 from trainer.data.reading import open_regular
@@ -89,7 +89,7 @@ def _of_checkpoint(folder: Path) -> dict:
         raise ValueError(damage)
     seal = read_seal(folder)
     about = facts(Description, seal['generator'] | {key: seal[key] for key in ('nimg', 'checksum')}, folder / SEAL).model_dump()
-    sizes = tensor_sizes(folder)
+    sizes = CheckpointReader(folder).sizes()
     for name, tensor in without_content(about).state_dict().items():
         if sizes.get(f'G_ema.{name}') != tensor.shape:
             raise ValueError(f'the weights in {folder} are of another model than its seal says: G_ema.{name} is not '
@@ -130,7 +130,7 @@ def build_generator(folder: Path, about: dict, device: str | torch.device = 'cpu
         if os.path.lexists(folder / ABOUT):
             G.load_state_dict(_read_weights(folder / WEIGHTS, about))
         else:
-            load_tensors({'G_ema': G.state_dict()}, folder, no_dist=True)
+            load_tensors({'G_ema': G.state_dict()}, CheckpointReader(folder), no_dist=True)
     except (RuntimeError, SafetensorError) as error:
         why = ' '.join(str(error).split())[:200]
         raise ValueError(f'the weights in {folder} are of another model than it says: {why}') from error

@@ -124,8 +124,9 @@ def check_own_data(run: Path, location: str) -> None:
         if scheme_of(location).startswith('http'):
             find_login(location, environment={})
     except ValueError:
-        how = ', or the password in .netrc' if lacks_only_password(location) else ''
-        raise ValueError(f'{run} keeps no password of its dataset {masked(location)}; give the whole location as --data{how}') from None
+        or_so = ', or the password in .netrc' if lacks_only_password(location) else ''
+        raise ValueError(f'{run} keeps no password of its dataset {masked(location)}; '
+                         f'give the whole location as --data{or_so}') from None
 
 
 def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None]:

@@ -1,0 +1,73 @@
+"""`imago pack --verify`: whether the shards of a packed dataset are, bit for bit, what was packed."""
+
+import argparse
+import hashlib
+import sys
+
+from tqdm import tqdm
+
+from trainer.command import Parser, tell_error
+from trainer.data.locations import scheme_of, shown
+from trainer.data.manifest import Shard, sample_key
+from trainer.data.shards import Dataset, Members, open_dataset
+from trainer.data.sources import ShardError
+from trainer.wording import listed
+
+
+def verify(source: str) -> int:
+    """Prints a line for each damaged shard, and one in the end. Returns how many are damaged. ValueError without a dataset."""
+    if scheme_of(source):
+        raise ValueError(f'{shown(source)} is no folder; shards from elsewhere are verified whenever they are fetched')
+    dataset = open_dataset(source)
+    shards, damaged = dataset.manifest.shards, 0
+    with tqdm(desc='verifying', total=sum(shard.bytes for shard in shards), unit='B', unit_scale=True,
+              mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
+        for shard in shards:
+            damage = find_damage(dataset, shard)
+            if damage:
+                damaged += 1
+                tqdm.write(damage, file=sys.stdout)
+            bar.update(shard.bytes)
+    print(f'{damaged} of {len(shards)} shards are damaged; copy them again' if damaged else
+          f'all {len(shards)} shards, of {dataset.manifest.num_samples} pictures, are as they were packed')
+    return damaged
+
+
+def find_damage(dataset: Dataset, shard: Shard) -> str | None:
+    """What is wrong with a shard, in one line that names it."""
+    try:
+        with dataset.open(shard) as file:
+            same = hashlib.file_digest(file, 'sha256').hexdigest() == shard.sha256
+            lost = [] if shard.checksums is None else _damaged_samples(Members(file, shard), dataset)
+    except (ShardError, OSError) as error:
+        return str(error) if isinstance(error, ShardError) else f'{shard.name} cannot be read: {error}'
+    if same and not lost:
+        return None
+    return (f'{shard.name}: ' + ('' if same else 'its SHA-256 is not the one in the manifest')
+            + (f'; damaged samples: {listed(lost)}' if lost else ''))
+
+
+def _damaged_samples(members: Members, dataset: Dataset) -> list[str]:
+    lost = []
+    for key in map(sample_key, range(members.shard.first, members.shard.first + members.shard.samples)):
+        try:
+            members.read_sample(key, labelled=bool(dataset.manifest.class_names))
+        except ValueError:
+            lost.append(key)
+    return lost
+
+
+def main(arguments: list[str]) -> int:
+    """The command's exit status: 0 if all is well, 1 if a shard is damaged, 2 for what the user can mend, 130 if interrupted."""
+    parser = Parser(prog='imago pack --verify', description=__doc__)
+    parser.add_argument('--verify', action='store_true', required=True, help=argparse.SUPPRESS)
+    parser.add_argument('source', metavar='FOLDER', help='what imago pack has written')
+    options = parser.parse_args(arguments)
+    try:
+        return 1 if verify(options.source) else 0
+    except (ValueError, OSError) as error:
+        tell_error(parser.prog, error)
+        return 2
+    except KeyboardInterrupt:
+        print('imago pack: interrupted', file=sys.stderr)
+        return 130
