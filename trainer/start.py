@@ -1,5 +1,6 @@
 """A run made ready to start or to go on: everything that can be checked is checked before anything is made."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
