@@ -12,6 +12,7 @@ from trainer.engine.randomness import draw
 from trainer.metrics.path_length import PATHS
 from trainer.metrics.pictures import Fakes
 from trainer.models import began, dcgan, latents_of
+from trainer.data.sealed import write_sealed
 from trainer.ranks import dist
 from trainer.runs.export import load_generator
 from trainer.tools import export, sample
@@ -65,13 +66,13 @@ def test_exports_from_before_have_normal_latents(wide_shards, tmp_path, capsys):
     path = tmp_path / 'export' / 'generator.json'
     about = json.loads(path.read_text())
     assert about['options'].pop('latents') == 'normal'
-    path.write_text(json.dumps(about))
+    write_sealed(path, about)
     G = load_generator(tmp_path / 'export')
     assert latents_of(G) == 'normal'
     check_truncation(G, 1.0, None, 0.5)
     about['options']['latents'] = 'cauchy'
-    path.write_text(json.dumps(about))
-    with pytest.raises(ValueError, match="latents 'cauchy' are unknown: take one of normal, uniform"):
+    write_sealed(path, about)
+    with pytest.raises(ValueError, match="latents: Input should be 'normal' or 'uniform'"):
         load_generator(tmp_path / 'export')
 
 

@@ -180,19 +180,19 @@ def test_two_folders(tmp_path, patches, capsys):
     (['RUN', '--metrics', 'fid,fud'], '--metrics'),
     (['RUN', '--images', '3'], '--images 3: Input should be greater than or equal to 10'),
     (['RUN', '--images', '9' * 12], '--images 999999999999: Input should be less than or equal to 10000000'),
-    (['RUN', '--seed', '9' * 20], '--seed 99999999999999999999: Input should be less than 4294967296'),
+    (['RUN', '--seed', '9' * 20], '--seed 99999999999999999999: Input should be less than or equal to 4294967295'),
     (['RUN', '--psi', 'nan'], '--psi nan: Input should be a finite number'),
     (['RUN', '--metrics', ''], "--metrics : Input should be 'fid', 'kid'"),
     (['RUN', '--metrics', 'kid,fid,kid'], 'metrics kid,fid,kid: one is named twice'),
     (['RUN', '--metrics', 'x' * 3000], '--metrics ' + 'x' * 100 + ': Input should be'),
-    (['RUN', '--extractor', ''], '--extractor : String should have at least 1 character'),
+    (['RUN', '--extractor', ''], '--extractor : it is empty; give a path'),
     (['RUN', '--extractor', '/dev/zero'], '/dev/zero is not a regular file'),
     (['RUN', '--extractor-size', '9' * 9, '--extractor', 'x'], '--extractor-size 999999999: Input should be less than'),
     (['RUN', '--reals', '3'], '--reals 3: Input should be greater than or equal to 10'),
     (['RUN', '--reals', 'some'], '--reals some: Input should be a valid integer'),
     (['RUN', '--noise', 'loud'], '--noise loud'),
     (['RUN', '--psi-cutoff', '7'], 'psi-cutoff 7 is outside 0 to 6'),
-    (['RUN', '--truncation', '1e-9'], 'truncation 1e-09 must be at least 0.01'),
+    (['RUN', '--truncation', '1e-9'], '--truncation 1e-09: Input should be greater than or equal to 0.01'),
     (['RUN', '--resizer', 'dirty'], '--resizer dirty'),
     (['RUN', '--extractor', 'none.pt'], 'no such file'),
     (['RUN', '--truncation', '-1'], '--truncation -1'),
@@ -218,7 +218,7 @@ def test_scores_are_printed_though_they_cannot_be_kept(run, shards, patches, tmp
     os.mkfifo(tmp_path / 'run' / 'metrics.jsonl')
     assert evaluate.main([str(tmp_path / 'run'), '--images', '20', '--metrics', 'kid', *patches, '--json']) == 2
     printed = capsys.readouterr()
-    assert json.loads(printed.out)['values'] and 'metrics.jsonl is no regular file' in printed.err
+    assert json.loads(printed.out)['values'] and 'metrics.jsonl is not a regular file' in printed.err
 
 
 def test_evaluation_while_training_changes_nothing_else(shards, patches, tmp_path, capsys):

@@ -48,7 +48,7 @@ def test_the_next_command_starts(tmp_path, monkeypatch, capsys, out, size, count
 @pytest.mark.parametrize('name', ['1e5', 'true', '~x', '[x', 'öl', "it's", 'a: b', 'x #y', ' x', 'pipe:x', '"', '!x', '\udcff'])
 def test_names_come_through_the_shell_and_yaml(name):
     arguments = shlex.split(train_command(name, manifest((256, 256), 64)))[2:]
-    assert load_config(arguments[0], arguments[1:]).data.path == (str(Path(name).absolute()) if ':' in name else name)
+    assert load_config(arguments[0], arguments[1:]).data.path == (str(Path(name).absolute()) if ':' in name or '~' in name else name)
 
 
 def test_the_published_size_needs_no_more_words():

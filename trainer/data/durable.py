@@ -1,7 +1,6 @@
 """Files and folders that survive a crash: on the disk before their name says so."""
 
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,11 +41,9 @@ def write_text(path: Path, text: str, private: bool = False) -> None:
 
 def open_to_append(path: Path) -> TextIO:
     """Line by line. OSError as `open`, and where a pipe would hang or a device swallow what is written."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    if path.exists() and not path.is_file():
         raise OSError(f'{path} is not a regular file, nor a link to one; put it away')
-    return os.fdopen(descriptor, 'a', buffering=1)
+    return open(path, 'a', buffering=1)
 
 
 def sync_folder(folder: Path) -> None:

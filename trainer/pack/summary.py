@@ -95,7 +95,7 @@ def train_command(out: str, manifest: Manifest) -> str:
                          f'pack again with --resolution {near}')
     published = load_config(CONFIG)
     lanes = 1 << min(published.data.lanes, manifest.num_samples).bit_length() - 1
-    path = str(Path(out).absolute()) if ':' in out else out  # what has a colon would be a URL
+    path = str(Path(out).absolute()) if ':' in out or out.startswith('~') else out  # it would be a URL, or a home folder
     overrides = [f'data.path={_as_yaml(path)}']
     overrides += [f'data.resolution={size[0]}x{size[1]}'] if size != published.data.resolution else []
     overrides += [f'data.lanes={lanes}'] if lanes != published.data.lanes else []
