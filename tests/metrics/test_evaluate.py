@@ -239,7 +239,8 @@ def test_evaluation_while_training_changes_nothing_else(shards, patches, tmp_pat
 
 
 def train_in_parts(config):
-    from trainer.train import prepare, train
+    from trainer.start import prepare
+    from trainer.train import train
     train(prepare(config))
 
 

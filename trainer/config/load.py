@@ -218,11 +218,12 @@ def _explain(detail: dict) -> str:
     if detail['type'] == 'extra_forbidden':
         known = _known_keys(Config)
         if key in known:
-            return f'unknown key {key}: networks of another name have it'
+            return f'unknown key {key}: {key.partition(".")[0]}s of another name have it'
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
         return f'unknown key {key}' + (f'; did you mean {near[0]}?' if near else '; imago train --dry-run prints the known ones')
     if detail['type'] == 'union_tag_invalid':
-        return f'{key}.name={shown(detail["ctx"]["tag"])}: take one of {", ".join(NETWORK_NAMES)}'
+        names = NETWORK_NAMES if detail['loc'] == ('network',) else GAME_NAMES
+        return f'{key}.name={shown(detail["ctx"]["tag"])}: take one of {", ".join(names)}'
     if detail['type'] == 'missing':
         return f'{key} is missing; add it to the file or give {key}=VALUE'
     message = one_line(detail['msg'].removeprefix('Value error, '))

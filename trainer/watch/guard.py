@@ -153,6 +153,8 @@ class Guard:
     def _from_losses(self, means: dict[str, float]) -> dict[str, float]:
         """Where the loss gives them a meaning."""
         name, found = self.config.loss.name, {}
+        if self.config.game.own_loss:
+            return found
         if name in SIGNED and 'logits/real_sign' in means:
             found['real_sign'] = means['logits/real_sign']
         if name in POSITIVE and means.get('loss/D', 0) > 0 and 'loss/G' in means:
