@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.division import most_lanes
-from trainer.config.load import Config, parse_config
+from trainer.config.load import Config, parse_kept
 from trainer.config.plan import Plan
 from trainer.config.resolution import base_and_doublings
 from trainer.config.schedule import check_growth, stage_at
@@ -108,7 +108,7 @@ def resume(config: Config, manifest: Manifest, plan: Plan, state: TrainState, ke
     if newest is None:
         return checkpoints
     path, seal = newest
-    there = parse_config(seal['config'], str(path))
+    there = parse_kept(seal['config'], str(path))
     changes = refuse_changes(there, config, str(path))
     if seal['dataset'] != about['dataset']:
         raise ValueError(f'{path} was trained on another dataset than {masked(config.data.path)}; choose another run_dir')

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, model_validator
 
 from trainer.config.division import check_division
+from trainer.config.former import GAMES_ONCE_LOSSES, RENAMED, translate
 from trainer.config.games import GAME_NAMES, GameConfig, Latent
 from trainer.config.networks import NETWORK_NAMES, NetworkConfig, StyleGAN2
 from trainer.config.rules import check_combinations
@@ -145,6 +146,11 @@ def parse_config(tree: dict, source: str) -> Config:
         raise ValueError(f'{shown(source)}: {"; ".join(told)}' + (f'; and {more} more' if more else '')) from None
 
 
+def parse_kept(tree: dict, source: str) -> Config:
+    """A configuration that Imago wrote itself, perhaps in an older version, which had other keys."""
+    return parse_config(translate(tree), source)
+
+
 def find_config(source: str | Path) -> Path:
     path = Path(source)
     packaged = CONFIGS / f'{source}.yaml'
@@ -216,13 +222,18 @@ def _explain(detail: dict) -> str:
     """One pydantic error in our words: key, value, limit, fix."""
     key = shown('.'.join(str(part) for part in detail['loc'] if part not in UNION_TAGS))
     if detail['type'] == 'extra_forbidden':
+        if key in RENAMED:
+            return f'unknown key {key}; it is {RENAMED[key]} now'
         known = _known_keys(Config)
         if key in known:
-            return f'unknown key {key}: networks of another name have it'
+            return f'unknown key {key}: {key.partition(".")[0]}s of another name have it'
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
         return f'unknown key {key}' + (f'; did you mean {near[0]}?' if near else '; imago train --dry-run prints the known ones')
     if detail['type'] == 'union_tag_invalid':
-        return f'{key}.name={shown(detail["ctx"]["tag"])}: take one of {", ".join(NETWORK_NAMES)}'
+        known = detail['ctx']['expected_tags'].replace("'", '')
+        return f'{key}.name={shown(detail["ctx"]["tag"])}: take one of {known}'
+    if key == 'loss.name' and detail['input'] in GAMES_ONCE_LOSSES:
+        return f'loss.name={detail["input"]}: it is game.name={detail["input"]} now'
     if detail['type'] == 'missing':
         return f'{key} is missing; add it to the file or give {key}=VALUE'
     message = one_line(detail['msg'].removeprefix('Value error, '))

@@ -9,7 +9,7 @@ from trainer.config.load import (
     Config,
     changed_keys,
     is_fixed,
-    parse_config,
+    parse_kept,
     read_yaml,
     to_yaml,
 )
@@ -57,7 +57,7 @@ def read_config(folder: Path) -> Config:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f'{folder} is not a run folder: it has no {CONFIG_FILE}')
-    return parse_config(read_yaml(path), str(path))
+    return parse_kept(read_yaml(path), str(path))
 
 
 def check_same_run(folder: Path, config: Config) -> None:
