@@ -127,4 +127,4 @@ def open_stream(config: Config, dataset: Dataset, plan: Plan, nimg: int) -> Iter
     data, size = config.data, plan.resolution
     return stream(dataset, batch=lambda shown: stage_at(config, size, shown).batch, lanes=data.lanes, seed=config.seed,
                   rank=dist.rank(), world=dist.world_size(), nimg=nimg, resolution=size, flip=data.flip, workers=data.workers,
-                  together=plan.together, pin_memory=dist.device().type == 'cuda')
+                  together=config.game.together, pin_memory=dist.device().type == 'cuda')
