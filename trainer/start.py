@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.division import most_lanes
-from trainer.config.load import Config, parse_config
+from trainer.config.load import Config, parse_kept
 from trainer.config.plan import Plan
 from trainer.config.resolution import base_and_doublings
 from trainer.config.schedule import check_growth, stage_at
@@ -112,7 +112,7 @@ def resume(config: Config, manifest: Manifest, plan: Plan, state: TrainState, ke
     if newest is None:
         return checkpoints
     path, seal = newest
-    there = parse_config(seal['config'], str(path))
+    there = parse_kept(seal['config'], str(path))
     changes = refuse_changes(there, config, str(path))
     if seal['dataset'] != about['dataset']:
         raise ValueError(f'{path} was trained on another dataset than {masked(config.data.path)}; choose another run_dir')
@@ -131,4 +131,4 @@ def open_stream(config: Config, dataset: Dataset, plan: Plan, nimg: int) -> Iter
     data, size = config.data, plan.resolution
     return stream(dataset, batch=lambda shown: stage_at(config, size, shown).batch, lanes=data.lanes, seed=config.seed,
                   rank=dist.rank(), world=dist.world_size(), nimg=nimg, resolution=size, flip=data.flip, workers=data.workers,
-                  together=plan.together, pin_memory=dist.device().type == 'cuda')
+                  together=config.game.together, pin_memory=dist.device().type == 'cuda')

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from trainer.config.losses import LOSS_FACTS
 from trainer.models.spectral import normalise_weights, power_iterate
 from trainer.objectives.losses import LOSSES, began_balance, began_d, began_g, mad_gan_d, mad_gan_g
 from trainer.objectives.regularizers import (
@@ -151,7 +152,7 @@ class Match:
         if self.case.loss == 'began':
             return began_g(fake)
         loss = LOSSES[self.case.loss]
-        return loss.g_loss(fake, self.D(reals(BATCH)).detach() if loss.pairs else None)
+        return loss.g_loss(fake, self.D(reals(BATCH)).detach() if LOSS_FACTS[self.case.loss].paired else None)
 
 
 @torch.no_grad()

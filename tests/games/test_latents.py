@@ -8,10 +8,10 @@ from families_for_tests import config_of
 from runs_for_tests import train_here
 
 from trainer.config.load import load_config
+from trainer.data.sealed import write_sealed
 from trainer.engine.randomness import Draws, draw
 from trainer.games.makers import LatentMaker, Sampling
 from trainer.metrics.pictures import Fakes
-from trainer.data.sealed import write_sealed
 from trainer.models import began, dcgan
 from trainer.ranks import dist
 from trainer.runs.export import load_generator, open_maker

@@ -15,14 +15,14 @@ from runs_for_tests import differing, on_ranks, tiny_config, train_here
 from shards_for_tests import picture, rewrite_shard, write_dataset
 from torch import nn
 
-from trainer.ranks import dist, progress
 from trainer.config.load import load_config
 from trainer.data.shards import open_dataset
-from trainer.runs.export import build_generator, describe, load_generator, write_export
 from trainer.metrics import features, reference
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.path_length import path_lengths
 from trainer.metrics.pictures import Fakes, ShardPictures
+from trainer.ranks import dist, progress
+from trainer.runs.export import build_generator, describe, load_generator, write_export
 from trainer.tools import evaluate
 
 ALL = 'fid,kid,is,precision,recall,density,coverage,ppl,intra_fid'

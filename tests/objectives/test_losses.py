@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
+from trainer.config.losses import LOSS_FACTS
 from trainer.objectives.losses import LOSSES, auxiliary_loss, began_balance, mad_gan_d, mad_gan_g
 
 
@@ -52,7 +53,7 @@ def test_gradients_pull_reals_up_and_fakes_apart(name, logits):
 def test_only_pairs_needs_the_reals(name, logits):
     real, fake = logits
     loss = LOSSES[name]
-    if loss.pairs:
+    if LOSS_FACTS[name].paired:
         assert loss.g_loss(fake, real) != loss.g_loss(fake, real + 1)
     else:
         assert loss.g_loss(fake, None) == loss.g_loss(fake, real)

@@ -9,13 +9,13 @@ import pytest
 from packs_for_tests import folder_of, noise, run, save
 
 from trainer.config.load import load_config
-from trainer.data.manifest import Manifest, Shard
 from trainer.config.resolution import is_size
 from trainer.config.sections import EvaluateConfig
+from trainer.data.manifest import Manifest, Shard
 from trainer.pack import summary as pack_summary
-from trainer.tools.evaluate import FolderPictures, find_pictures
 from trainer.pack.command import main as pack
 from trainer.pack.summary import train_command
+from trainer.tools.evaluate import FolderPictures, find_pictures
 from trainer.train import main as train
 
 

@@ -7,9 +7,9 @@ import pytest
 from runs_for_tests import tiny_config
 from shards_for_tests import copy_dataset, write_dataset
 
-from trainer.ranks import dist
 from trainer.data.shards import open_dataset
 from trainer.pack.command import main
+from trainer.ranks import dist
 from trainer.train import prepare
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from runs_for_tests import tiny_config, train_here
 
-from trainer.runs import checkpoint, export
+from trainer.data.sealed import CHECKSUM, read_sealed, write_sealed
+from trainer.metrics import record
 from trainer.ranks import dist
+from trainer.runs import checkpoint, export
 from trainer.runs.checkpoint import SEAL, find_damage, list_checkpoints
 from trainer.runs.export import ABOUT, WEIGHTS, describe, load_generator, open_maker
-from trainer.metrics import record
 from trainer.runs.run_folder import read_config
-from trainer.data.sealed import CHECKSUM, read_sealed, write_sealed
+from trainer.start import prepare
 from trainer.tools import compare, sample
 from trainer.tools import export as export_tool
-from trainer.start import prepare
 from trainer.train import train
 
 FLIPS = 40      # of each file, a bit each

@@ -10,12 +10,12 @@ from PIL import Image
 from runs_for_tests import tiny_config
 from shards_for_tests import write_dataset
 
+from trainer.data.shards import open_dataset
 from trainer.ranks import dist
 from trainer.runs.checkpoint import SEAL, find_damage
-from trainer.data.shards import open_dataset
 from trainer.runs.export import load_generator
-from trainer.tools import export, sample
 from trainer.start import prepare
+from trainer.tools import export, sample
 from trainer.train import train
 
 

@@ -17,10 +17,10 @@ from runs_for_tests import (
     train_here,
 )
 
+from trainer.config.schedule import stage_at
 from trainer.ranks import dist
 from trainer.runs.checkpoint import list_checkpoints
 from trainer.runs.run_folder import told_of_micro_batches
-from trainer.config.schedule import stage_at
 from trainer.start import prepare
 
 LONG, SHORT = 0.096, 0.048   # kimg

@@ -17,16 +17,16 @@ from runs_for_tests import tiny_config, tiny_tree, train_here
 from shards_for_tests import picture, rewrite_shard, write_dataset
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
-from trainer.runs import checkpoint
-from trainer.ranks import dist
-from trainer.runs.checkpoint import SEAL, list_checkpoints
 from trainer.config.load import load_config, parse_config
-from trainer.data.shards import ShardError
-from trainer.runs.export import load_generator
 from trainer.data.sealed import write_sealed
-from trainer.tools import evaluate, export
+from trainer.data.shards import ShardError
 from trainer.pack import command as pack
+from trainer.ranks import dist
+from trainer.runs import checkpoint
+from trainer.runs.checkpoint import SEAL, list_checkpoints
+from trainer.runs.export import load_generator
 from trainer.start import prepare
+from trainer.tools import evaluate, export
 from trainer.train import train
 
 

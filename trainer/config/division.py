@@ -40,35 +40,25 @@ def fitting(config: 'Config', world: int) -> dict[str, int]:
     lanes = math.lcm(config.data.lanes, world)
     found, needed = {'data.lanes': (config.data.lanes, lanes)}, {}
     for name, batch, micro_name, micro_batch in config.batches():
-        micro = _round_up(micro_batch, _unit(config))
+        micro = _round_up(micro_batch, config.game.shares)
         found[micro_name] = micro_batch, micro
-        needed[name] = math.lcm(needed.get(name, _shares(config) * lanes), world * micro)
+        needed[name] = math.lcm(needed.get(name, config.game.together * lanes), world * micro)
         found[name] = batch, _round_up(batch, needed[name])
     return {key: after for key, (before, after) in found.items() if before != after}
 
 
 def most_lanes(config: 'Config', world: int, samples: int) -> int | None:
     """The most lanes, at most `samples`, that go with the batches on `world` ranks; None if there are none."""
-    shared = math.gcd(*(batch // _shares(config) for _, batch, *_ in config.batches()))
+    shared = math.gcd(*(batch // config.game.together for _, batch, *_ in config.batches()))
     return max((lanes for lanes in range(world, min(samples, shared) + 1, world) if shared % lanes == 0), default=None)
-
-
-def _unit(config: 'Config') -> int:
-    """What each micro-batch is a multiple of."""
-    return math.lcm(_shares(config), config.game.shares)
-
-
-def _shares(config: 'Config') -> int:
-    """Pictures that belong together."""
-    return config.game.together
 
 
 def _smaller(config: 'Config', world: int) -> dict[str, int]:
     """Keys of micro-batches -> the largest values below theirs that divide the batches; {} where that is not enough."""
     lanes = config.data.lanes
-    if lanes % world or any(batch % (_shares(config) * lanes) for _, batch, *_ in config.batches()):
+    if lanes % world or any(batch % (config.game.together * lanes) for _, batch, *_ in config.batches()):
         return {}
-    found, unit = {}, _unit(config)
+    found, unit = {}, config.game.shares
     for _, _, micro_name, micro_batch in config.batches():
         shared = math.gcd(*(batch // world for _, batch, name, _ in config.batches() if name == micro_name))
         fit = max((micro for micro in range(unit, micro_batch + 1, unit) if shared % micro == 0), default=None)

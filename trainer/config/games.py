@@ -1,21 +1,24 @@
 """Games by name: their options, what of a configuration they cannot use, and their plans. Their code is in trainer/games."""
 
+from abc import abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, SerializeAsAny
+from pydantic_core import PydanticKnownError
 
 from trainer.config.division import advice
+from trainer.config.losses import GRADIENT_PENALTY_NAMES, LOSS_FACTS, LossFacts
 from trainer.config.networks import discriminator_options, generator_options
 from trainer.config.plan import NetworkSpec, Plan
-from trainer.config.schema import Positive, Section, whole
+from trainer.config.schema import FIXED, Positive, Section, whole
 from trainer.data.manifest import Manifest
+from trainer.wording import shown
 
 if TYPE_CHECKING:
     from trainer.config.load import Config
 
 Rule = tuple   # (whether it is broken, what is wrong, *ways to mend it, each as overrides)
-GRADIENT_PENALTIES = ('r1', 'r2', 'wgan_gp', 'dragan')
 PHASES = ('D_main', 'D_reg', 'G_main', 'G_reg')
 MEMORY = (
     'path_length_mean',
@@ -26,17 +29,21 @@ MEMORY = (
 )
 
 
-class Latent(Section):
-    """Latents become fakes by G, and D tells fakes from reals."""
+class GameSection(Section):
+    """What the rest of the configuration must know of a game. Of each game a subclass, whose `name` is a Literal."""
 
     own_loss: ClassVar[bool] = False    # loss.name is not read
     together: ClassVar[int] = 1         # pictures of one class that are shown next to each other
-    name: Literal['latent'] = 'latent'
+    name: Annotated[str, FIXED]
 
     @property
     def shares(self) -> int:
-        """Equal shares that each micro-batch is cut into."""
+        """What each micro-batch is a multiple of, to be cut into equal shares; itself a multiple of `together`."""
         return self.together
+
+    def loss_facts(self, config: 'Config') -> LossFacts:
+        """What the loss is that the game is played with; of one of its own nothing is known."""
+        return LossFacts() if self.own_loss else LOSS_FACTS[config.loss.name]
 
     def rules(self, config: 'Config') -> list[Rule]:
         """What `config` may ask for and this game alone cannot do."""
@@ -45,8 +52,17 @@ class Latent(Section):
     def check_data(self, manifest: Manifest) -> None:
         """ValueError unless the game can be played with these pictures."""
 
+    @abstractmethod
     def plan(self, config: 'Config', manifest: Manifest) -> Plan:
         """What is trained on the pictures of `manifest`."""
+
+
+class Latent(GameSection):
+    """Latents become fakes by G, and D tells fakes from reals."""
+
+    name: Literal['latent'] = 'latent'
+
+    def plan(self, config: 'Config', manifest: Manifest) -> Plan:
         network, penalties, size = config.network, config.regularizers, config.data.resolution or manifest.resolution
         classes = len(manifest.class_names) if config.data.conditional else 0
         of_both = {'resolution': list(size), 'img_channels': manifest.channels}
@@ -58,8 +74,7 @@ class Latent(Section):
             networks={'G': NetworkSpec(network.name, 'generator', of_G, 'g'),
                       'D': NetworkSpec(network.name, 'discriminator', of_D, 'd')},
             averaged=('G',), memory=MEMORY, phases=PHASES, resolution=tuple(size), channels=manifest.channels,
-            class_names=manifest.class_names if classes else (), class_counts=manifest.class_counts if classes else (),
-            together=self.together)
+            class_names=manifest.class_names if classes else (), class_counts=manifest.class_counts if classes else ())
 
 
 class BEGAN(Latent):
@@ -89,7 +104,7 @@ class MADGAN(Latent):
 
     own_loss: ClassVar[bool] = True
     name: Literal['mad_gan']
-    generators: whole(2, 64) = 4
+    generators: Annotated[whole(2, 64), FIXED] = 4
 
     @property
     def shares(self) -> int:
@@ -109,7 +124,7 @@ class MADGAN(Latent):
              f'{uneven and uneven[0]} is not a multiple of game.generators={count}, which make equal shares of it; '
              f'{uneven and advice(config, 1)}'),
             (on_gradient(config) or penalties.lecam or penalties.drift,
-             'game.name=mad_gan has a softmax over outputs, no logit', without(*GRADIENT_PENALTIES, 'lecam', 'drift'))]
+             'game.name=mad_gan has a softmax over outputs, no logit', without(*GRADIENT_PENALTY_NAMES, 'lecam', 'drift'))]
 
     def plan(self, config: 'Config', manifest: Manifest) -> Plan:
         plan = super().plan(config, manifest)
@@ -126,7 +141,7 @@ class SDGAN(Latent):
 
     together: ClassVar[int] = 2
     name: Literal['sd_gan']
-    identity_dim: whole(1, 1 << 16) = 50     # the first so many latents are a pair's
+    identity_dim: Annotated[whole(1, 1 << 16), FIXED] = 50    # the first so many latents are a pair's
 
     def rules(self, config: 'Config') -> list[Rule]:
         z_dim, lanes = config.network.z_dim, config.data.lanes
@@ -165,7 +180,7 @@ class SDGAN(Latent):
 
 def on_gradient(config: 'Config') -> list[str]:
     """Names of D's gradient penalties that are on."""
-    return [key for key in GRADIENT_PENALTIES if getattr(config.regularizers, key)]
+    return [key for key in GRADIENT_PENALTY_NAMES if getattr(config.regularizers, key)]
 
 
 def without(*keys: str) -> str:
@@ -173,6 +188,29 @@ def without(*keys: str) -> str:
     return ' '.join(f'regularizers.{key}=0' for key in keys)
 
 
-SECTIONS = (Latent, BEGAN, MADGAN, SDGAN)
-GAME_NAMES = tuple(get_args(section.model_fields['name'].annotation)[0] for section in SECTIONS)
-GameConfig = Annotated[Union[SECTIONS], Field(discriminator='name')]
+SECTIONS: dict[str, type[GameSection]] = {}
+
+
+def add_section(section: type[GameSection]) -> None:
+    """Let `game.name` take its name. ValueError if that is another game's."""
+    name, = get_args(section.model_fields['name'].annotation)
+    if SECTIONS.setdefault(name, section) is not section:
+        raise ValueError(f'there is a game {name} already; choose another name')
+
+
+for _section in (Latent, BEGAN, MADGAN, SDGAN):
+    add_section(_section)
+
+
+def read_game(value: object) -> object:
+    """The section of the game that `value` names, of latents where it names none; errors as of a union."""
+    if not isinstance(value, dict):
+        return value
+    name = value.get('name', 'latent')
+    if not isinstance(name, str) or name not in SECTIONS:
+        raise PydanticKnownError('union_tag_invalid', {'discriminator': 'name', 'tag': shown(name),
+                                                       'expected_tags': ', '.join(SECTIONS)})
+    return SECTIONS[name].model_validate(value | {'name': name})
+
+
+GameConfig = Annotated[SerializeAsAny[GameSection], BeforeValidator(read_game)]

@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -10,10 +11,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, model_validator
 
 from trainer.config.division import check_division
-from trainer.config.games import GAME_NAMES, GameConfig, Latent
+from trainer.config.former import GAMES_ONCE_LOSSES, RENAMED, translate
+from trainer.config.games import SECTIONS, GameConfig, GameSection, Latent
 from trainer.config.networks import NETWORK_NAMES, NetworkConfig, StyleGAN2
 from trainer.config.rules import check_combinations
-from trainer.config.schema import Images, Kimg, PathName, Section, Seed
+from trainer.config.schema import FIXED, Images, Kimg, PathName, Section, Seed
 from trainer.config.sections import (
     AugmentConfig,
     CheckpointConfig,
@@ -43,22 +45,17 @@ def named(network: object) -> object:
     return {'name': 'stylegan2', **network} if isinstance(network, dict) else network
 
 
-def named_game(game: object) -> object:
-    """The game of latents where no name is given."""
-    return {'name': 'latent', **game} if isinstance(game, dict) else game
-
-
 class Config(Section):
     run_dir: PathName
-    seed: Seed = 0
+    seed: Annotated[Seed, FIXED] = 0
     device: Literal['auto', 'cpu', 'cuda'] = 'auto'
     compile: bool = False                         # torch.compile G and D for the main phases; penalties stay eager
     total_kimg: Kimg = 25000.0
     batch: Images = 64                            # images a step, over all ranks
     micro_batch: Images = 8                       # images a forward pass on one rank
     data: DataConfig
-    game: Annotated[GameConfig, BeforeValidator(named_game)] = Latent()
-    network: Annotated[NetworkConfig, BeforeValidator(named)] = StyleGAN2()
+    game: GameConfig = Latent()
+    network: Annotated[NetworkConfig, BeforeValidator(named), FIXED] = StyleGAN2()
     growth: GrowthConfig | None = None            # of networks that grow; None: at full size from the start
     loss: LossConfig = LossConfig()
     regularizers: RegularizerConfig = RegularizerConfig()
@@ -110,12 +107,7 @@ class Config(Section):
         return found
 
 
-UNION_TAGS = ('number', 'ramp', *NETWORK_NAMES, *GAME_NAMES)   # pydantic puts them into the paths of keys
-
-# What makes a run what it is: a run folder is never resumed with other values of these.
-FIXED_ON_RESUME = ('seed', 'network', 'data.resolution', 'data.conditional', 'game.name', 'game.generators', 'game.identity_dim',
-                   'data.lanes', 'data.flip', 'growth.start_resolution', 'growth.fade_kimg', 'growth.stage_kimg', 'growth.batch',
-                   'growth.penalty_at', 'growth.restart', 'loss.auxiliary', 'regularizers.normalise', 'regularizers.normalise_g')
+UNION_TAGS = ('number', 'ramp', *NETWORK_NAMES)   # pydantic puts them into the paths of keys
 
 
 def load_config(source: str | Path, overrides: list[str] = ()) -> Config:
@@ -143,6 +135,11 @@ def parse_config(tree: dict, source: str) -> Config:
         told = [_explain(detail) for detail in error.errors()[:MOST_NAMED]]
         more = error.error_count() - len(told)
         raise ValueError(f'{shown(source)}: {"; ".join(told)}' + (f'; and {more} more' if more else '')) from None
+
+
+def parse_kept(tree: dict, source: str) -> Config:
+    """A configuration that Imago wrote itself, perhaps in an older version, which had other keys."""
+    return parse_config(translate(tree), source)
 
 
 def find_config(source: str | Path) -> Path:
@@ -175,7 +172,14 @@ def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def is_fixed(key: str) -> bool:
-    return any(key == fixed or key.startswith(fixed + '.') for fixed in FIXED_ON_RESUME)
+    """Whether this dotted key, or a section that it is in, is marked as FIXED; in unions, of any kind of section."""
+    kinds = [Config]
+    for part in key.split('.'):
+        fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
+        if any(FIXED in field.metadata for field in fields):
+            return True
+        kinds = [kind for field in fields for kind in _sections(field.annotation)]
+    return False
 
 
 def read_yaml(path: Path) -> dict:
@@ -216,14 +220,18 @@ def _explain(detail: dict) -> str:
     """One pydantic error in our words: key, value, limit, fix."""
     key = shown('.'.join(str(part) for part in detail['loc'] if part not in UNION_TAGS))
     if detail['type'] == 'extra_forbidden':
+        if key in RENAMED:
+            return f'unknown key {key}; it is {RENAMED[key]} now'
         known = _known_keys(Config)
         if key in known:
             return f'unknown key {key}: {key.partition(".")[0]}s of another name have it'
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
         return f'unknown key {key}' + (f'; did you mean {near[0]}?' if near else '; imago train --dry-run prints the known ones')
     if detail['type'] == 'union_tag_invalid':
-        names = NETWORK_NAMES if detail['loc'] == ('network',) else GAME_NAMES
-        return f'{key}.name={shown(detail["ctx"]["tag"])}: take one of {", ".join(names)}'
+        known = detail['ctx']['expected_tags'].replace("'", '')
+        return f'{key}.name={shown(detail["ctx"]["tag"])}: take one of {known}'
+    if key == 'loss.name' and detail['input'] in GAMES_ONCE_LOSSES:
+        return f'loss.name={detail["input"]}: it is game.name={detail["input"]} now'
     if detail['type'] == 'missing':
         return f'{key} is missing; add it to the file or give {key}=VALUE'
     message = one_line(detail['msg'].removeprefix('Value error, '))
@@ -234,7 +242,16 @@ def _known_keys(section: type[BaseModel], prefix: str = '') -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += _known_keys(kind, f'{prefix}{name}.')
+        for kind in _sections(field.annotation):
+            keys += _known_keys(kind, f'{prefix}{name}.')
     return list(dict.fromkeys(keys))
+
+
+def _sections(annotation: object) -> Iterator[type[Section]]:
+    """The kinds of section that a key of this type may be."""
+    if annotation is GameSection:
+        yield from (GameSection, *SECTIONS.values())
+    elif isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)

@@ -1,6 +1,6 @@
 """What a configuration trains, answered without torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -27,5 +27,3 @@ class Plan:
     class_names: tuple[str, ...] = ()           # of the classes that are trained on
     class_counts: tuple[int, ...] = ()
     domains: tuple[str, ...] = ('image',)       # of Batch.pictures
-    together: int = 1                           # pictures of one class that are shown next to each other
-    fixed: dict[str, str] = field(default_factory=dict)   # networks that are never trained, and their files

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from trainer.config.load import Config
 
 Key = int | tuple[str, int]    # number of a rule; of one that only a game has, the game's name and its number there
-SIGNED = ('minimax', 'nonsaturating', 'hinge')     # losses that draw D's logits to two sides of 0
 
 
 def check_combinations(config: 'Config') -> None:
@@ -128,16 +127,16 @@ def _of_penalties(config: 'Config') -> list[Rule]:
 
 def _of_the_rest(config: 'Config') -> list[Rule]:
     network, loss, penalties = config.network, config.loss, config.regularizers
-    name = network.name
+    name, game = network.name, config.game
+    played = f'game.name={game.name}' if game.own_loss else f'loss.name={loss.name}'
     return [
         (config.growth and not network.grows,
          f'growth with network.name={name}, which does not grow, as stylegan1 and pggan do', 'growth=null',
          'network.name=stylegan1', 'network.name=pggan'),
         (config.growth and config.compile,
          'compile=true with growth: each step of a fade would be compiled anew', 'compile=false'),
-        (config.augment.name == 'ada' and config.augment.p is None and (config.game.own_loss or loss.name not in SIGNED),
-         'augment.name=ada adapts to the sign of D(real), which means nothing with '
-         + (f'game.name={config.game.name}' if config.game.own_loss else f'loss.name={loss.name}'), 'augment.p=0.2',
+        (config.augment.name == 'ada' and config.augment.p is None and not game.loss_facts(config).signed,
+         f'augment.name=ada adapts to the sign of D(real), which means nothing with {played}', 'augment.p=0.2',
          'augment.name=diffaugment'),
         (config.checkpoint.best and not (config.evaluate.interval_kimg and config.checkpoint.best in config.evaluate.metrics),
          f'checkpoint.best={config.checkpoint.best} is not among what is measured while training',

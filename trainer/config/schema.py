@@ -20,6 +20,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
 
 
+class _Fixed:
+    """The mark of a key that makes a run what it is: a run folder is never resumed with another value."""
+
+
+FIXED = _Fixed()    # in Annotated[kind, FIXED]; of a section: all that is in it
+
+
 def to_size(value: object) -> object:
     """`512`, `'768x512'` (height x width) or `[768, 512]` -> (height, width) in pixels."""
     if isinstance(value, (list, tuple)):

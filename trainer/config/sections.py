@@ -5,7 +5,9 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag
 
+from trainer.config.losses import LOSS_FACTS
 from trainer.config.schema import (
+    FIXED,
     Beta,
     Count,
     Folder,
@@ -46,19 +48,19 @@ RampedShare = Annotated[Annotated[Share, Tag('number')] | Annotated[Ramp, Tag('r
 
 class DataConfig(Section):
     path: Location = Field(repr=False)            # folder, http(s)://, gs://, hf:// or pipe: with {} for the file name
-    resolution: Resolution | None = None          # (height, width); None: as packed
-    conditional: bool = False                     # train on the dataset's classes
-    lanes: Images = 64                            # a multiple of every number of ranks the run will ever have
-    flip: bool = False                            # horizontal flips, at random
+    resolution: Annotated[Resolution | None, FIXED] = None   # (height, width); None: as packed
+    conditional: Annotated[bool, FIXED] = False   # train on the dataset's classes
+    lanes: Annotated[Images, FIXED] = 64          # a multiple of every number of ranks the run will ever have
+    flip: Annotated[bool, FIXED] = False          # horizontal flips, at random
     workers: whole(0, 1024) = 2                   # decoding processes per rank
     cache_dir: Folder | None = None               # for remote shards; None: the user's cache folder
     cache_gb: Positive = 20.0
 
 
 class LossConfig(Section):
-    name: Literal['minimax', 'nonsaturating', 'wgan', 'least_squares', 'hinge', 'relativistic'] = 'nonsaturating'
+    name: Literal[*LOSS_FACTS] = 'nonsaturating'
     d_steps: Count = 1                            # steps of D for one of G
-    auxiliary: Weight = 0.0                       # of a classifier beside D's logit, in place of its conditioning
+    auxiliary: Annotated[Weight, FIXED] = 0.0     # of a classifier beside D's logit, in place of its conditioning
 
 
 class RegularizerConfig(Section):
@@ -77,8 +79,8 @@ class RegularizerConfig(Section):
     path_length_shrink: Images = 2                # of the batch
     orthogonal: Weight = 0.0                      # on G; as the paper has it: BigGAN-PyTorch's code takes half this gradient
     orthogonal_form: Literal['relaxed', 'plain'] = 'relaxed'
-    normalise: Literal['none', 'spectral', 'stable_rank'] = 'none'   # the weights of D ...
-    normalise_g: bool = False                     # ... and of G
+    normalise: Annotated[Literal['none', 'spectral', 'stable_rank'], FIXED] = 'none'   # the weights of D ...
+    normalise_g: Annotated[bool, FIXED] = False   # ... and of G
     stable_rank: PositiveShare = 0.7              # share of the full rank
 
 
@@ -117,17 +119,17 @@ BySide = dict[Pixels, Images]
 class GrowthConfig(Section):
     """Maps are by the stage's shorter side in px; what is missing is as outside of growth."""
 
-    start_resolution: Pixels = 8                  # px, of the shorter side
-    fade_kimg: Kimg = 600.0
-    stage_kimg: Kimg = 600.0
-    batch: BySide = {}
+    start_resolution: Annotated[Pixels, FIXED] = 8   # px, of the shorter side
+    fade_kimg: Annotated[Kimg, FIXED] = 600.0
+    stage_kimg: Annotated[Kimg, FIXED] = 600.0
+    batch: Annotated[BySide, FIXED] = {}
     micro_batch: BySide = {}
     g_lr: dict[Pixels, Positive] = {}
     d_lr: dict[Pixels, Positive] = {}
     # Pictures that D's gradient penalties are taken at. full, as published: the stage's, enlarged to full size, which D
     # averages down again: |grad D|^2 is 4**floor(lod) times smaller, so R1 is weaker and slopes are drawn to 2**floor(lod).
-    penalty_at: Literal['stage', 'full'] = 'stage'
-    restart: Literal['start', 'both'] = 'start'   # Adam forgets its moments as a fade starts; both, as published: as it ends too
+    penalty_at: Annotated[Literal['stage', 'full'], FIXED] = 'stage'
+    restart: Annotated[Literal['start', 'both'], FIXED] = 'start'   # Adam forgets its moments as a fade starts; both, as published: as it ends too
 
 
 class ParallelConfig(Section):

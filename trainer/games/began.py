@@ -10,8 +10,6 @@ from trainer.objectives.losses import began_balance, began_d, began_g
 class BEGAN(Latent):
     """D's one output is a reconstruction error, below called a logit. `memory` has k, the weight of the fakes' error."""
 
-    paired = False
-
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         return began_d(real, fake, self.state.memory['began_k'])
 

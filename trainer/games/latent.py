@@ -153,7 +153,7 @@ class Latent(Game):
     @property
     def paired(self) -> bool:
         """Whether the loss compares each fake with the real of its row."""
-        return LOSSES[self.config.loss.name].pairs
+        return self.config.game.loss_facts(self.config).paired
 
     def draw(self, nimg: int, purpose: str) -> Draws:
         """Latents for the whole global batch."""

@@ -10,8 +10,6 @@ from trainer.objectives.losses import mad_gan_d, mad_gan_g
 class MADGAN(Latent):
     """G is several generators in one; row i of a micro-batch is made by generator i % k. D's outputs: real, then each of them."""
 
-    paired = False
-
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         return mad_gan_d(real, fake, torch.arange(len(fake), device=fake.device) % self.config.game.generators)
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import softplus
 
+from trainer.config.losses import LOSS_FACTS
+
 
 @dataclass(frozen=True)
 class Loss:
     d_loss: Callable[..., Tensor]                               # (real logits, fake logits)
     g_loss: Callable[[Tensor, Tensor | None], Tensor]           # (fake logits, real logits)
-    pairs: bool = False                                         # each fake with the real of its row, in both losses
 
 
 # Minimax: L_D = -log s(D(x)) - log(1 - s(D(G(z)))), L_G = log(1 - s(D(G(z)))). Goodfellow et al. 2014, equation 1.
@@ -87,8 +88,9 @@ LOSSES = {
     'wgan': Loss(wgan_d, wgan_g),
     'least_squares': Loss(least_squares_d, least_squares_g),
     'hinge': Loss(hinge_d, wgan_g),
-    'relativistic': Loss(relativistic_d, relativistic_g, pairs=True),
+    'relativistic': Loss(relativistic_d, relativistic_g),
 }
+assert LOSSES.keys() == LOSS_FACTS.keys()
 
 
 # MAD-GAN, p the softmax of D's outputs [N, 1 + generators], column 0 for reals, each generator weighing as much as the data:

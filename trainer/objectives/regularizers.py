@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.nn.utils.parametrize import is_parametrized
 
+from trainer.config.losses import GRADIENT_PENALTY_NAMES
+
 
 @dataclass(frozen=True)
 class GradientPenalty:
@@ -64,6 +66,7 @@ GRADIENT_PENALTIES = {
     # (|grad D(x + std(x) / 2 e)| - 1)^2, e ~ U(0, 1). Kodali et al. 2017.
     'dragan': GradientPenalty(around_reals, distance_to_one),
 }
+assert tuple(GRADIENT_PENALTIES) == GRADIENT_PENALTY_NAMES
 
 
 def drift(real: Tensor) -> Tensor:

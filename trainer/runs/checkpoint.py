@@ -24,15 +24,15 @@ import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict
 from torch.distributed.checkpoint.api import CheckpointException
 
-from trainer.config.load import parse_config
-from trainer.ranks import dist
-from trainer.runs.checkpoint_names import NAME, is_name, list_checkpoints, name_of
-from trainer.runs.checkpoint_reader import CheckpointReader, first_cause, is_plain_name, load_tensors
-from trainer.data.locations import could_hold_secrets
+from trainer.config.load import parse_kept
 from trainer.data.durable import sync_folder
+from trainer.data.locations import could_hold_secrets
 from trainer.data.reading import open_regular
 from trainer.data.sealed import CHECKSUM, Count, facts, read_sealed, write_sealed
 from trainer.engine.state import TrainState
+from trainer.ranks import dist
+from trainer.runs.checkpoint_names import NAME, is_name, list_checkpoints, name_of
+from trainer.runs.checkpoint_reader import CheckpointReader, first_cause, is_plain_name, load_tensors
 
 SEAL = 'complete.json'
 _ASIDE = '.writing-'
@@ -257,7 +257,7 @@ def read_seal(path: Path) -> dict:
     if is_name(path.name) and int(path.name) != seal.nimg:
         raise ValueError(f'{path / SEAL} is of {seal.nimg} images, not of as many as its folder is named after')
     if not seal.checksum:   # else a configuration that does not parse is of another version, not damaged
-        parse_config(seal.config, str(path / SEAL))
+        parse_kept(seal.config, str(path / SEAL))
     return seal.model_dump()
 
 

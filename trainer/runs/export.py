@@ -11,14 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from trainer.data.durable import write_bytes
+from trainer.data.reading import open_regular
+from trainer.data.sealed import facts, read_sealed, write_sealed
 from trainer.games.makers import LatentMaker, make_maker
 from trainer.models import build_network
 from trainer.runs.checkpoint import SEAL, find_damage, newest_of, read_seal
 from trainer.runs.checkpoint_reader import CheckpointReader, load_tensors
 from trainer.runs.description import OLDER, Description, without_content
-from trainer.data.durable import write_bytes
-from trainer.data.reading import open_regular
-from trainer.data.sealed import facts, read_sealed, write_sealed
 
 WEIGHTS, ABOUT = 'generator.safetensors', 'generator.json'
 MOST_HEADER = 1 << 27   # bytes before the tensors; safetensors itself takes up to 10**8

@@ -9,12 +9,12 @@ from trainer.config.load import (
     Config,
     changed_keys,
     is_fixed,
-    parse_config,
+    parse_kept,
     read_yaml,
     to_yaml,
 )
-from trainer.data.locations import could_hold_secrets
 from trainer.data.durable import write_text
+from trainer.data.locations import could_hold_secrets
 
 CONFIG_FILE = 'config.yaml'
 
@@ -57,7 +57,7 @@ def read_config(folder: Path) -> Config:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f'{folder} is not a run folder: it has no {CONFIG_FILE}')
-    return parse_config(read_yaml(path), str(path))
+    return parse_kept(read_yaml(path), str(path))
 
 
 def check_same_run(folder: Path, config: Config) -> None:

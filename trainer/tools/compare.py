@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from trainer.command import Parser, tell_errors
-from trainer.config.load import Config, parse_config
+from trainer.config.load import Config, parse_kept
 from trainer.runs.checkpoint import newest_of, read_seal
 from trainer.runs.history import best_evaluation, read_evaluations, read_reports
 from trainer.wording import listed, shown
@@ -19,7 +19,7 @@ EARLIER = {'psi_cutoff': None, 'noise': 'const'}   # what records without these 
 def trained_on(checkpoint: Path) -> tuple[dict, Config]:
     """Its seal, and the configuration there. ValueError if they do not say what is compared here."""
     seal = read_seal(checkpoint)
-    return seal, parse_config(seal['config'], str(checkpoint))
+    return seal, parse_kept(seal['config'], str(checkpoint))
 
 
 def describe_run(folder: Path, best: str | None) -> dict:

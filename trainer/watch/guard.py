@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from trainer.config.load import Config
 from trainer.config.plan import Plan
-from trainer.config.rules import SIGNED
 from trainer.config.schedule import at
 from trainer.data.locations import masked
 from trainer.data.manifest import Manifest
@@ -38,7 +37,6 @@ from trainer.watch.spikes import MEANS, end_report, new_memory, see_step
 
 A_CLASS = 8              # fakes of a class, at least
 HALF_LIVES = 4           # of the EMA, that it takes to forget the networks of the start
-POSITIVE = ('nonsaturating', 'least_squares', 'relativistic')   # losses of both D and G that are at least 0
 
 
 def new_guard_memory(plan: Plan, state: TrainState) -> dict[str, Tensor]:
@@ -152,12 +150,10 @@ class Guard:
 
     def _from_losses(self, means: dict[str, float]) -> dict[str, float]:
         """Where the loss gives them a meaning."""
-        name, found = self.config.loss.name, {}
-        if self.config.game.own_loss:
-            return found
-        if name in SIGNED and 'logits/real_sign' in means:
+        facts, found = self.config.game.loss_facts(self.config), {}
+        if facts.signed and 'logits/real_sign' in means:
             found['real_sign'] = means['logits/real_sign']
-        if name in POSITIVE and means.get('loss/D', 0) > 0 and 'loss/G' in means:
+        if facts.positive and means.get('loss/D', 0) > 0 and 'loss/G' in means:
             found['loss_ratio'] = means['loss/G'] / means['loss/D']
         return found
 

@@ -1,0 +1,31 @@
+"""Configurations that older versions of Imago wrote into run folders and checkpoints, in today's words.
+
+Before there were games, BEGAN and MAD-GAN were losses, and SD-GAN was a way to read the data.
+"""
+
+RENAMED = {'loss.began_gamma': 'game.gamma', 'loss.began_rate': 'game.rate', 'network.generators': 'game.generators',
+           'network.identity_dim': 'game.identity_dim', 'data.pairs': 'game.name=sd_gan'}
+GAMES_ONCE_LOSSES = ('began', 'mad_gan')
+
+
+def translate(tree: dict) -> dict:
+    """A configuration as an older version wrote it, all keys given -> one of today. Today's own stays what it is.
+
+    What is no configuration at all comes back as it is, for the schema to refuse.
+    """
+    if 'game' in tree or not all(isinstance(tree.get(name), dict) for name in ('data', 'network', 'loss')):
+        return tree
+    former = {key: tree[section][name] for key in RENAMED for section, name in [key.split('.')] if name in tree[section]}
+    sections = {section: {name: value for name, value in tree[section].items() if f'{section}.{name}' not in RENAMED}
+                for section in ('data', 'network', 'loss')}
+    name = tree['loss'].get('name')
+    if name in GAMES_ONCE_LOSSES:
+        del sections['loss']['name']
+        game = {'name': name}
+    else:
+        paired = str(former.get('data.pairs')).lower() == 'true'    # a word in YAML, a boolean in a seal
+        game = {'name': 'sd_gan' if paired else 'latent'}
+    options = {'began': ('loss.began_gamma', 'loss.began_rate'), 'mad_gan': ('network.generators',),
+               'sd_gan': ('network.identity_dim',)}.get(game['name'], ())
+    game |= {RENAMED[key].removeprefix('game.'): former[key] for key in options if key in former}
+    return tree | sections | {'game': game}

@@ -1,0 +1,24 @@
+"""What adversarial losses are, and which of D's penalties are on its gradient: facts without torch.
+
+Their equations stand in trainer/objectives, under the same names.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LossFacts:
+    signed: bool = False      # it draws D's logits to two sides of 0
+    positive: bool = False    # of both D and G it is at least 0
+    paired: bool = False      # it compares each fake with the real of its row, for D and for G
+
+
+LOSS_FACTS = {
+    'minimax': LossFacts(signed=True),
+    'nonsaturating': LossFacts(signed=True, positive=True),
+    'wgan': LossFacts(),
+    'least_squares': LossFacts(positive=True),
+    'hinge': LossFacts(signed=True),
+    'relativistic': LossFacts(positive=True, paired=True),
+}
+GRADIENT_PENALTY_NAMES = ('r1', 'r2', 'wgan_gp', 'dragan')    # keys of the section `regularizers`, as they are summed up
