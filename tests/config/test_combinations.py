@@ -7,7 +7,7 @@ import pytest
 import yaml
 from families_for_tests import FAMILIES, RECIPES, config_of
 
-from trainer.config.games import GAME_NAMES
+from trainer.config.games import SECTIONS
 from trainer.config.load import load_config
 from trainer.config.rules import _mends, _refusing, _rules
 
@@ -82,7 +82,7 @@ def test_an_example_is_refused(minimal, overrides, message):
 def test_every_rule_has_an_example(minimal):
     """Those of all games, and each game's own."""
     first = {refusing(minimal, overrides)[0] for overrides, _ in EXAMPLES}
-    configs = [load_config(minimal).changed([f'game.name={name}']) for name in GAME_NAMES]
+    configs = [load_config(minimal).changed([f'game.name={name}']) for name in SECTIONS]
     assert first == {key for config in configs for key in _rules(config)}
 
 

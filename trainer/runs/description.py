@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from torch import nn
 
 from trainer import models
-from trainer.config.games import GAME_NAMES
+from trainer.config.games import SECTIONS
 from trainer.config.networks import NETWORK_NAMES, NetworkConfig
 from trainer.config.schema import Resolution, Section, whole
 from trainer.data.sealed import Count
@@ -45,7 +45,7 @@ class Several(Section):
 
 
 class Description(Section):
-    game: Literal[GAME_NAMES] = 'latent'    # what was not said before there were other games
+    game: Literal[*SECTIONS] = 'latent'    # what was not said before there were other games
     model: Literal[*NETWORK_NAMES, 'several']
     options: dict[str, Any]                 # of models.build_network
     class_names: tuple[str, ...]            # () of an unconditional generator
