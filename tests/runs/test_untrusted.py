@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from io import BytesIO
@@ -28,6 +30,9 @@ from trainer.runs.export import load_generator
 from trainer.start import prepare
 from trainer.tools import evaluate, export
 from trainer.train import train
+
+
+ROOT = Path(__file__).parent.parent
 
 
 class Payload:
@@ -181,12 +186,28 @@ def test_a_forged_dataset_runs_nothing(shards, tmp_path, trace):
     assert not trace.exists()
 
 
-def test_a_run_does_not_choose_a_command_for_its_reader(finished, tmp_path, trace, capsys):
-    shutil.copytree(finished.run_dir, tmp_path / 'run')
-    config = (tmp_path / 'run' / 'config.yaml').read_text()
-    (tmp_path / 'run' / 'config.yaml').write_text(re.sub('  path: .*', f'  path: "pipe:mkdir {trace}; cat {{}}"', config))
-    assert evaluate.main([str(tmp_path / 'run')]) == 2
-    assert 'if you trust that, give it as --data' in capsys.readouterr().err and not trace.exists()
+def choose_command(finished, folder: Path, scheme: str, trace: Path) -> str:
+    """A copy of the run whose configuration names a command for its dataset, spelled in YAML."""
+    shutil.copytree(finished.run_dir, folder)
+    config = (folder / 'config.yaml').read_text()
+    path = rf'  path: "{scheme}mkdir {trace}; cat {{}}"'
+    (folder / 'config.yaml').write_text(re.sub('  path: .*', lambda _: path, config))
+    return str(folder)
+
+
+@pytest.mark.parametrize('scheme, told', [
+    ('pipe:', 'if you trust that, give it as --data'), ('PIPE:', "no reader for 'PIPE'"), (' pipe:', "no reader for ' pipe'"),
+    (r'\x01pipe:', 'control character'), (r'pi\tpe:', 'control character'), ('file:', 'no reader')])
+def test_a_run_does_not_choose_a_command_for_its_reader(finished, tmp_path, trace, capsys, scheme, told):
+    assert evaluate.main([choose_command(finished, tmp_path / 'run', scheme, trace)]) == 2
+    errors = capsys.readouterr().err
+    assert told in errors and errors.count('\n') == 1 and not trace.exists()
+
+
+def test_nor_does_it_where_asserts_are_left_out(finished, tmp_path, trace):
+    run = choose_command(finished, tmp_path / 'run', 'PIPE:', trace)
+    done = subprocess.run([sys.executable, '-O', '-m', 'trainer.tools.evaluate', run], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "no reader for 'PIPE'" in done.stderr and not trace.exists()
 
 
 ESCAPES = ['../../escaped.png', '/tmp/escaped-absolute.png', '../class/escaped.png']

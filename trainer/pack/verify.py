@@ -41,10 +41,9 @@ def find_damage(dataset: Dataset, shard: Shard) -> str | None:
             lost = [] if shard.checksums is None else _damaged_samples(Members(file, shard), dataset)
     except (ShardError, OSError) as error:
         return str(error) if isinstance(error, ShardError) else f'{shard.name} cannot be read: {error}'
-    if same and not lost:
-        return None
-    return (f'{shard.name}: ' + ('' if same else 'its SHA-256 is not the one in the manifest')
-            + (f'; damaged samples: {listed(lost)}' if lost else ''))
+    wrong = [] if same else ['its SHA-256 is not the one in the manifest']
+    wrong += [f'damaged samples: {listed(lost)}'] if lost else []
+    return f'{shard.name}: {"; ".join(wrong)}' if wrong else None
 
 
 def _damaged_samples(members: Members, dataset: Dataset) -> list[str]:
