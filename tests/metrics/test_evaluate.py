@@ -18,7 +18,8 @@ from torch import nn
 from trainer.ranks import dist, progress
 from trainer.config.load import load_config
 from trainer.data.shards import open_dataset
-from trainer.runs.export import build_generator, describe, load_generator, write_export
+from trainer.games.makers import LatentMaker, Sampling, make_maker
+from trainer.runs.export import build_generator, describe, load_generator, open_maker, write_export
 from trainer.metrics import features, reference
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.path_length import path_lengths
@@ -180,19 +181,19 @@ def test_two_folders(tmp_path, patches, capsys):
     (['RUN', '--metrics', 'fid,fud'], '--metrics'),
     (['RUN', '--images', '3'], '--images 3: Input should be greater than or equal to 10'),
     (['RUN', '--images', '9' * 12], '--images 999999999999: Input should be less than or equal to 10000000'),
-    (['RUN', '--seed', '9' * 20], '--seed 99999999999999999999: Input should be less than 4294967296'),
+    (['RUN', '--seed', '9' * 20], '--seed 99999999999999999999: Input should be less than or equal to 4294967295'),
     (['RUN', '--psi', 'nan'], '--psi nan: Input should be a finite number'),
     (['RUN', '--metrics', ''], "--metrics : Input should be 'fid', 'kid'"),
     (['RUN', '--metrics', 'kid,fid,kid'], 'metrics kid,fid,kid: one is named twice'),
     (['RUN', '--metrics', 'x' * 3000], '--metrics ' + 'x' * 100 + ': Input should be'),
-    (['RUN', '--extractor', ''], '--extractor : String should have at least 1 character'),
+    (['RUN', '--extractor', ''], '--extractor : it is empty; give a path'),
     (['RUN', '--extractor', '/dev/zero'], '/dev/zero is not a regular file'),
     (['RUN', '--extractor-size', '9' * 9, '--extractor', 'x'], '--extractor-size 999999999: Input should be less than'),
     (['RUN', '--reals', '3'], '--reals 3: Input should be greater than or equal to 10'),
     (['RUN', '--reals', 'some'], '--reals some: Input should be a valid integer'),
     (['RUN', '--noise', 'loud'], '--noise loud'),
     (['RUN', '--psi-cutoff', '7'], 'psi-cutoff 7 is outside 0 to 6'),
-    (['RUN', '--truncation', '1e-9'], 'truncation 1e-09 must be at least 0.01'),
+    (['RUN', '--truncation', '1e-9'], '--truncation 1e-09: Input should be greater than or equal to 0.01'),
     (['RUN', '--resizer', 'dirty'], '--resizer dirty'),
     (['RUN', '--extractor', 'none.pt'], 'no such file'),
     (['RUN', '--truncation', '-1'], '--truncation -1'),
@@ -218,7 +219,7 @@ def test_scores_are_printed_though_they_cannot_be_kept(run, shards, patches, tmp
     os.mkfifo(tmp_path / 'run' / 'metrics.jsonl')
     assert evaluate.main([str(tmp_path / 'run'), '--images', '20', '--metrics', 'kid', *patches, '--json']) == 2
     printed = capsys.readouterr()
-    assert json.loads(printed.out)['values'] and 'metrics.jsonl is no regular file' in printed.err
+    assert json.loads(printed.out)['values'] and 'metrics.jsonl is not a regular file' in printed.err
 
 
 def test_evaluation_while_training_changes_nothing_else(shards, patches, tmp_path, capsys):
@@ -266,8 +267,7 @@ def test_truncation_and_seed_reach_the_generator(run, patches, capsys):
     values = [scores(capsys, run, '--metrics', 'kid', '--images', 40, *patches, *options)['values']['kid_patches']
               for options in ([], ['--psi', '0.3'], ['--truncation', '0.5'], ['--seed', '1'], [])]
     assert len(set(values)) == 4 and values[0] == values[-1]
-    G = load_generator(run)
-    fakes = Fakes(G, (10, 10, 10), 64, 0, torch.device('cpu'), truncation=0.5)
+    fakes = Fakes(open_maker(run)[0], 64, 0, Sampling(truncation=0.5))
     first, second = fakes.draws(range(0, 32)), fakes.draws(range(32, 64))
     assert first.z.abs().max() <= 0.5 and not torch.equal(first.z, second.z) and not torch.equal(first.labels, second.labels)
 
@@ -285,8 +285,8 @@ def noisy(run, out):
 
 def test_each_picture_has_its_own_noise(run, tmp_path):
     """With psi 0 pictures of a class differ by their noise alone."""
-    G, cpu = load_generator(noisy(run, tmp_path / 'export')), torch.device('cpu')
-    random, other, const = (Fakes(G, (1, 0, 0), 64, seed, cpu, psi=0.0, noise=noise)
+    maker = make_maker('stylegan2', load_generator(noisy(run, tmp_path / 'export')), (1, 0, 0))
+    random, other, const = (Fakes(maker, 64, seed, Sampling(psi=0.0, noise=noise))
                             for seed, noise in ((0, 'random'), (1, 'random'), (0, 'const')))
     before = torch.get_rng_state()
     made = np.concatenate([random.make(range(0, 32))[0], random.make(range(32, 64))[0], other.make(range(0, 32))[0]])
@@ -323,7 +323,11 @@ def test_all_reals(shards, patches, tmp_path, capsys):
 class Straight(nn.Module):
     """A generator whose picture is its w: one pixel, of which the first value is 20."""
 
-    z_dim, num_ws, c_dim = 3, 1, 0
+    z_dim, num_ws, c_dim, resolution = 3, 1, 0, (1, 1)
+
+    def __init__(self):
+        super().__init__()
+        self.where = nn.Parameter(torch.zeros(()))
 
     def mapping(self, z, c, psi, psi_cutoff):
         return (psi * z)[:, None]
@@ -335,7 +339,7 @@ class Straight(nn.Module):
 @pytest.mark.parametrize('psi', [1.0, 0.5])
 def test_path_length_of_a_straight_path(psi):
     """The direction of (20, w) turns by |w1 - w0| / 20 along the path, wherever on it."""
-    fakes = Fakes(Straight(), (), 70, 0, torch.device('cpu'), psi)
+    fakes = Fakes(LatentMaker(Straight(), ()), 70, 0, Sampling(psi))
 
     def network(x, classes):
         return x.mean((2, 3)).double() / 127.5 - 1, None

@@ -161,8 +161,8 @@ def test_wrong_files(tmp_path):
     torch.jit.script(Patches()).save(tmp_path / 'net.pt')
     with pytest.raises(ValueError, match='no such file; give inception, effnet_lite0, or a TorchScript or ONNX file'):
         make(tmp_path / 'none.pt')
-    with pytest.raises(ValueError, match='has SHA-256 [0-9a-f]{64}, not 00; get the file again'):
-        make(tmp_path / 'net.pt', extractor_sha256='00')
+    with pytest.raises(ValueError, match='has SHA-256 [0-9a-f]{64}, not 0{64}; get the file again'):
+        make(tmp_path / 'net.pt', extractor_sha256='0' * 64)
     (tmp_path / 'text.pt').write_text('no network')
     with pytest.raises(ValueError, match='text.pt does not work as a feature network'):
         make(tmp_path / 'text.pt')

@@ -38,10 +38,13 @@ def write_text(path: Path, text: str, private: bool = False) -> None:
 
 def open_to_append(path: Path) -> TextIO:
     """Line by line. OSError as `open`, and where a pipe would hang or a device swallow what is written."""
+    refusal = OSError(f'{path} is not a regular file, nor a link to one; put it away')
+    if path.exists() and not path.is_file():     # to open a pipe that no one reads fails for another reason
+        raise refusal
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(f'{path} is not a regular file, nor a link to one; put it away')
+        raise refusal
     return os.fdopen(descriptor, 'a', buffering=1)
 
 

@@ -63,7 +63,7 @@ def best_evaluation(evaluations: list[dict], name: str) -> dict | None:
 
 def drop_torn_line(path: Path) -> None:
     """Cut off a last line without an end, which readers pass over: the next one would be added to it, and lost with it."""
-    if not path.exists():
+    if not path.is_file():      # what is something else is refused where it is opened to append
         return
     with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)

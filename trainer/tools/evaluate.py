@@ -144,7 +144,8 @@ def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None]:
         return EvaluateConfig.model_validate(tree), options.data or (config.data.path if config else None)
     except ValidationError as error:
         detail = error.errors()[0]
-        raise ValueError(f'--{str(detail["loc"][0]).replace("_", "-")} {str(detail["input"])[:100]}: {detail["msg"]}') from None
+        message = detail['msg'].removeprefix('Value error, ')
+        raise ValueError(f'--{str(detail["loc"][0]).replace("_", "-")} {str(detail["input"])[:100]}: {message}') from None
 
 
 def run(options: argparse.Namespace) -> None:
