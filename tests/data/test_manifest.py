@@ -50,7 +50,7 @@ WRONG = [
     ('shards', None), ('class_names', DELETED), ('num_samples', DELETED), ('unknown', 1)]
 
 
-@pytest.mark.parametrize('key, value', WRONG, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize('key, value', WRONG, ids=lambda value: 'deleted' if value is DELETED else repr(value)[:30])
 def test_a_field_that_cannot_be_is_refused_in_one_line(text, key, value):
     with pytest.raises(ValueError, match='^the place is not a imago-shards/1 manifest ') as caught:
         Manifest.from_json(changed(text, key, value), 'the place')
