@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -91,3 +92,15 @@ def test_kernels_know_torch_alone(module):
 @pytest.mark.parametrize('module', [module for module in FILES if room_of(module) in ('trainer.models', 'trainer.objectives')])
 def test_networks_and_losses_know_nothing_of_ranks(module):
     assert not [name for name in imports(module) if 'dist' in name]
+
+
+def test_rooms_are_regular_packages():
+    """A folder without __init__.py gives way to any other package of its name, and is left out of a wheel."""
+    folders = {path.parent for path in [*FILES.values(), ROOT / 'configs' / 'demo.yaml']}
+    assert not [folder for folder in folders if not (folder / '__init__.py').is_file()]
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by their last name, whatever folder they are in."""
+    names = Counter(path.name for path in (ROOT / 'tests').rglob('*.py') if path.parent.name != 'bench' and path.name != 'conftest.py')
+    assert not [name for name, count in names.items() if count > 1]

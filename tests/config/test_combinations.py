@@ -60,6 +60,7 @@ EXAMPLES = [  # overrides, a piece of the message
     ([*MAD_GAN, 'augment.name=ada'], 'means nothing with game.name=mad_gan'),
     (['loss.name=least_squares', 'augment.name=ada'], 'means nothing with loss.name=least_squares'),
     (['checkpoint.best=fid'], 'not among what is measured while training'),
+    (['network.name=pggan', 'growth.fade_kimg=1', 'guard.data=d'], 'held-out pictures are judged at full size'),
     ([*SD_GAN, 'guard.data=d'], 'held-out pictures are judged one by one'),
     (['regularizers.orthogonal=1e-4'], 'demodulation cancels the scale'),
 ]

@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 from runs_for_tests import on_ranks, whole
 from torch import nn
@@ -7,12 +8,14 @@ from torch import nn
 from trainer.config.load import OptimConfig, ParallelConfig, is_fixed
 from trainer.engine.parallel import make_strategy
 from trainer.engine.phase import NonFiniteGradient, Phase, run_phase
+from trainer.engine.state import TrainState
 from trainer.ranks import dist
 
 
-def strategy_of(network, name='data'):
+def strategy_of(*networks, name='data'):
     strategy = make_strategy(ParallelConfig(strategy=name))
-    strategy.spread(network)
+    for network in networks:
+        strategy.spread(network)
     return strategy
 
 
@@ -21,12 +24,12 @@ def poisoned_step(bad_rank, name='data', nimg=24_000):
     torch.manual_seed(0)
     network = nn.Linear(3, 1)
     before = network.weight.clone()
-    strategy = strategy_of(network, name)
+    strategy = strategy_of(network, name=name)
     factor = math.nan if dist.rank() == bad_rank else 1.0
-    optimizer = strategy.optimizer(network, OptimConfig())
-    phase = Phase('D_main', network, optimizer, 1, lambda micro: (network(micro).mean() * factor, {}))
+    state = TrainState({'D': network}, optimizers={'D': strategy.optimizer(network, OptimConfig())}, nimg=nimg)
+    phase = Phase('D_main', ('D',), ('D',), 1, lambda micro: (network(micro).mean() * factor, {}))
     try:
-        run_phase(phase, [torch.ones(2, 3)], 0, nimg, strategy)
+        run_phase(phase, [torch.ones(2, 3)], state, 0, strategy)
     except NonFiniteGradient as error:
         return str(error), torch.equal(whole(network.weight), before)
     return None, False
@@ -56,9 +59,10 @@ def test_accumulated_micro_batches_equal_one_batch():
     for size in (8, 2):
         torch.manual_seed(0)
         network = nn.Linear(3, 1).double()
-        phase = Phase('D_main', network, torch.optim.SGD(network.parameters(), 0.0), 1,
+        state = TrainState({'D': network}, optimizers={'D': torch.optim.SGD(network.parameters(), 0.0)})
+        phase = Phase('D_main', ('D',), ('D',), 1,
                       lambda x: (network(x).square().mean(), {'mean': network(x).mean()}))
-        result = run_phase(phase, list(images.split(size)), 0, 0, strategy_of(network))
+        result = run_phase(phase, list(images.split(size)), state, 0, strategy_of(network))
         gradients.append((network.weight.grad.clone(), result.means['mean']))
     (one, mean), (several, their_mean) = gradients
     assert torch.allclose(one, several, rtol=1e-12) and torch.allclose(mean, their_mean, rtol=1e-12)
@@ -68,6 +72,37 @@ def test_missing_gradients_are_zero_not_stale():
     network = nn.ModuleDict({'used': nn.Linear(2, 1), 'unused': nn.Linear(2, 1)})
     strategy = strategy_of(network)
     network['unused'].weight.grad.fill_(5)
-    phase = Phase('G_reg', network, torch.optim.SGD(network.parameters(), 0.0), 1, lambda x: (network['used'](x).mean(), {}))
-    run_phase(phase, [torch.ones(1, 2)], 0, 0, strategy)
+    state = TrainState({'G': network}, optimizers={'G': torch.optim.SGD(network.parameters(), 0.0)})
+    phase = Phase('G_reg', ('G',), ('G',), 1, lambda x: (network['used'](x).mean(), {}))
+    run_phase(phase, [torch.ones(1, 2)], state, 0, strategy)
     assert network['unused'].weight.grad.eq(0).all() and network['used'].weight.grad.eq(1).all()
+
+
+def several_learn(name):
+    """The networks' weights after a step of two of three, and the norm of the gradient that was told."""
+    networks = {key: nn.Linear(2, 2, bias=False) for key in 'ABC'}
+    for network in networks.values():
+        nn.init.eye_(network.weight).requires_grad_(False)
+    strategy = strategy_of(*networks.values(), name=name)
+    optimizers = {key: strategy.optimizer(network, OptimConfig()) for key, network in networks.items()}
+    for optimizer in optimizers.values():
+        optimizer.param_groups[0]['lr'] = 0.1
+    A, B, C = networks.values()
+    phase = Phase('AB_main', ('A', 'B'), ('A', 'B', 'C'), 1, lambda x: (C(B(A(x))).sum(), {'x': x.mean()}))
+    result = run_phase(phase, [torch.ones(1, 2)], TrainState(networks, optimizers=optimizers), 0, strategy)
+    return {key: whole(network.weight).clone() for key, network in networks.items()}, result.gradient_norm
+
+
+def test_a_phase_steps_those_that_it_trains_together_and_no_other():
+    """At the identity each of A's and B's 4 gradients is 1, and Adam's first step is its learning rate."""
+    spread = [found for name in ('data', 'fsdp', 'zero') for found in on_ranks(2, several_learn, name)]
+    for weights, norm in (several_learn('data'), *spread):
+        assert norm == pytest.approx(math.sqrt(8))
+        assert torch.equal(weights['C'], torch.eye(2))
+        for key in 'AB':
+            torch.testing.assert_close(weights[key], torch.eye(2) - 0.1)
+
+
+def test_a_phase_uses_what_it_trains():
+    with pytest.raises(AssertionError, match='phase G_main trains what it does not use'):
+        Phase('G_main', ('G',), ('D',), 1, lambda x: (x, {}))

@@ -17,6 +17,8 @@ from torch import nn
 
 from trainer.config.load import load_config
 from trainer.data.shards import open_dataset
+from trainer.games.makers import LatentMaker, Sampling, make_maker
+from trainer.runs.export import build_generator, describe, load_generator, open_maker, write_export
 from trainer.metrics import features, reference
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.path_length import path_lengths
@@ -266,8 +268,7 @@ def test_truncation_and_seed_reach_the_generator(run, patches, capsys):
     values = [scores(capsys, run, '--metrics', 'kid', '--images', 40, *patches, *options)['values']['kid_patches']
               for options in ([], ['--psi', '0.3'], ['--truncation', '0.5'], ['--seed', '1'], [])]
     assert len(set(values)) == 4 and values[0] == values[-1]
-    G = load_generator(run)
-    fakes = Fakes(G, (10, 10, 10), 64, 0, torch.device('cpu'), truncation=0.5)
+    fakes = Fakes(open_maker(run)[0], 64, 0, Sampling(truncation=0.5))
     first, second = fakes.draws(range(0, 32)), fakes.draws(range(32, 64))
     assert first.z.abs().max() <= 0.5 and not torch.equal(first.z, second.z) and not torch.equal(first.labels, second.labels)
 
@@ -285,8 +286,8 @@ def noisy(run, out):
 
 def test_each_picture_has_its_own_noise(run, tmp_path):
     """With psi 0 pictures of a class differ by their noise alone."""
-    G, cpu = load_generator(noisy(run, tmp_path / 'export')), torch.device('cpu')
-    random, other, const = (Fakes(G, (1, 0, 0), 64, seed, cpu, psi=0.0, noise=noise)
+    maker = make_maker('stylegan2', load_generator(noisy(run, tmp_path / 'export')), (1, 0, 0))
+    random, other, const = (Fakes(maker, 64, seed, Sampling(psi=0.0, noise=noise))
                             for seed, noise in ((0, 'random'), (1, 'random'), (0, 'const')))
     before = torch.get_rng_state()
     made = np.concatenate([random.make(range(0, 32))[0], random.make(range(32, 64))[0], other.make(range(0, 32))[0]])
@@ -323,7 +324,11 @@ def test_all_reals(shards, patches, tmp_path, capsys):
 class Straight(nn.Module):
     """A generator whose picture is its w: one pixel, of which the first value is 20."""
 
-    z_dim, num_ws, c_dim = 3, 1, 0
+    z_dim, num_ws, c_dim, resolution = 3, 1, 0, (1, 1)
+
+    def __init__(self):
+        super().__init__()
+        self.where = nn.Parameter(torch.zeros(()))
 
     def mapping(self, z, c, psi, psi_cutoff):
         return (psi * z)[:, None]
@@ -335,7 +340,7 @@ class Straight(nn.Module):
 @pytest.mark.parametrize('psi', [1.0, 0.5])
 def test_path_length_of_a_straight_path(psi):
     """The direction of (20, w) turns by |w1 - w0| / 20 along the path, wherever on it."""
-    fakes = Fakes(Straight(), (), 70, 0, torch.device('cpu'), psi)
+    fakes = Fakes(LatentMaker(Straight(), ()), 70, 0, Sampling(psi))
 
     def network(x, classes):
         return x.mean((2, 3)).double() / 127.5 - 1, None

@@ -78,7 +78,7 @@ def test_the_largest_networks_that_can_be_asked_for_take_nothing_to_refuse_or_de
     """Each of them would take hundreds of GB."""
     widths = {'z_dim': 65536, 'w_dim': 65536, 'mapping_layers': 64, 'channel_base': 1 << 24, 'channel_max': 65536}
     config, manifest = tiny_config(shards, tmp_path / 'run', network=widths), open_dataset(shards).manifest
-    with pytest.raises(ValueError, match='G has 502,517,.* parameters .* set smaller widths'):
+    with pytest.raises(ValueError, match=r'many parameters \(G 502,517,.*, D .*\): .* set smaller widths'):
         check_memory(config, config.game.plan(config, manifest))
     before = psutil.Process().memory_info().rss
     assert '# parameters    G 502,517' in describe_run(config, manifest, 1)

@@ -22,7 +22,7 @@ from trainer.train import train
 @pytest.fixture
 def of_before(tmp_path):
     """A run, an export and pictures that commit 9e99525 made, before there were checksums."""
-    with tarfile.open(Path(__file__).parent / 'data' / 'before-checksums.tar.xz') as archive:
+    with tarfile.open(Path(__file__).parents[1] / 'data' / 'before-checksums.tar.xz') as archive:
         archive.extractall(tmp_path, filter='data')
     return tmp_path
 

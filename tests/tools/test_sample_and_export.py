@@ -14,6 +14,7 @@ from runs_for_tests import tiny_config, train_here
 
 from trainer.data.labels import class_index
 from trainer.data.sealed import write_sealed
+from trainer.games.makers import make_maker
 from trainer.ranks import dist
 from trainer.runs.export import load_generator
 from trainer.tools import export, sample
@@ -61,7 +62,7 @@ def test_psi_reaches_the_first_layers_alone(run, tmp_path):
     assert G.num_ws == 6
     sheets = {cutoff: pictures(run, tmp_path / cutoff, '--psi', '0.3', '--psi-cutoff', cutoff, '--class', '1')
               for cutoff in '026'}
-    draws = draws_for_seeds([0], G, [1, 1, 1], 1)
+    draws = make_maker('stylegan2', G, [1, 1, 1]).inputs([0], 1)
     ws = G.mapping(draws.z, torch.eye(3)[[1]])
     ws[:, :2] = G.mapping.w_avg + 0.3 * (ws[:, :2] - G.mapping.w_avg)
     expected = ((G.synthesis(ws, noise='const')[0] + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0)
@@ -143,11 +144,12 @@ FORGED = {
     'an option of another kind': (change(w_dim='wide'), 'w_dim: Input should be a valid integer'),
     'a negative option': (change(z_dim=-1), 'z_dim: Input should be greater'),
     'layers without end': (change(mapping_layers=200_000), 'mapping_layers: Input should be less'),
-    'generators without end': (change(generators=10 ** 9), 'generators: Input should be less'),
+    'generators without end': (change(generators=10 ** 9), 'count: Input should be less than or equal to 64'),
     'generators with styles': (change(generators=2), 'cannot be built'),
     'huge channels': (change(channel_max=60_000, channel_base=60_000), 'the weights of the model that generator.json describes'),
     'channels beyond any memory': (change(channel_max=2 ** 62, channel_base=2 ** 62), 'damaged|cannot be built'),
-    'huge pictures': (change(resolution=[14336, 8192]), 'more than 67108864 pixels'),
+    'huge pictures': (change(resolution=[14336, 14336]), 'more than 67108864 pixels'),
+    'pictures larger than any file holds': (change(resolution=[65536, 65536]), 'both sides must be 4 to 16383 px'),
     'pictures of a size that is none': (change(resolution=[17, 'x']), 'resolution.1: Input should be a valid integer'),
     'two colours': (change(img_channels=2), 'img_channels: Input should be 1 or 3'),
     'other classes than its names': (change(c_dim=7), '3 class names, 3 counts and c_dim=7'),

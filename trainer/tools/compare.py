@@ -19,6 +19,8 @@ EARLIER = {'psi_cutoff': None, 'noise': 'const'}   # what records without these 
 def trained_on(checkpoint: Path) -> tuple[dict, Config]:
     """Its seal, and the configuration there. ValueError if they do not say what is compared here."""
     seal = read_seal(checkpoint)
+    if not seal['parameters']:
+        raise ValueError(f'{checkpoint} does not say how many parameters its networks have')
     return seal, parse_kept(seal['config'], str(checkpoint))
 
 
