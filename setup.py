@@ -1,7 +1,7 @@
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -42,8 +42,7 @@ setup(
     description='Trains GANs for high-resolution pictures, from one laptop to many nodes',
     license='Apache-2.0',
     python_requires='>=3.11',
-    packages=['trainer', 'trainer.data', 'trainer.objectives.augment', 'trainer.models', 'trainer.metrics', 'trainer.tools', 'kernels', 'launch',
-              'configs'],
+    packages=find_packages(include=['trainer*', 'kernels*', 'launch*', 'configs*']),
     package_data={'configs': ['*.yaml'], 'kernels': ['csrc/**/*', 'lib/*.so']},
     ext_modules=[Extension('kernels.lib.imago', [])],
     cmdclass={'build_ext': BuildKernels},

@@ -16,6 +16,11 @@ import yaml
 from torch.distributed.tensor import DTensor
 
 from trainer.config.load import Config, parse_config
+from trainer.data.shards import open_dataset
+from trainer.engine.parallel import Strategy
+from trainer.engine.state import make_state
+from trainer.games import make_game
+from trainer.games.game import Game
 from trainer.models import layers
 
 
@@ -40,9 +45,16 @@ def write_tiny(data: Path, run_dir: Path, path: Path, /, **changes: object) -> P
     return path
 
 
+def game_of(config: Config, strategy: Strategy | None = None) -> Game:
+    """Of a new run's state, on the CPU; without a strategy, in one process."""
+    plan = config.game.plan(config, open_dataset(config.data.path).manifest)
+    return make_game(config, plan, make_state(config, plan, torch.device('cpu'), strategy or Strategy()))
+
+
 def train_here(config: Config) -> dict[str, torch.Tensor]:
     """Train in this process (one rank of its world) and return a copy of the whole state, flat."""
-    from trainer.train import prepare, train
+    from trainer.start import prepare
+    from trainer.train import train
     run = prepare(config)
     train(run)
     return {name: whole(tensor).clone() for name, tensor in flat(run.state.tree()).items()}

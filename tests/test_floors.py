@@ -1,63 +1,93 @@
-"""Imports run strictly downward through the floors of the house."""
+"""Imports run strictly downward: from a room to those below it, and inside a room never in a circle."""
 
 import ast
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOORS = [
-    {'kernels', 'trainer.config.load', 'trainer.config.rules', 'trainer.config.networks', 'trainer.config.schema', 'trainer.config.sections',
-     'trainer.config.schedule', 'trainer.ranks.dist', 'trainer.ranks.heartbeat', 'trainer.data.durable', 'trainer.data.reading', 'trainer.wording',
-     'trainer.ranks.machine', 'trainer.ranks.progress', 'trainer.config.resolution', 'trainer.data.sealed', 'trainer.runs.checkpoint_names',
-     'trainer.ranks.backend', 'trainer.config.yaml_words', 'trainer.command', 'trainer.config.division', 'trainer.ranks.stop_signals',
-     'trainer.data.locations'},
-    {'trainer.models', 'trainer.objectives.losses', 'trainer.objectives.regularizers', 'trainer.engine.ema', 'trainer.engine.optim', 'trainer.data',
-     'trainer.data.labels', 'trainer.engine.randomness', 'trainer.objectives.augment'},
-    {'trainer.engine.parallel', 'trainer.engine.zero', 'trainer.engine.state', 'trainer.runs.checkpoint', 'trainer.runs.checkpoint_reader',
-     'trainer.runs.export', 'trainer.runs.description', 'trainer.runs.run_folder', 'trainer.watch.grids', 'trainer.runs.stats',
-     'trainer.runs.events', 'trainer.runs.history',
-     'trainer.metrics', 'trainer.data.reals', 'trainer.watch.alarms', 'trainer.watch.spikes', 'trainer.watch.diversity'},
-    {'trainer.engine.phase'},
-    {'trainer.games.recipe', 'trainer.games.latent'},
-    {'trainer.train', 'trainer.watch.watch', 'trainer.watch.guard', 'trainer.watch.evaluation', 'trainer.tools', 'trainer.__main__'},
-]
-FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
-FILES = sorted(path.relative_to(ROOT) for part in ('trainer', 'kernels', 'launch') for path in (ROOT / part).rglob('*.py'))
+ROOMS = (   # from the bottom up: a package with all that is in it, or a module
+    'kernels', 'trainer.wording', 'trainer.command', 'trainer.ranks', 'trainer.data', 'trainer.config', 'trainer.models', 'trainer.engine',
+    'trainer.objectives', 'trainer.games', 'trainer.runs', 'trainer.metrics', 'trainer.watch', 'trainer.plan', 'trainer.start',
+    'trainer.train', 'trainer.__main__', 'trainer.pack', 'trainer.tools', 'launch')
+FOR_LAUNCH = (   # a command starts at once, without torch, which only the doctor needs
+    'launch', 'kernels', 'trainer.config', 'trainer.command', 'trainer.wording', 'trainer.data.locations', 'trainer.ranks.machine',
+    'trainer.runs.checkpoint_names')
+FILES = {'.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
+         for part in ('trainer', 'kernels', 'launch') for path in sorted((ROOT / part).rglob('*.py'))}
 
 
-def module_of(name: str) -> str:
-    """The entry of FLOOR that a dotted name belongs to; '' for other people's packages."""
-    parts = name.split('.')
-    return next((head for end in range(len(parts), 0, -1) if (head := '.'.join(parts[:end])) in FLOOR), '')
+def within(name: str, above: str) -> bool:
+    return name == above or name.startswith(above + '.')
 
 
-def imports(path: Path) -> set[str]:
+def room_of(module: str) -> str:
+    """'' of the package that only holds rooms."""
+    return next((room for room in ROOMS if within(module, room)), '')
+
+
+def nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All that runs: what stands under TYPE_CHECKING does not."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == 'TYPE_CHECKING':
+            continue
+        yield child
+        yield from nodes(child)
+
+
+def imports(module: str) -> set[str]:
+    """Dotted names, those inside functions too."""
     names = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    for node in nodes(ast.parse(FILES[module].read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f'{path} imports relatively'
+            assert node.level == 0, f'{module} imports relatively'
             names |= {f'{node.module}.{alias.name}' for alias in node.names}
     return names
 
 
-@pytest.mark.parametrize('path', FILES, ids=str)
-def test_imports_run_downward(path):
-    own = '.'.join(path.with_suffix('').parts).removesuffix('.__init__')
-    ours = {name for name in imports(path) if name.split('.')[0] in ('trainer', 'kernels', 'launch', 'tests')}
-    if path.parts[0] == 'launch':
-        assert all(name.startswith(('launch', 'trainer.command', 'trainer.config.load', 'trainer.ranks.machine', 'trainer.config.schema', 'trainer.wording',
-                                    'trainer.runs.checkpoint_names', 'trainer.data.locations', 'kernels')) for name in ours), ours
-    elif path.parts[0] == 'kernels':
-        assert all(name.startswith('kernels') for name in ours), ours
-    else:
-        above = {name for name in ours if FLOOR[module_of(name)] > FLOOR[module_of(own)]}
-        assert not above, f'{path} is on floor {FLOOR[module_of(own)]} and imports {above}'
+def imported_modules(module: str) -> set[str]:
+    """Those of ours, without itself."""
+    ours = {name for name in imports(module) if name.split('.')[0] in ('trainer', 'kernels', 'launch', 'tests', 'configs')}
+    found = {max((other for other in FILES if within(name, other)), key=len, default=name) for name in ours}
+    return found - {module}
 
 
-@pytest.mark.parametrize('path', [path for path in FILES if str(path).startswith(('trainer/models', 'trainer/objectives/losses',
-                                                                                 'trainer/objectives/regularizers'))], ids=str)
-def test_networks_and_losses_know_nothing_of_ranks(path):
-    assert not {name for name in imports(path) if 'dist' in name.split('.') or 'distributed' in name.split('.')}
+@pytest.mark.parametrize('module', FILES)
+def test_imports_run_downward(module):
+    own = room_of(module)
+    assert own or module == 'trainer', f'{module} is in no room: give it a place in ROOMS'
+    found = imported_modules(module)
+    assert own or not found, f'{module} holds rooms and imports {found}'
+    rooms = {other: room_of(other) for other in found}
+    above = [other for other, room in rooms.items() if room not in ROOMS[:ROOMS.index(own) + 1]]
+    assert not above, f'{module} is in {own} and imports {above}, which are above'
+
+
+@pytest.mark.parametrize('room', ROOMS)
+def test_no_circle_inside_a_room(room):
+    inside = [module for module in FILES if room_of(module) == room]
+    assert inside, f'{room} is not there'
+    try:
+        TopologicalSorter({module: imported_modules(module) & set(inside) for module in inside}).prepare()
+    except CycleError as error:
+        pytest.fail(f'{" imports ".join(reversed(error.args[1]))}')
+
+
+@pytest.mark.parametrize('module', [module for module in FILES if room_of(module) == 'launch'])
+def test_launching_needs_little(module):
+    assert not [name for name in imported_modules(module) if not any(within(name, allowed) for allowed in FOR_LAUNCH)]
+
+
+@pytest.mark.parametrize('module', [module for module in FILES if room_of(module) == 'kernels'])
+def test_kernels_know_torch_alone(module):
+    assert {name.split('.')[0] for name in imports(module)} - sys.stdlib_module_names <= {'torch', 'kernels'}
+
+
+@pytest.mark.parametrize('module', [module for module in FILES if room_of(module) in ('trainer.models', 'trainer.objectives')])
+def test_networks_and_losses_know_nothing_of_ranks(module):
+    assert not [name for name in imports(module) if 'dist' in name]

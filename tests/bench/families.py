@@ -12,7 +12,8 @@ from pathlib import Path
 
 from trainer.config.load import load_config
 from trainer.ranks import dist
-from trainer.train import prepare, train
+from trainer.start import prepare
+from trainer.train import train
 
 DATA = Path(__file__).parents[1] / 'data' / 'fluent-emoji'
 COMMON = [f'data.path={DATA}', 'data.resolution=32', 'data.lanes=16', 'data.workers=0', 'data.flip=false', 'batch=16', 'micro_batch=16',
@@ -36,10 +37,10 @@ RUNS = {  # name: configuration and overrides
     'r3gan': ('r3gan-256', [*CLASSES, 'network.channel_base=1024', 'network.channel_max=64', 'network.group_size=8',
                             'network.low_precision=none', 'regularizers.r1=0.5', 'regularizers.r2=0.5', 'augment.name=none',
                             'optim.g_lr=0.0005', 'optim.d_lr=0.0005', 'optim.beta2_ramp=null']),
-    'began': ('dcgan-64', [*CLASSES, 'network={name: began, z_dim: 64, channels: 24}', 'loss.name=began', 'loss.began_rate=0.05',
+    'began': ('dcgan-64', [*CLASSES, 'network={name: began, z_dim: 64, channels: 24}', 'game={name: began, rate: 0.05}',
                            'optim.g_lr=0.0005', 'optim.d_lr=0.0005', 'ema.start_kimg=0']),
-    'sd-gan': ('dcgan-64', ['network.channels=32', 'network.identity_dim=50', 'data.pairs=true', 'data.lanes=8']),
-    'mad-gan': ('dcgan-64', ['network.channels=32', 'network.generators=4', 'loss.name=mad_gan']),
+    'sd-gan': ('dcgan-64', ['network.channels=32', 'game={name: sd_gan, identity_dim: 50}', 'data.lanes=8']),
+    'mad-gan': ('dcgan-64', ['network.channels=32', 'game={name: mad_gan, generators: 4}']),
     'ada': ('stylegan2-256', [*EQUALISED, *CLASSES, 'network.w_dim=128', 'network.mapping_layers=2', 'regularizers.r1=0.2',
                               'network.low_precision=none', 'regularizers.path_length=0', 'augment={name: ada, speed_kimg: 5}']),
 }

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from trainer.config.losses import LOSS_FACTS
 from trainer.models.spectral import normalise_weights, power_iterate
-from trainer.objectives.losses import LOSSES, mad_gan_d, mad_gan_g
+from trainer.objectives.losses import LOSSES, began_balance, began_d, began_g, mad_gan_d, mad_gan_g
 from trainer.objectives.regularizers import (
     GRADIENT_PENALTIES,
     clip_weights_,
@@ -131,8 +131,10 @@ class Match:
         real, fake = self.D(x), self.D(made)
         if case.loss == 'mad_gan':
             return mad_gan_d(real, fake, self.G.makers(BATCH))
-        loss = LOSSES[case.loss]
-        total = loss.d_loss(real, fake, *[self.k] * (loss.balance is not None))
+        if case.loss == 'began':
+            self.k, k = began_balance(self.k, real.detach().mean(), fake.detach().mean(), gamma=0.5, rate=0.01), self.k
+            return began_d(real, fake, k)
+        total = LOSSES[case.loss].d_loss(real, fake)
         for name, weight in case.gradient.items():
             penalty = GRADIENT_PENALTIES[name]
             points = penalty.points(x, made).detach().requires_grad_()
@@ -141,14 +143,14 @@ class Match:
             total = total + case.lecam * lecam(real, fake, self.means['real'], self.means['fake']).mean()
         for name, logits in (('real', real), ('fake', fake)):
             self.means[name].lerp_(logits.detach().mean(), 0.01)
-        if loss.balance is not None:
-            self.k = loss.balance(self.k, real.detach().mean(), fake.detach().mean(), gamma=0.5, rate=0.01)
         return total
 
     def g_loss(self) -> Tensor:
         fake = self.D(self.G(BATCH))
         if self.case.loss == 'mad_gan':
             return mad_gan_g(fake)
+        if self.case.loss == 'began':
+            return began_g(fake)
         loss = LOSSES[self.case.loss]
         return loss.g_loss(fake, self.D(reals(BATCH)).detach() if LOSS_FACTS[self.case.loss].paired else None)
 

@@ -14,7 +14,8 @@ from trainer.config.load import load_config
 from trainer.data.shards import SampleReader, open_dataset
 from trainer.pack.command import main as pack
 from trainer.ranks import dist
-from trainer.train import prepare, train
+from trainer.start import prepare
+from trainer.train import train
 from trainer.watch.alarms import SIGNALS
 
 EMOJI = Path(__file__).parents[1] / 'data' / 'fluent-emoji'

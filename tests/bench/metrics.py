@@ -18,7 +18,7 @@ from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', str(len(os.sched_getaffinity(0))))
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS.parent), str(TESTS / 'metrics')]
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 import numpy as np  # noqa: E402, threads are counted first
 import torch  # noqa: E402

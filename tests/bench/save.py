@@ -30,7 +30,7 @@ def main(source: str = 'stylegan2-256', *overrides: str) -> None:
     config = load_config(source, list(overrides))
     dist.init('cpu')
     manifest = Manifest(config.data.resolution, 3, 'webp', (), (), (Shard('none.tar', 0, 1, 1, '0' * 64),))
-    state = make_state(config, manifest, dist.device(), Strategy())
+    state = make_state(config, config.game.plan(config, manifest), dist.device(), Strategy())
     stalls, totals, blocking = [], [], []
     with tempfile.TemporaryDirectory(dir='.') as scratch:
         checkpoints = Checkpoints(Path(scratch) / 'checkpoints', 1, {})

@@ -28,12 +28,11 @@ from step import DEFAULTS, Trainer
 
 from trainer.config.load import Config, load_config
 from trainer.data.shards import open_dataset
-from trainer.games.latent import to_device
 from trainer.plan.cost import Cost, Machine, cost
 from trainer.plan.traffic import PASSES
 from trainer.plan.work import count_work
 from trainer.ranks import dist
-from trainer.train import open_stream
+from trainer.start import open_stream
 
 OWN = 4         # pictures a rank
 TURNS, ROUNDS = 5, 3
@@ -67,11 +66,11 @@ def measure(config: Config) -> dict[str, float]:
     """Seconds of a step of this rank, and MB that a rank sends in it, averaged over 16 steps."""
     trainer = Trainer(config)
     rounds = []
-    with closing(open_stream(config, open_dataset(config.data.path), 0)) as data:
+    with closing(open_stream(config, open_dataset(config.data.path), trainer.plan, 0)) as data:
         for turn in range(ROUNDS + 1):      # the first one warms up
             found = Counter()
             began = time.perf_counter()
-            trainer.batch = to_device(next(data), dist.device())
+            trainer.batch = next(data).to(dist.device())
             found['data'] = time.perf_counter() - began
             for phase in trainer.phases:
                 taken = Counter()

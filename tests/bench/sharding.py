@@ -36,14 +36,15 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, float]]:
     trainer = Trainer(config)
     trainer.seconds()   # warms up
     seconds = [trainer.seconds() for _ in range(ROUNDS)]
-    state = trainer.engine.state
-    networks = [*state.G.parameters(), *state.D.parameters()]
-    moments = [tensor for adam in (state.opt_G, state.opt_D) for entry in adam.state.values() for tensor in entry.values()]
+    state = trainer.state
+    networks = [parameter for network in state.networks.values() for parameter in network.parameters()]
+    average = [parameter for network in state.averages.values() for parameter in network.parameters()]
+    moments = [tensor for adam in state.optimizers.values() for entry in adam.state.values() for tensor in entry.values()]
     held = {'parameters': megabytes(networks), 'gradients': megabytes([p.grad for p in networks]),
-            'moments': megabytes(moments), 'average': megabytes(list(state.G_ema.parameters())),
+            'moments': megabytes(moments), 'average': megabytes(average),
             'between': megabytes(alive())}
-    with trainer.strategy.whole():
-        trainer.strategy.zero_gradients(state.D)
+    with trainer.strategy.whole(*state.networks.values()):
+        trainer.strategy.zero_gradients(state.networks['D'])
         held['in a phase'] = megabytes(alive())
     return held, {name: statistics.median(turn[name] for turn in seconds) for name in seconds[0]}
 

@@ -30,7 +30,7 @@ from trainer.data.stream import Batch
 from trainer.engine.parallel import make_strategy
 from trainer.engine.phase import run_phase
 from trainer.engine.state import make_state
-from trainer.games.recipe import Recipe
+from trainer.games import make_game
 from trainer.models import stylegan2
 from trainer.ranks import dist
 
@@ -72,14 +72,15 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         manifest = Manifest(config.data.resolution, 3, 'webp', (), (), (Shard('none.tar', 0, 1, 1, '0' * 64),))
-        self.config, self.strategy = config, make_strategy(config.parallel)
-        self.state = make_state(config, manifest, dist.device(), self.strategy)
-        self.recipe = Recipe(config, manifest, self.state)
-        self.recipe.begin_step()
-        self.phases = self.recipe.phases()
+        self.config, self.strategy, self.plan = config, make_strategy(config.parallel), config.game.plan(config, manifest)
+        self.state = make_state(config, self.plan, dist.device(), self.strategy)
+        self.game = make_game(config, self.plan, self.state)
+        self.game.begin_step()
+        self.phases = self.game.phases()
         images = torch.randint(256, (config.batch, 3, *config.data.resolution), dtype=torch.uint8, device=dist.device())
         labels = torch.zeros(config.batch, dtype=torch.int64, device=dist.device())
-        self.batch = Batch(images, labels, keys=[], nimg=0, damaged=[])
+        own = slice(dist.rank() * config.batch // dist.world_size(), (dist.rank() + 1) * config.batch // dist.world_size())
+        self.batch = Batch({'image': images[own]}, labels[own], [], 0, [], dist.rank(), dist.world_size())
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each phase."""
@@ -88,7 +89,7 @@ class Trainer:
     def time(self, phase) -> float:
         synchronize()
         began = time.perf_counter()
-        run_phase(phase, self.recipe.micro_batches(self.batch, phase), 0, 0, self.strategy)
+        run_phase(phase, self.game.micro_batches(self.batch, phase), self.state, 0, self.strategy)
         synchronize()
         return time.perf_counter() - began
 
@@ -122,7 +123,7 @@ def main() -> None:
         step = sum(medians[phase.name] / phase.interval for phase in trainer.phases)
         baseline = baseline or step
         print(f'{form:10} {"".join(f"{1e3 * value:9.1f}" for value in medians.values())}  {1e3 * step:7.1f}  '
-              f'{trainer.config.load.batch / step:7.1f}   {step / baseline:.2f} times the first')
+              f'{trainer.config.batch / step:7.1f}   {step / baseline:.2f} times the first')
     if arguments.profile:
         print_profile(trainers[arguments.forms[0]], FORMS[arguments.forms[0]])
 

@@ -49,6 +49,13 @@ def test_a_base_has_no_base(tmp_path):
     ('batch=0', r'batch=0: .*greater than or equal to 1'),
     ('batch=many', 'batch='),
     ('loss.name=wasserstain', 'nonsaturating'),
+    ('network.name=stylegan9', 'network.name=stylegan9: take one of stylegan2, stylegan1, .*began$'),
+    ('network.channels=8', 'unknown key network.channels: networks of another name have it'),
+    ('game.name=chess', 'game.name=chess: take one of latent, began, mad_gan, sd_gan$'),
+    ('game.generators=2', 'unknown key game.generators: games of another name have it'),
+    ('game={name: mad_gan, identity_dim: 8}', 'unknown key game.identity_dim: games of another name have it'),
+    ('game={name: began, gama: 1}', 'unknown key game.gama; did you mean game.gamma?'),
+    ('loss.name=began', 'loss.name=began: it is game.name=began now'),
     ('network.low_precision=fp8', 'bf16'),
     ('data.resolution=100', 'resolution'),
     ('optim.g_lr=inf', 'finite'),
@@ -89,8 +96,8 @@ SMALL = [1, 2, 3, 4, 6, 8, 10, 12, 16, 48, 64]
 def test_advice_on_division_is_accepted(tmp_path):
     """Of whatever lanes, batches, micro-batches and ranks; with pairs, several generators and growth too."""
     path, rng, told = write(tmp_path, 'c.yaml', MINIMAL), random.Random(0), Counter()
-    kinds = [[], ['network.name=dcgan', 'data.pairs=true', 'network.identity_dim=10'],
-             ['network.name=dcgan', 'loss.name=mad_gan', 'network.generators=3'], ['network.name=pggan']]
+    kinds = [[], ['network.name=dcgan', 'game.name=sd_gan', 'game.identity_dim=10'],
+             ['network.name=dcgan', 'game.name=mad_gan', 'game.generators=3'], ['network.name=pggan']]
     for _ in range(400):
         world, kind = rng.choice(SMALL), rng.choice(kinds)
         values = {key: rng.choice(SMALL) for key in ('data.lanes', 'batch', 'micro_batch')}

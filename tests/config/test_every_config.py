@@ -9,7 +9,8 @@ from runs_for_tests import flat
 from trainer.config.load import CONFIGS, load_config
 from trainer.engine.phase import run_phase
 from trainer.ranks import dist
-from trainer.train import prepare, train
+from trainer.start import prepare
+from trainer.train import train
 
 BATCH = 4
 EQUALISED = ['z_dim=16', 'channel_base=256', 'channel_max=16']
@@ -38,7 +39,7 @@ def cut_down(name, data, run_dir):
 
 
 def weights(state):
-    return [*state.G.parameters(), *state.D.parameters()]
+    return [parameter for network in state.networks.values() for parameter in network.parameters()]
 
 
 @pytest.mark.parametrize('name', sorted(path.stem for path in CONFIGS.glob('*.yaml')))

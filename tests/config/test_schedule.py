@@ -5,19 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs_for_tests import tiny_config
+from runs_for_tests import game_of, tiny_config
 
 from trainer.config.load import EMAConfig, OptimConfig, load_config
 from trainer.config.schedule import at, check_growth, stage_at
 from trainer.config.sections import Ramp
-from trainer.data.shards import open_dataset
 from trainer.engine.ema import ema_decay
 from trainer.engine.optim import Adam, set_rates
-from trainer.engine.parallel import Strategy
-from trainer.engine.state import make_state
-from trainer.games.recipe import Recipe
+from trainer.games import make_game
 from trainer.runs.run_folder import refuse_changes
-from trainer.train import prepare, train
+from trainer.start import prepare
+from trainer.train import train
 
 NARROW = {'name': 'pggan', 'z_dim': 8, 'channel_base': 128, 'channel_max': 4}
 # 8 px to image 24, fading to 16 px by 72, 16 px to 96, fading to 32 px by 144
@@ -129,24 +127,24 @@ def test_the_second_beta_ramps():
     assert adam.param_groups[0]['betas'] == pytest.approx((0.25, 0.94))
 
 
-def test_lazy_corrections_of_a_recipe(shards, tmp_path):
+def test_lazy_corrections_of_a_game(shards, tmp_path):
     """D's penalty every 16 steps; G's path length every 4, with two steps of D for one of G: every 2 of G's."""
     config = tiny_config(shards, tmp_path, optim={'g_lr': 0.3, 'd_lr': 0.17, 'betas': [0.0, 0.9]}, loss={'d_steps': 2},
                          regularizers={'r1': 1.0, 'd_interval': 16, 'path_length': 2.0, 'g_interval': 4})
-    manifest = open_dataset(shards).manifest
-    state = make_state(config, manifest, torch.device('cpu'), Strategy())
-    Recipe(config, manifest, state).begin_step()
-    assert state.opt_D.param_groups[0]['lr'] == pytest.approx(0.16)                    # 16 / 17
-    assert state.opt_G.param_groups[0]['lr'] == pytest.approx(0.2)                     # 2 / 3
-    assert state.opt_G.param_groups[0]['betas'][1] == pytest.approx(0.9 ** (2 / 3))
+    game = game_of(config)
+    game.begin_step()
+    G, D = (game.state.optimizers[name] for name in 'GD')
+    assert D.param_groups[0]['lr'] == pytest.approx(0.16)                    # 16 / 17
+    assert G.param_groups[0]['lr'] == pytest.approx(0.2)                     # 2 / 3
+    assert G.param_groups[0]['betas'][1] == pytest.approx(0.9 ** (2 / 3))
 
 
-def restarts(recipe, until, batch=12):
+def restarts(game, until, batch=12):
     """Images shown at each restart; moments are marked before each step."""
-    found, state = [], recipe.state
+    found, state = [], game.state
     while state.nimg < until:
-        marks = [entry['exp_avg'].fill_(1) for adam in (state.opt_G, state.opt_D) for entry in adam.state.values()]
-        recipe.begin_step()
+        marks = [entry['exp_avg'].fill_(1) for adam in state.optimizers.values() for entry in adam.state.values()]
+        game.begin_step()
         kept = {bool(mark.any()) for mark in marks}
         assert len(kept) == 1, 'of G and of D at once, whole'
         found += [] if kept.pop() else [state.nimg]
@@ -158,14 +156,12 @@ def restarts(recipe, until, batch=12):
 @pytest.mark.parametrize('stop', [12, 24, 36, 48, 72, 84, 96, 108, 120, 144])
 def test_optimizers_restart_with_fades_also_when_resumed(wide_shards, tmp_path, stop, when, expected):
     config = growing(wide_shards, tmp_path, GROWTH | {'restart': when})
-    manifest = open_dataset(wide_shards).manifest
-    first = Recipe(config, manifest, make_state(config, manifest, torch.device('cpu'), Strategy()))
+    first, second = game_of(config), game_of(config)
     found = restarts(first, stop)
-    second = Recipe(config, manifest, make_state(config, manifest, torch.device('cpu'), Strategy()))
-    second.state.scalars.update(first.state.scalars)
+    second.state.memory.update(first.state.memory)
     second.state.take(first.state.tree())
     assert found + restarts(second, 200) == expected
-    assert second.state.G.lod == second.state.D.lod == 0
+    assert second.G.lod == second.D.lod == 0
 
 
 def test_a_checkpoint_on_the_boundary_restarts_once(wide_shards, tmp_path):
@@ -174,7 +170,7 @@ def test_a_checkpoint_on_the_boundary_restarts_once(wide_shards, tmp_path):
     train(prepare(config))
     resumed = prepare(growing(wide_shards, tmp_path / 'run', total_kimg=0.048))
     state = resumed.state
-    assert state.nimg == 36 and state.scalars['side'] == 8
-    assert any(entry['exp_avg'].any() for entry in state.opt_G.state.values())
-    recipe = Recipe(resumed.config, resumed.dataset.manifest, state)
-    assert restarts(recipe, 48) == [36] and state.scalars['side'] == 16
+    assert state.nimg == 36 and state.memory['side'] == 8
+    assert any(entry['exp_avg'].any() for entry in state.optimizers['G'].state.values())
+    game = make_game(resumed.config, resumed.plan, state)
+    assert restarts(game, 48) == [36] and state.memory['side'] == 16

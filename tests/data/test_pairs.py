@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 
 def take(folder, steps=STEPS, **changes):
-    settings = dict(batch=16, lanes=4, seed=1, rank=0, world=1, nimg=0, resolution=(8, 8), flip=True, workers=0, pairs=True)
+    settings = dict(batch=16, lanes=4, seed=1, rank=0, world=1, nimg=0, resolution=(8, 8), flip=True, workers=0, together=2)
     batches = stream(open_dataset(folder), **(settings | changes))
     taken = list(itertools.islice(batches, steps))
     batches.close()
@@ -34,7 +34,7 @@ def pairs_of(batch):
 
 def together(ranks):
     """The global batches that the ranks hold parts of."""
-    return [([key for part in parts for key in part.keys], torch.cat([part.images for part in parts]).tolist(),
+    return [([key for part in parts for key in part.keys], torch.cat([part.pictures['image'] for part in parts]).tolist(),
              torch.cat([part.labels for part in parts]).tolist(), parts[0].nimg) for parts in zip(*ranks, strict=True)]
 
 
@@ -50,9 +50,9 @@ def test_rows_2i_and_2i_plus_1_are_two_pictures_of_a_class(folder):
 
 
 def test_the_first_ones_are_those_without_pairs(folder):
-    for pairs, singles in zip(take(folder), take(folder, pairs=False), strict=True):
+    for pairs, singles in zip(take(folder), take(folder, together=1), strict=True):
         assert pairs.keys[::2] == singles.keys[::2] and pairs.keys != singles.keys
-        assert torch.equal(pairs.images[::2], singles.images[::2])
+        assert torch.equal(pairs.pictures['image'][::2], singles.pictures['image'][::2])
 
 
 @pytest.mark.parametrize('world, workers', [(2, 0), (4, 0), (1, 1)])
@@ -116,12 +116,12 @@ def grows(nimg):
 SHOWN = [0, 8, 16, 24, 40, 56, 60, 64]
 
 
-@pytest.mark.parametrize('pairs', [False, True])
-def test_batches_change_at_the_right_image(folder, pairs):
-    lanes = {'lanes': 2, 'pairs': pairs, 'batch': grows}
+@pytest.mark.parametrize('count', [1, 2])
+def test_batches_change_at_the_right_image(folder, count):
+    lanes = {'lanes': 2, 'together': count, 'batch': grows}
     straight = take(folder, len(SHOWN), **lanes)
     assert [batch.nimg for batch in straight] == SHOWN
-    assert [len(batch.keys) for batch in straight] == [len(batch.images) for batch in straight] == [8, 8, 8, 16, 16, 4, 4, 4]
+    assert [len(batch.keys) for batch in straight] == [len(batch.pictures['image']) for batch in straight] == [8, 8, 8, 16, 16, 4, 4, 4]
     assert together([take(folder, len(SHOWN), rank=rank, world=2, **lanes) for rank in (0, 1)]) == together([straight])
     for start in range(1, len(SHOWN)):
         resumed = take(folder, len(SHOWN) - start, nimg=SHOWN[start], **lanes)
@@ -129,8 +129,8 @@ def test_batches_change_at_the_right_image(folder, pairs):
 
 
 def test_changing_batches_show_what_one_size_shows(folder):
-    changing = [key for batch in take(folder, len(SHOWN), lanes=2, batch=grows, pairs=False) for key in batch.keys]
-    even = [key for batch in take(folder, 17, lanes=2, batch=4, pairs=False) for key in batch.keys]
+    changing = [key for batch in take(folder, len(SHOWN), lanes=2, batch=grows, together=1) for key in batch.keys]
+    even = [key for batch in take(folder, 17, lanes=2, batch=4, together=1) for key in batch.keys]
     assert sorted(changing) == sorted(even)
 
 

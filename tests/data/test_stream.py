@@ -50,7 +50,7 @@ def take(dataset: Dataset, steps: int = STEPS, **changes) -> list[Batch]:
 
 def together(ranks: list[list[Batch]]) -> list[tuple]:
     """The global batches that the ranks hold parts of."""
-    return [([key for part in parts for key in part.keys], torch.cat([part.images for part in parts]).tolist(),
+    return [([key for part in parts for key in part.keys], torch.cat([part.pictures['image'] for part in parts]).tolist(),
              torch.cat([part.labels for part in parts]).tolist(), parts[0].nimg) for parts in zip(*ranks)]
 
 
@@ -67,19 +67,19 @@ def test_pictures_labels_and_flips_are_those_of_the_order(folder):
     order, starts = Order(dataset.manifest, 4, 1), [shard.first for shard in dataset.manifest.shards]
     shown = set()
     for batch in take(dataset):
-        assert batch.images.shape == (8, 3, 8, 8) and batch.images.dtype == torch.uint8 and batch.damaged == []
+        assert batch.pictures['image'].shape == (8, 3, 8, 8) and batch.pictures['image'].dtype == torch.uint8 and batch.damaged == []
         for position in range(8):
             index = batch.nimg + position % 2 * 4 + position // 2
             shard, k = order.locate(index)
             sample = starts[shard] + k
             expected = np.asarray(Image.open(io.BytesIO(picture(sample)))).transpose(2, 0, 1)
             flipped = order.flip(index)
-            assert np.array_equal(batch.images[position], expected[:, :, ::-1] if flipped else expected)
+            assert np.array_equal(batch.pictures['image'][position], expected[:, :, ::-1] if flipped else expected)
             assert batch.labels[position] == sample % 3
             assert batch.keys[position] == f'{sample:09d}'
             shown.add(flipped)
     assert shown == {False, True}
-    assert not all(torch.equal(a.images, b.images) for a, b in zip(take(dataset), take(dataset, flip=False)))
+    assert not all(torch.equal(a.pictures['image'], b.pictures['image']) for a, b in zip(take(dataset), take(dataset, flip=False)))
 
 
 def test_every_epoch_shows_every_sample(folder):
@@ -157,7 +157,7 @@ def test_a_damaged_sample_is_named_and_replaced_by_its_neighbour(folder, old_fol
     for batch, straight in zip(batches, expected):
         assert batch.keys == ['000000010' if key == '000000009' else key for key in straight.keys]
         untouched = [i for i, key in enumerate(straight.keys) if key != '000000009']
-        assert torch.equal(batch.images[untouched], straight.images[untouched])
+        assert torch.equal(batch.pictures['image'][untouched], straight.pictures['image'][untouched])
 
 
 def test_old_datasets_show_the_same_pictures(folder, old_folder):
@@ -266,9 +266,9 @@ def test_pictures_are_shown_smaller_and_in_the_manifests_channels(folder):
     dataset = open_dataset(folder)
     batch = take(dataset, steps=1, resolution=(4, 4), flip=False)[0]
     small = Image.open(io.BytesIO(picture(int(batch.keys[0])))).resize((4, 4), Image.Resampling.LANCZOS)
-    assert np.array_equal(batch.images[0], np.asarray(small).transpose(2, 0, 1))
+    assert np.array_equal(batch.pictures['image'][0], np.asarray(small).transpose(2, 0, 1))
     grey = Dataset(replace(dataset.manifest, channels=1), dataset.source)
-    assert take(grey, steps=1)[0].images.shape == (8, 1, 8, 8)
+    assert take(grey, steps=1)[0].pictures['image'].shape == (8, 1, 8, 8)
 
 
 def test_what_cannot_be_streamed_is_refused_at_the_call(folder):

@@ -5,20 +5,21 @@ import shutil
 import pytest
 import torch
 from families_for_tests import FAMILIES, config_of
+from gradients_for_tests import assert_same_gradients, gradients_of_each_phase
 from runs_for_tests import (
     differing,
+    game_of,
     largest_difference,
     on_ranks,
     read_checkpoint,
     tiny_config,
     train_here,
 )
-from test_parallel import assert_same_gradients, gradients_of_each_phase
 from torch.distributed.tensor import DTensor
 
 from trainer.data.shards import open_dataset
 from trainer.engine.parallel import make_strategy
-from trainer.engine.state import make_networks, make_state
+from trainer.engine.state import make_networks
 from trainer.ranks import dist
 from trainer.runs.checkpoint import list_checkpoints
 from trainer.runs.export import load_generator
@@ -99,12 +100,12 @@ def test_a_run_goes_on_under_other_strategies(shards, tmp_path):
 def bytes_held(config):
     """Bytes of weights, moments and average: all, and those on this rank after the networks were whole."""
     strategy = make_strategy(config.parallel)
-    state = make_state(config, open_dataset(config.data.path).manifest, torch.device('cpu'), strategy)
-    moments = [entry[key] for adam in (state.opt_G, state.opt_D) for entry in adam.state.values()
-               for key in ('exp_avg', 'exp_avg_sq')]
-    kept = [*state.G.parameters(), *state.D.parameters(), *state.G_ema.parameters(), *moments]
-    with strategy.whole():
-        gathered = [*state.G.parameters(), *state.D.parameters()]
+    state = game_of(config, strategy).state
+    moments = [entry[key] for adam in state.optimizers.values() for entry in adam.state.values() for key in ('exp_avg', 'exp_avg_sq')]
+    networks = state.networks.values()
+    kept = [*(p for network in (*networks, *state.averages.values()) for p in network.parameters()), *moments]
+    with strategy.whole(*networks):
+        gathered = [p for network in networks for p in network.parameters()]
         assert all(type(p) is torch.nn.Parameter and p.untyped_storage().nbytes() for p in gathered)
     assert not any(p.untyped_storage().nbytes() for p in gathered), 'gathered parameters were not freed'
     own = [tensor.to_local() for tensor in kept if isinstance(tensor, DTensor)]
@@ -127,5 +128,6 @@ def test_refusals(shards, tmp_path):
 
 def test_no_network_has_a_parameter_that_cannot_be_cut(wide_shards, tmp_path):
     for name in FAMILIES:
-        for network in make_networks(config_of(name, wide_shards, tmp_path), open_dataset(wide_shards).manifest):
+        config = config_of(name, wide_shards, tmp_path)
+        for network in make_networks(config.game.plan(config, open_dataset(wide_shards).manifest)).values():
             assert all(parameter.ndim for parameter in network.parameters()), name

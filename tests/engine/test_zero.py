@@ -7,15 +7,12 @@ import os
 import shutil
 
 import pytest
-import torch
 from families_for_tests import config_of
-from runs_for_tests import differing, largest_difference, on_ranks, read_checkpoint, tiny_config, train_here
-from test_parallel import assert_same_gradients, gradients_of_each_phase
+from gradients_for_tests import assert_same_gradients, gradients_of_each_phase
+from runs_for_tests import differing, game_of, largest_difference, on_ranks, read_checkpoint, tiny_config, train_here
 from test_sharding import FSDP, MID_FADE, SELDOM
 
-from trainer.data.shards import open_dataset
 from trainer.engine.parallel import make_strategy
-from trainer.engine.state import make_state
 from trainer.engine.zero import MOMENTS
 from trainer.ranks import dist
 from trainer.runs.checkpoint import list_checkpoints
@@ -90,9 +87,7 @@ def start_engines(config, folder):
     """Bytes of moments, all and on this rank; what starting the engines wrote; the folder that it would compile in."""
     os.environ['TORCH_EXTENSIONS_DIR'] = str(folder)
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        manifest, strategy = open_dataset(config.data.path).manifest, make_strategy(config.parallel)
-        state = make_state(config, manifest, torch.device('cpu'), strategy)
-    adams = state.opt_G, state.opt_D
+        adams = game_of(config, make_strategy(config.parallel)).state.optimizers.values()
     whole = sum(entry[key].nbytes for adam in adams for entry in adam.moments().values() for key in MOMENTS)
     own = sum(entry[key].untyped_storage().nbytes() for adam in adams for entry in adam.state.values() for key in MOMENTS)
     return whole, own, output.getvalue()
@@ -107,7 +102,7 @@ def test_moments_are_in_parts_and_nothing_is_said_or_compiled(wide_shards, tmp_p
 
 
 def test_a_missing_deepspeed_is_told_before_any_work(shards, tmp_path, monkeypatch):
-    from trainer.train import prepare
+    from trainer.start import prepare
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ValueError, match=r'needs the package deepspeed.*pip install imago-gan\[zero\]'):
         prepare(tiny_config(shards, tmp_path / 'run', parallel=ZERO))

@@ -2,15 +2,13 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from families_for_tests import FAMILIES, RECIPES, config_of
-from runs_for_tests import differing, largest_difference, on_ranks, train_here
-from test_parallel import assert_same_gradients, gradients_of_each_phase
+from gradients_for_tests import assert_same_gradients, gradients_of_each_phase
+from runs_for_tests import differing, game_of, largest_difference, on_ranks, train_here
 
-from trainer.games.recipe import Recipe
 from trainer.ranks import dist
 from trainer.runs.export import load_generator
 from trainer.tools.sample import main as sample
@@ -73,11 +71,13 @@ def test_lecam_compares_with_the_means_so_far(wide_shards, tmp_path):
         mean = sum(weight * report[f'logits/{name}'] for weight, report in zip(weights, told, strict=True)) / sum(weights)
         assert (end[f'scalars.lecam_{name}'] / (1 - 0.99 ** 8)).item() == pytest.approx(mean, rel=1e-3)
     assert told[0]['penalty/lecam'] == 0 < told[-1]['penalty/lecam']
-    state = SimpleNamespace(step=8, scalars={name: end[f'scalars.{name}'] for name in ('lecam_real', 'lecam_fake')})
+    game = game_of(config)
+    game.state.step = 8
+    game.state.memory |= {name: end[f'scalars.{name}'] for name in ('lecam_real', 'lecam_fake')}
     real, fake = torch.tensor([[5.0], [-9.0]]), torch.tensor([[9.0], [-6.0]])
-    means = [state.scalars[name] / (1 - 0.99 ** 8) for name in ('lecam_real', 'lecam_fake')]
+    means = [game.state.memory[name] / (1 - 0.99 ** 8) for name in ('lecam_real', 'lecam_fake')]
     expected = ((5 - means[1]) ** 2 + (means[0] + 6) ** 2) / 2
-    torch.testing.assert_close(Recipe(config, None, state).lecam_distance(real, fake), expected)
+    torch.testing.assert_close(game.lecam_distance(real, fake), expected)
 
 
 def test_clipped_weights_stay_clipped(wide_shards, tmp_path):

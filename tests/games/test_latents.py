@@ -8,24 +8,22 @@ from families_for_tests import config_of
 from runs_for_tests import train_here
 
 from trainer.config.load import load_config
-from trainer.engine.randomness import draw
-from trainer.metrics.path_length import PATHS
+from trainer.engine.randomness import Draws, draw
+from trainer.games.makers import LatentMaker, Sampling
 from trainer.metrics.pictures import Fakes
-from trainer.models import began, dcgan, latents_of
+from trainer.models import began, dcgan
 from trainer.ranks import dist
-from trainer.runs.export import load_generator
+from trainer.runs.export import load_generator, open_maker
 from trainer.tools import export, sample
-from trainer.watch.grids import check_truncation
 
 SIZES = {'z_dim': 50, 'num_ws': 0, 'style_mixing': 0.0, 'class_counts': ()}
 
 
 def test_uniform_latents_fill_the_cube():
-    uniform, paired = (draw(0, 640, 'G_main', 2000, latents='uniform', identity_dim=dim, **SIZES) for dim in (0, 20))
+    uniform = draw(0, 640, 'G_main', 2000, latents='uniform', **SIZES)
     for z in uniform.z, uniform.z_mix:
         assert -1 <= z.min() < -0.999 and 0.999 < z.max() <= 1
         assert z.mean().abs() < 0.01 and z.square().mean().item() == pytest.approx(1 / 3, rel=0.01)
-    assert torch.equal(paired.z[1::2, :20], uniform.z[::2, :20]) and torch.equal(paired.z[1::2, 20:], uniform.z[1::2, 20:])
     assert torch.equal(draw(0, 640, 'G_main', 2000, **SIZES).z, draw(0, 640, 'G_main', 2000, latents='normal', **SIZES).z)
 
 
@@ -49,9 +47,9 @@ def test_a_generator_sees_nothing_else(wide_shards, tmp_path, monkeypatch, capsy
     for source in tmp_path / 'run', tmp_path / 'export':
         assert sample.main([str(source), '--out', str(tmp_path / 'out'), '--seeds', '0-31']) == 0
         assert 0.9 < shown().abs().max() <= 1
-        G = load_generator(source)
-        assert latents_of(G) == 'uniform'
-        fakes = Fakes(G, (), 64, 0, torch.device('cpu'))
+        maker, _ = open_maker(source)
+        assert maker.latents == 'uniform'
+        fakes = Fakes(maker, 64, 0)
         assert 0.9 < fakes.draws(range(32)).z.abs().max() <= 1
     capsys.readouterr()
     for option, told in ('--truncation', 'uniform in [-1, 1], without tails'), ('--psi', 'no w to truncate in; leave it out'):
@@ -66,9 +64,9 @@ def test_exports_from_before_have_normal_latents(wide_shards, tmp_path, capsys):
     about = json.loads(path.read_text())
     assert about['options'].pop('latents') == 'normal'
     path.write_text(json.dumps(about))
-    G = load_generator(tmp_path / 'export')
-    assert latents_of(G) == 'normal'
-    check_truncation(G, 1.0, None, 0.5)
+    maker, _ = open_maker(tmp_path / 'export')
+    assert maker.latents == 'normal'
+    maker.check(Sampling(truncation=0.5))
     about['options']['latents'] = 'cauchy'
     path.write_text(json.dumps(about))
     with pytest.raises(ValueError, match="latents 'cauchy' are unknown: take one of normal, uniform"):
@@ -81,8 +79,15 @@ def test_the_published_configuration_says_uniform():
         load_config('sngan-64', ['network.latents=uniform'])
 
 
-def test_a_path_between_latents_stays_among_them():
+def test_a_path_between_latents_stays_among_them(monkeypatch):
+    """Straight in the cube of uniform latents; along a circle of normal ones."""
+    monkeypatch.setattr(LatentMaker, 'run', lambda self, z, labels: z)
     ends, where = 2 * torch.rand(2, 100, 8) - 1, torch.rand(100, 1)
-    torch.testing.assert_close(PATHS['uniform'](*ends, where), ends[0] + where * (ends[1] - ends[0]))
-    assert PATHS['uniform'](*ends, where).abs().max() <= 1
-    assert (PATHS['normal'](*ends, where).abs() > 1).any()
+    labels = torch.zeros(100, dtype=torch.int64)
+
+    def between(latents):
+        maker = LatentMaker({'G': dcgan.Generator(8, 0, (8, 8), 3, channels=4, latents=latents)}, ())
+        return maker.between(*(Draws(z, z, labels, labels) for z in ends), where, Sampling())
+    torch.testing.assert_close(between('uniform'), ends[0] + where * (ends[1] - ends[0]))
+    assert between('uniform').abs().max() <= 1
+    assert (between('normal').abs() > 1).any()

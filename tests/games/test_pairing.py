@@ -5,16 +5,13 @@ from math import log, sqrt
 import pytest
 import torch
 from families_for_tests import config_of
+from runs_for_tests import game_of
 from torch import nn
 
 from trainer.data.shards import open_dataset
-from trainer.engine.parallel import make_strategy
-from trainer.engine.state import make_state
-from trainer.games.latent import to_device
-from trainer.games.recipe import Recipe
 from trainer.models import r3gan
 from trainer.ranks import dist
-from trainer.train import open_stream
+from trainer.start import open_stream
 
 
 class ByClass(nn.Module):
@@ -33,12 +30,11 @@ def phase_and_micro_batches(shards, folder, D, phase, **changes):
     dist.init('cpu')
     config = config_of('r3gan', shards, folder, **changes)
     dataset = open_dataset(config.data.path)
-    state = make_state(config, dataset.manifest, torch.device('cpu'), make_strategy(config.parallel))
-    state.D = D
-    recipe = Recipe(config, dataset.manifest, state)
-    batch = to_device(next(open_stream(config, dataset, 0)), torch.device('cpu'))
-    phase = {phase.name: phase for phase in recipe.phases()}[phase]
-    return phase, recipe.micro_batches(batch, phase)
+    game = game_of(config)
+    game.state.networks['D'] = D
+    batch = next(open_stream(config, dataset, game.plan, 0))
+    phase = {phase.name: phase for phase in game.phases()}[phase]
+    return phase, game.micro_batches(batch, phase)
 
 
 PAIRED = {'loss': {'name': 'relativistic', 'd_steps': 2}}

@@ -18,7 +18,7 @@ from torch import nn
 from trainer.ranks import dist, progress
 from trainer.config.load import load_config
 from trainer.data.shards import open_dataset
-from trainer.runs.export import build_generator, describe, load_generator, write_export
+from trainer.runs.export import build_maker, describe, load_generator, write_export
 from trainer.metrics import features, reference
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.path_length import path_lengths
@@ -239,7 +239,8 @@ def test_evaluation_while_training_changes_nothing_else(shards, patches, tmp_pat
 
 
 def train_in_parts(config):
-    from trainer.train import prepare, train
+    from trainer.start import prepare
+    from trainer.train import train
     train(prepare(config))
 
 
@@ -274,11 +275,12 @@ def test_truncation_and_seed_reach_the_generator(run, patches, capsys):
 def noisy(run, out):
     """An export whose layers add strong noise."""
     folder, about = describe(run)
-    G = build_generator(folder, about)
+    maker = build_maker(folder, about)
+    G = maker.G
     for name, parameter in G.named_parameters():
         if name.endswith('noise_strength'):
             parameter.fill_(1.0)
-    write_export(G, about, out)
+    write_export(maker, about, out)
     return out
 
 

@@ -7,19 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs_for_tests import in_float64, tiny_config
+from runs_for_tests import game_of, in_float64, tiny_config
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from trainer.config.load import OptimConfig
-from trainer.data.shards import open_dataset
 from trainer.engine.optim import Adam, set_rates
-from trainer.engine.parallel import Strategy
-from trainer.engine.phase import MicroBatch
-from trainer.engine.state import make_state
-from trainer.games.recipe import Recipe
+from trainer.games.latent import MicroBatch
 from trainer.models import num_parameters, pggan, stylegan1
 from trainer.models.growing import conv_down2d, up_conv2d
 from trainer.objectives.regularizers import GRADIENT_PENALTIES
@@ -218,20 +214,19 @@ def test_penalties_at_the_stage_and_at_full_size(shards, tmp_path, family, penal
     with in_float64():
         config = tiny_config(shards, tmp_path, network={'name': family, 'z_dim': 8, 'channel_base': 64, 'channel_max': 4},
                              growth=GROWTH | {'penalty_at': penalty_at}, regularizers={penalty: 3.0})
-        manifest = open_dataset(shards).manifest
-        state = make_state(config, manifest, torch.device('cpu'), Strategy())
-        recipe, weights = Recipe(config, manifest, state), list(state.D.requires_grad_(True).parameters())
+        game = game_of(config)
+        state, D, weights = game.state, game.D, list(game.D.requires_grad_(True).parameters())
         for nimg, lod in (0, 2), (48, 1.5), (72, 1), (120, 0.5), (144, 0):
             state.nimg = nimg
-            recipe.begin_step()
-            assert state.D.lod == lod
+            game.begin_step()
+            assert D.lod == lod
             side, doubled = 16 >> floor(lod), 2 ** floor(lod) if penalty_at == 'full' else 1
             (reals, fakes), c = torch.randn(2, 4, 3, side, side), torch.zeros(4, 0)
             torch.manual_seed(5)
-            ours, means = recipe.gradient_penalties(MicroBatch(None, c, None, c), reals, fakes)
+            ours, means = game.gradient_penalties(MicroBatch(None, c, None, c), reals, fakes)
             torch.manual_seed(5)
             full = F.interpolate(GRADIENT_PENALTIES[penalty].points(reals, fakes), scale_factor=doubled).requires_grad_()
-            gradient, = torch.autograd.grad(state.D(F.avg_pool2d(full, doubled), c).sum(), full, create_graph=True)
+            gradient, = torch.autograd.grad(D(F.avg_pool2d(full, doubled), c).sum(), full, create_graph=True)
             expected = 3 * COSTS[penalty](gradient.square().sum(dim=(1, 2, 3))).mean()
             torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
             assert means[f'penalty/{penalty}'] * 3 * GRADIENT_PENALTIES[penalty].factor == ours

@@ -7,12 +7,12 @@ from runs_for_tests import train_here
 
 from trainer.config.load import OptimConfig
 from trainer.engine.optim import Adam, set_rates
-from trainer.models import build_generator
+from trainer.games.makers import SeveralMaker, generate
+from trainer.models import build_network
 from trainer.models.spectral import power_iterate
 from trainer.ranks import dist
 from trainer.runs.export import load_generator
 from trainer.tools import export
-from trainer.watch.grids import draws_for_seeds, generate
 
 WITHOUT_STYLES = [name for name in FAMILIES if not name.startswith('stylegan')]
 COUNT, CLASSES = 3, 2
@@ -21,9 +21,9 @@ NOT_ITS_OPTIONS = ('name', 'mbstd_group', 'code_dim')
 
 def several(name, classes=0):
     torch.manual_seed(0)
-    options = {'c_dim': classes, 'resolution': (32, 32), 'img_channels': 3, 'generators': COUNT}
-    for_both = FAMILIES[name]['network'].items()
-    return build_generator(name, options | {key: value for key, value in for_both if key not in NOT_ITS_OPTIONS})
+    options = {'c_dim': classes, 'resolution': (32, 32), 'img_channels': 3}
+    options |= {key: value for key, value in FAMILIES[name]['network'].items() if key not in NOT_ITS_OPTIONS}
+    return build_network('generator', 'several', {'model': name, 'count': COUNT, 'options': options})
 
 
 def in_tail(name, tail):
@@ -104,8 +104,7 @@ def test_an_export_of_a_run_gives_the_same_pictures(wide_shards, tmp_path):
 
 
 def test_a_seed_has_its_generator_whatever_else_is_sampled():
-    G = several('dcgan').eval()
-    alone, among = (draws_for_seeds(seeds, G, ()) for seeds in ([7], [5, 6, 7, 8]))
-    device = torch.device('cpu')
-    assert (generate(G, alone, device)[0] == generate(G, among, device, batch=3)[2]).all()
-    assert len(set(draws_for_seeds(range(30), G, ()).labels.tolist())) == COUNT
+    maker = SeveralMaker({'G': several('dcgan').eval()}, ())
+    alone, among = (maker.inputs(seeds) for seeds in ([7], [5, 6, 7, 8]))
+    assert (generate(maker, alone)[0] == generate(maker, among, batch=3)[2]).all()
+    assert len(set(maker.inputs(range(30)).labels.tolist())) == COUNT

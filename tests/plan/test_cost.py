@@ -5,21 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 from families_for_tests import config_of
-from runs_for_tests import on_ranks, write_tiny
+from runs_for_tests import game_of, on_ranks, write_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer.data.shards import open_dataset
 from trainer.engine.parallel import make_strategy
 from trainer.engine.phase import run_phase
-from trainer.engine.state import make_state
-from trainer.games.latent import to_device
-from trainer.games.recipe import Recipe
 from trainer.plan.cost import STRATEGIES, Machine, cost, main
 from trainer.plan.traffic import Collective, Group, phase_traffic
 from trainer.plan.work import Operation, Operations, count_work
-from trainer.ranks import dist
-from trainer.train import open_stream
+from trainer.start import open_stream
 
 KINDS = {'allreduce_': 'all_reduce', '_allgather_base_': 'all_gather', 'reduce_scatter_': 'reduce_scatter'}
 MACHINE = Machine(flops_low=4e14, flops=2e14, bandwidth=4e12, launch=1e-6, inside=4e11, between=5e10, latency_inside=5e-6,
@@ -45,16 +41,14 @@ class Called(TorchDispatchMode):
 
 def collectives_called(config):
     """{phase: its collectives}, of this rank."""
-    dataset = open_dataset(config.data.path)
     strategy = make_strategy(config.parallel)
-    state = make_state(config, dataset.manifest, torch.device('cpu'), strategy)
-    recipe = Recipe(config, dataset.manifest, state)
-    recipe.begin_step()
-    batch = to_device(next(open_stream(config, dataset, 0)), dist.device())
+    game = game_of(config, strategy)
+    game.begin_step()
+    batch = next(open_stream(config, open_dataset(config.data.path), game.plan, 0))
     found = {}
-    for phase in recipe.phases():
+    for phase in game.phases():
         with Called() as called:
-            run_phase(phase, recipe.micro_batches(batch, phase), config.seed, 0, strategy)
+            run_phase(phase, game.micro_batches(batch, phase), game.state, config.seed, strategy)
         found[phase.name] = called.found
     return found
 
@@ -70,7 +64,7 @@ def compare_collectives(configs, works, world):
     for number, (config, work) in enumerate(zip(configs, works, strict=True)):
         micro_batches = config.batch // (world * config.micro_batch)
         expected = {phase.name: [(collective.kind, collective.bytes) for collective in phase_traffic(
-            config.parallel, phase, {'G': work.G, 'D': work.D}, micro_batches, 1, world)] for phase in work.phases}
+            config.parallel, phase, work.networks, micro_batches, 1, world)] for phase in work.phases}
         for of_rank in results:
             assert of_rank[number] == expected, config.parallel
 

@@ -1,14 +1,12 @@
 import psutil
 import pytest
 import torch
-from runs_for_tests import flat, tiny_config
+from runs_for_tests import flat, game_of, tiny_config
 
 from trainer.data.shards import open_dataset
-from trainer.engine.parallel import Strategy
-from trainer.engine.phase import MicroBatch
 from trainer.engine.randomness import draw
-from trainer.engine.state import make_networks, make_state
-from trainer.games.recipe import Recipe
+from trainer.engine.state import make_networks
+from trainer.games.latent import MicroBatch
 from trainer.models import num_parameters
 from trainer.plan.preflight import (
     check_memory,
@@ -23,52 +21,57 @@ from trainer.plan.preflight import (
 
 def test_estimates_are_what_a_real_run_holds(shards, tmp_path):
     config = tiny_config(shards, tmp_path / 'run', micro_batch=4)
-    manifest = open_dataset(shards).manifest
-    state = make_state(config, manifest, torch.device('cpu'), Strategy())
+    game = game_of(config)
+    state, plan = game.state, game.plan
     counters = 8 * len(state.tree()['opt_G']) * 8 + tensor_bytes(state.guard)
-    estimate, held = state_bytes(state.G, state.D), tensor_bytes(state.tree())
+    estimate, held = state_bytes(plan, state.networks), tensor_bytes(state.tree())
     assert 0 <= held - estimate <= counters
 
     draws = draw(0, 0, '', 4, z_dim=16, num_ws=6, style_mixing=0.0, class_counts=())
     micro = MicroBatch(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.zeros(4, 0), draws, torch.zeros(4, 0))
-    estimates = dict(phase_activations(config, manifest, *make_networks(config, manifest)))
-    for phase in Recipe(config, manifest, state).phases():
-        for network in (state.G, state.D):
-            network.requires_grad_(network is phase.network)
+    estimates = dict(phase_activations(config, plan, make_networks(plan)))
+    for phase in game.phases():
+        for name, network in state.networks.items():
+            network.requires_grad_(name in phase.trains)
         assert estimates[phase.name] == saved_bytes(lambda: phase.loss(micro)) > 0, phase.name
     assert sum(tensor.numel() for name, tensor in flat(state.tree()).items() if name.startswith('opt_G.') and name.endswith('exp_avg')) \
-        == num_parameters(state.G)
+        == num_parameters(game.G)
+
+
+def plan_and_networks(config):
+    plan = config.game.plan(config, open_dataset(config.data.path).manifest)
+    return plan, make_networks(plan)
 
 
 def test_a_rank_of_fsdp_keeps_its_part_and_for_a_phase_all(shards, tmp_path):
-    networks = make_networks(tiny_config(shards, tmp_path), open_dataset(shards).manifest)
-    everything, gathered = rank_bytes(tiny_config(shards, tmp_path), *networks, 4)
+    plan, networks = plan_and_networks(tiny_config(shards, tmp_path))
+    everything, gathered = rank_bytes(tiny_config(shards, tmp_path), plan, networks, 4)
     assert gathered == 0
-    own, gathered = rank_bytes(tiny_config(shards, tmp_path, parallel={'strategy': 'fsdp', 'replicas': 2}), *networks, 4)
-    sizes = [4 * num_parameters(network) for network in networks]
+    own, gathered = rank_bytes(tiny_config(shards, tmp_path, parallel={'strategy': 'fsdp', 'replicas': 2}), plan, networks, 4)
+    sizes = [4 * num_parameters(network) for network in networks.values()]
     assert own == everything // 2 and gathered == sum(sizes) + 2 * max(sizes)
 
 
 def test_a_rank_of_zero_keeps_a_part_of_the_moments(shards, tmp_path):
-    networks = make_networks(tiny_config(shards, tmp_path), open_dataset(shards).manifest)
-    own, gradients = rank_bytes(tiny_config(shards, tmp_path, parallel={'strategy': 'zero'}), *networks, 4)
-    sizes = [4 * num_parameters(network) for network in networks]
-    everything, _ = rank_bytes(tiny_config(shards, tmp_path), *networks, 4)
+    plan, networks = plan_and_networks(tiny_config(shards, tmp_path))
+    own, gradients = rank_bytes(tiny_config(shards, tmp_path, parallel={'strategy': 'zero'}), plan, networks, 4)
+    sizes = [4 * num_parameters(network) for network in networks.values()]
+    everything, _ = rank_bytes(tiny_config(shards, tmp_path), plan, networks, 4)
     assert everything - own == 3 * sum(sizes) - 3 * sum(sizes) // 4 and gradients == max(sizes)
 
 
 def test_networks_larger_than_the_machine_are_refused_before_they_are_made(shards, tmp_path, monkeypatch):
-    config, manifest = tiny_config(shards, tmp_path / 'run'), open_dataset(shards).manifest
-    G, D = make_networks(config, manifest)
-    needed = 2 * tensor_bytes(G.state_dict()) + tensor_bytes(D.state_dict())
+    config = tiny_config(shards, tmp_path / 'run')
+    plan, networks = plan_and_networks(config)
+    needed = 2 * tensor_bytes(networks['G'].state_dict()) + tensor_bytes(networks['D'].state_dict())
     for ranks, total, refused in ((1, needed, False), (1, needed - 1, True), (2, 2 * needed, False), (2, 2 * needed - 1, True)):
         monkeypatch.setenv('LOCAL_WORLD_SIZE', str(ranks))
         monkeypatch.setattr(psutil, 'virtual_memory', lambda total=total: type('Memory', (), {'total': total}))
         if refused:
             with pytest.raises(ValueError, match=f'on {ranks} ranks, and this machine has'):
-                check_memory(config, manifest)
+                check_memory(config, plan)
         else:
-            check_memory(config, manifest)
+            check_memory(config, plan)
 
 
 def test_the_largest_networks_that_can_be_asked_for_take_nothing_to_refuse_or_describe(shards, tmp_path):
@@ -76,7 +79,7 @@ def test_the_largest_networks_that_can_be_asked_for_take_nothing_to_refuse_or_de
     widths = {'z_dim': 65536, 'w_dim': 65536, 'mapping_layers': 64, 'channel_base': 1 << 24, 'channel_max': 65536}
     config, manifest = tiny_config(shards, tmp_path / 'run', network=widths), open_dataset(shards).manifest
     with pytest.raises(ValueError, match='G has 502,517,.* parameters .* set smaller widths'):
-        check_memory(config, manifest)
+        check_memory(config, config.game.plan(config, manifest))
     before = psutil.Process().memory_info().rss
     assert '# parameters    G 502,517' in describe_run(config, manifest, 1)
     assert psutil.Process().memory_info().rss - before < 2e9

@@ -13,7 +13,8 @@ from kernels import build, library
 from trainer.ranks import dist
 from trainer.ranks.backend import agree_on_kernels
 from trainer.runs.checkpoint import SEAL, list_checkpoints
-from trainer.train import main, prepare, train
+from trainer.start import prepare
+from trainer.train import main, train
 
 HOW = {'none at all': '', 'busy': 'another process has been building', 'broken': "'no-such-compiler', which CXX names, is missing"}
 

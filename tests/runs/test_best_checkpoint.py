@@ -6,12 +6,13 @@ import pytest
 from runs_for_tests import tiny_config, train_here
 
 from trainer.ranks import dist
-from trainer.watch.watch import evaluation
 from trainer.runs.checkpoint import list_checkpoints
 from trainer.runs.export import describe
+from trainer.watch import evaluation
 from trainer.watch.guard import roll_back
 from trainer.metrics.protocol import Scores
-from trainer.train import prepare, train
+from trainer.start import prepare
+from trainer.train import train
 
 KID = {12: 0.3, 24: 0.1, 36: 0.2, 48: 0.4, 60: 0.05, 72: 0.2, 84: 0.07}     # by images shown
 

@@ -11,7 +11,8 @@ from runs_for_tests import differing, flat, tiny_config, train_here
 
 from trainer.ranks import dist
 from trainer.runs.checkpoint import SEAL, CheckpointError, find_damage, list_checkpoints
-from trainer.train import prepare, train
+from trainer.start import prepare
+from trainer.train import train
 
 
 @pytest.fixture(scope='module')

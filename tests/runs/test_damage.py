@@ -12,13 +12,14 @@ from runs_for_tests import tiny_config, train_here
 from trainer.runs import checkpoint, export
 from trainer.ranks import dist
 from trainer.runs.checkpoint import SEAL, find_damage, list_checkpoints
-from trainer.runs.export import ABOUT, WEIGHTS, describe, load_generator, open_generator
+from trainer.runs.export import ABOUT, WEIGHTS, describe, load_generator, open_maker
 from trainer.metrics import record
 from trainer.runs.run_folder import read_config
 from trainer.data.sealed import CHECKSUM, read_sealed, write_sealed
 from trainer.tools import compare, sample
 from trainer.tools import export as export_tool
-from trainer.train import prepare, train
+from trainer.start import prepare
+from trainer.train import train
 
 FLIPS = 40      # of each file, a bit each
 FIRST, OLDER, NEWEST = '000000000024', '000000000048', '000000000072'
@@ -196,7 +197,7 @@ def test_what_is_wrong_with_one_checkpoint_leads_to_the_next(config, capsys, tmp
     newest = checkpoints_of(config) / NEWEST
     spoil(newest)
     assert why in find_damage(newest)
-    assert open_generator(config.run_dir)[1]['nimg'] == 48
+    assert open_maker(config.run_dir)[1]['nimg'] == 48
     assert sample.main([config.run_dir, '--out', str(tmp_path / 'pictures'), '--seeds', '0']) == 0
     assert why in capsys.readouterr().err
     assert prepare(config).state.nimg == 48
@@ -296,14 +297,14 @@ def test_a_checkpoint_that_is_pruned_meanwhile_is_no_failure(config, monkeypatch
 
     name = {'while it is checked': 'find_damage', 'before its tensors are read': 'load_tensors'}[moment]
     monkeypatch.setattr(export, name, pruned(getattr(export, name)))
-    assert open_generator(config.run_dir)[1]['nimg'] == 72
+    assert open_maker(config.run_dir)[1]['nimg'] == 72
     assert 'passed over' not in capsys.readouterr().err
 
 
 def test_a_best_checkpoint_that_is_followed_by_another_meanwhile(config, monkeypatch):
     folder = checkpoints_of(config)
     (folder / 'best').symlink_to(OLDER)
-    build = export.build_generator
+    build = export.build_maker
 
     def build_later(*arguments):
         if (folder / OLDER).exists():
@@ -311,5 +312,5 @@ def test_a_best_checkpoint_that_is_followed_by_another_meanwhile(config, monkeyp
             (folder / 'best').unlink()
             (folder / 'best').symlink_to(FIRST)
         return build(*arguments)
-    monkeypatch.setattr(export, 'build_generator', build_later)
-    assert open_generator(folder / 'best')[1]['nimg'] == 24
+    monkeypatch.setattr(export, 'build_maker', build_later)
+    assert open_maker(folder / 'best')[1]['nimg'] == 24

@@ -15,7 +15,8 @@ from trainer.runs.checkpoint import SEAL, find_damage
 from trainer.data.shards import open_dataset
 from trainer.runs.export import load_generator
 from trainer.tools import export, sample
-from trainer.train import prepare, train
+from trainer.start import prepare
+from trainer.train import train
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from families_for_tests import GROWTH, config_of
+from gradients_for_tests import assert_same_gradients, gradients_of_each_phase
 from runs_for_tests import (
     differing,
     in_float64,
@@ -15,13 +16,12 @@ from runs_for_tests import (
     tiny_config,
     train_here,
 )
-from test_parallel import assert_same_gradients, gradients_of_each_phase
 
 from trainer.ranks import dist
 from trainer.runs.checkpoint import list_checkpoints
 from trainer.runs.run_folder import told_of_micro_batches
 from trainer.config.schedule import stage_at
-from trainer.train import prepare
+from trainer.start import prepare
 
 LONG, SHORT = 0.096, 0.048   # kimg
 

@@ -26,7 +26,8 @@ from trainer.runs.export import load_generator
 from trainer.data.sealed import write_sealed
 from trainer.tools import evaluate, export
 from trainer.pack import command as pack
-from trainer.train import prepare, train
+from trainer.start import prepare
+from trainer.train import train
 
 
 class Payload:

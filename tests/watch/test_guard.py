@@ -9,16 +9,19 @@ import yaml
 from runs_for_tests import differing, on_ranks, read_checkpoint, tiny_tree, train_here
 from shards_for_tests import write_dataset
 
+from trainer.config.games import PHASES
 from trainer.config.load import parse_config
 from trainer.data.shards import Sample, open_dataset
+from trainer.games import make_game, maker_of
 from trainer.models.spectral import spectral_norms
 from trainer.ranks import dist
 from trainer.runs.checkpoint import list_checkpoints
-from trainer.train import GUARD_STATUS, main, prepare
+from trainer.start import prepare
+from trainer.train import GUARD_STATUS, main
+from trainer.watch import guard
 from trainer.watch.alarms import SIGNALS, new_alarms, sounding, update_alarms, warning
 from trainer.watch.diversity import area_colours, diversity_of
-from trainer.watch.spikes import ENOUGH, PHASES, end_report, new_memory, see_step
-from trainer.watch.watch import guard
+from trainer.watch.spikes import ENOUGH, end_report, new_memory, see_step
 
 NEVER, ALWAYS = {'diversity': 0.0}, {'diversity': 1e9}   # thresholds below and above any value
 
@@ -47,11 +50,11 @@ def reports(run_dir):
 # --- what a report sees
 
 def memory_after(steps, reports=ENOUGH, layers=(1.0, 5.0)):
-    memory = new_memory(*[torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in layers])
+    memory = new_memory(PHASES, [torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in layers])
     for _ in range(reports):
         for step in steps:
-            see_step(memory, step)
-        means, growth = end_report(memory, list(layers))
+            see_step(memory, PHASES, step)
+        means, growth = end_report(memory, PHASES, list(layers))
     return memory, means, growth
 
 
@@ -59,19 +62,19 @@ def test_growth_is_over_the_median_of_the_reports_before():
     steps = [{'gradient_norm/D_main': norm, 'logits/real_sign': norm / 4} for norm in (1.0, 3.0)]
     memory, means, growth = memory_after(steps)
     assert means == {'gradient_norm/D_main': 2.0, 'logits/real_sign': 0.5} and not growth    # too few yet to know
-    see_step(memory, {'gradient_norm/D_main': 40.0})
-    see_step(memory, {'gradient_norm/D_main': 20.0})
-    assert end_report(memory, [1.0, 15.0])[1] == {'gradient_norm': 15.0, 'gradient_peak': 20.0, 'spectral_growth': 3.0}
+    see_step(memory, PHASES, {'gradient_norm/D_main': 40.0})
+    see_step(memory, PHASES, {'gradient_norm/D_main': 20.0})
+    assert end_report(memory, PHASES, [1.0, 15.0])[1] == {'gradient_norm': 15.0, 'gradient_peak': 20.0, 'spectral_growth': 3.0}
     for step in steps:
-        see_step(memory, step)
+        see_step(memory, PHASES, step)
     # one spike does not move a median
-    assert end_report(memory, [1.0, 5.0])[1] == {'gradient_norm': 1.0, 'gradient_peak': 1.5, 'spectral_growth': 1.0}
+    assert end_report(memory, PHASES, [1.0, 5.0])[1] == {'gradient_norm': 1.0, 'gradient_peak': 1.5, 'spectral_growth': 1.0}
 
 
 def test_phases_that_come_seldom_have_a_median_of_their_own():
     memory, _, _ = memory_after([{'gradient_norm/D_main': 1.0}])
-    see_step(memory, {'gradient_norm/G_reg': 1e6, 'gradient_norm/D_main': 2.0})
-    assert end_report(memory, [1.0, 5.0])[1] == {'gradient_norm': 2.0, 'gradient_peak': 2.0, 'spectral_growth': 1.0}
+    see_step(memory, PHASES, {'gradient_norm/G_reg': 1e6, 'gradient_norm/D_main': 2.0})
+    assert end_report(memory, PHASES, [1.0, 5.0])[1] == {'gradient_norm': 2.0, 'gradient_peak': 2.0, 'spectral_growth': 1.0}
     assert memory['history'][0, PHASES.index('G_reg')] == 1e6
 
 
@@ -142,12 +145,12 @@ class Brightness(torch.nn.Module):
 @pytest.mark.parametrize('held_out, expected', [(255, 0.0), (0, 1.0), (128, 0.5)])
 def test_overfitting_is_where_held_out_pictures_lie_between_reals_and_fakes(shards, tmp_path, held_out, expected):
     run = prepare(guarded(shards, tmp_path / 'run'))
-    run.state.D = Brightness()
-    watcher = guard.Guard(run.config, run.dataset, run.state, run.strategy)
+    D = run.state.networks['D'] = Brightness()
+    watcher = guard.Guard(run.dataset, make_game(run.config, run.plan, run.state), maker_of(run.config, run.plan, run.state), run.strategy)
     watcher._reals, watcher._held_out = ([Sample(np.full((16, 16, 3), value, np.uint8), 0, 'key')] * 5
                                          for value in (255, held_out))
     found = watcher._overfitting(np.zeros((16, 16, 16, 3), np.uint8))
-    assert found['overfitting'] == pytest.approx(expected, abs=0.01) and run.state.D.training
+    assert found['overfitting'] == pytest.approx(expected, abs=0.01) and D.training
 
 
 @pytest.mark.parametrize('loss, names', [('nonsaturating', {'real_sign', 'loss_ratio'}), ('hinge', {'real_sign'}),
@@ -156,7 +159,10 @@ def test_losses_tell_only_where_they_have_a_meaning(shards, tmp_path, loss, name
     tree = guarded_tree(shards, tmp_path) | {'loss': {'name': loss}}
     watcher = object.__new__(guard.Guard)
     watcher.config = parse_config(tree, 'test')
-    assert set(watcher._from_losses({'logits/real_sign': 0.9, 'loss/D': 0.1, 'loss/G': 3.0})) == names
+    told = {'logits/real_sign': 0.9, 'loss/D': 0.1, 'loss/G': 3.0}
+    assert set(watcher._from_losses(told)) == names
+    watcher.config = watcher.config.changed(['game.name=began'])     # whose outputs are errors
+    assert watcher._from_losses(told) == {}
 
 
 # --- alarms
@@ -243,7 +249,7 @@ def test_stop_checkpoints_and_has_a_status_of_its_own(shards, tmp_path, capsys):
 
 def ill_until_rolled_back(self):
     """In place of a look: collapsed from 36 images on, until the first rollback. Only rank 0's eyes count."""
-    ill = self.state.nimg >= 36 and self.state.scalars['rollbacks'] < 1
+    ill = self.state.nimg >= 36 and self.state.memory['rollbacks'] < 1
     found = {'diversity': 0.0 if ill else 1.0} if dist.is_main() else {'duplicates': 1.0}
     return dist.gather((found, [1.0] * (self.state.guard['history'].shape[1] - len(PHASES))))[0]
 

@@ -8,34 +8,38 @@ from trainer.config.games import on_gradient as on_gradient_of
 if TYPE_CHECKING:
     from trainer.config.load import Config
 
+Key = int | tuple[str, int]    # number of a rule; of one that only a game has, the game's name and its number there
+
 
 def check_combinations(config: 'Config') -> None:
     """ValueError for the first combination that makes no sense; it tells those ways out of it that no rule refuses."""
-    for number, (forbidden, message, *ways) in enumerate(_rules(config)):
+    for key, (forbidden, message, *ways) in _rules(config).items():
         if forbidden:
-            mends = [way for way in ways if _mends(config, number, way)]
+            mends = [way for way in ways if _mends(config, key, way)]
             raise ValueError(message + (f'; use {", or ".join(mends)}' if mends else ''))
 
 
-def _mends(config: 'Config', number: int, way: str) -> bool:
+def _mends(config: 'Config', key: Key, way: str) -> bool:
     """Whether the overrides of `way` satisfy that rule, and break no other."""
     try:
         changed = config.changed(way.split())
     except ValueError:
         return False
-    return _refusing(changed) <= _refusing(config) - {number}
+    return _refusing(changed) <= _refusing(config) - {key}
 
 
-def _refusing(config: 'Config') -> set[int]:
-    return {number for number, (forbidden, *_) in enumerate(_rules(config)) if forbidden}
+def _refusing(config: 'Config') -> set[Key]:
+    return {key for key, (forbidden, *_) in _rules(config).items() if forbidden}
 
 
-def _rules(config: 'Config') -> list[Rule]:
-    return [*_of_parallel(config), *_of_losses(config), *_of_penalties(config), *_of_the_rest(config), *_of_the_game(config)]
+def _rules(config: 'Config') -> dict[Key, Rule]:
+    """A game's own rules come last."""
+    of_all = [*_of_parallel(config), *_of_losses(config), *_of_penalties(config), *_of_the_rest(config), *_of_games(config)]
+    own = config.game.rules(config)
+    return dict(enumerate(of_all)) | {(config.game.name, number): rule for number, rule in enumerate(own)}
 
 
-def _of_the_game(config: 'Config') -> list[Rule]:
-    """Those of every game, then its own, which come last: how many they are depends on the game."""
+def _of_games(config: 'Config') -> list[Rule]:
     game, network, default = config.game, config.network, type(config.loss)().name
     return [
         (network.made_for and network.made_for != game.name,
@@ -44,7 +48,7 @@ def _of_the_game(config: 'Config') -> list[Rule]:
         (game.own_loss and config.loss.name != default,
          f'loss.name={config.loss.name} with game.name={game.name}, which has a loss of its own', f'loss.name={default}',
          'game.name=latent'),
-        *game.rules(config)]
+    ]
 
 
 def _of_parallel(config: 'Config') -> list[Rule]:

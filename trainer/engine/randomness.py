@@ -38,15 +38,13 @@ def seed_for(seed: int, nimg: int, *purpose: object) -> int:
 
 
 def draw(seed: int, nimg: int, purpose: str, batch: int, *, z_dim: int, num_ws: int,
-         style_mixing: float, class_counts: tuple[int, ...], identity_dim: int = 0, latents: str = 'normal') -> Draws:
+         style_mixing: float, class_counts: tuple[int, ...], latents: str = 'normal') -> Draws:
     """Latents for the whole global batch; classes as frequent as in the data (all 0 without `class_counts`).
 
-    Rows 2i and 2i + 1 have their first `identity_dim` latents in common. latents: their distribution, of LATENTS.
+    latents: their distribution, of LATENTS.
     """
     generator = torch.Generator().manual_seed(seed_for(seed, nimg, purpose))
     z, z_mix = LATENTS[latents](2, batch, z_dim, generator=generator)
-    if identity_dim:
-        z[1::2, :identity_dim] = z[:-1:2, :identity_dim]
     mixed = torch.rand(batch, generator=generator) < style_mixing
     cutoff = torch.randint(1, max(num_ws, 2), (batch,), generator=generator)
     weights = torch.tensor(class_counts or (1,), dtype=torch.float64)
