@@ -16,13 +16,13 @@ from trainer.data.shards import Dataset, ShardError, open_dataset
 from trainer.data.stream import Batch, check_resolution, stream
 from trainer.engine.parallel import Strategy, make_strategy
 from trainer.engine.state import TrainState, make_state
-from trainer.games.makers import describe_maker
 from trainer.models import num_parameters
 from trainer.models.batch_norm import has_batch_norm
 from trainer.plan.preflight import check_disk, check_memory
 from trainer.ranks import dist
 from trainer.ranks.backend import agree_on_kernels
 from trainer.runs.checkpoint import Checkpoints
+from trainer.runs.description import describe_maker
 from trainer.runs.run_folder import RunFolder, check_same_run, refuse_changes, told_of_micro_batches
 from trainer.watch.evaluation import Evaluation, make_evaluation
 from trainer.watch.guard import new_guard_memory, open_held_out

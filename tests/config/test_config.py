@@ -55,7 +55,7 @@ def test_a_base_has_no_base(tmp_path):
     ('game.generators=2', 'unknown key game.generators: games of another name have it'),
     ('game={name: mad_gan, identity_dim: 8}', 'unknown key game.identity_dim: games of another name have it'),
     ('game={name: began, gama: 1}', 'unknown key game.gama; did you mean game.gamma?'),
-    ('loss.name=began', 'loss.name=began: .*nonsaturating'),
+    ('loss.name=began', 'loss.name=began: it is game.name=began now'),
     ('network.low_precision=fp8', 'bf16'),
     ('data.resolution=100', 'resolution'),
     ('optim.g_lr=inf', 'finite'),

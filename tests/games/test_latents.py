@@ -88,7 +88,7 @@ def test_a_path_between_latents_stays_among_them(monkeypatch):
     labels = torch.zeros(100, dtype=torch.int64)
 
     def between(latents):
-        maker = LatentMaker(dcgan.Generator(8, 0, (8, 8), 3, channels=4, latents=latents), ())
+        maker = LatentMaker({'G': dcgan.Generator(8, 0, (8, 8), 3, channels=4, latents=latents)}, ())
         return maker.between(*(Draws(z, z, labels, labels) for z in ends), where, Sampling())
     torch.testing.assert_close(between('uniform'), ends[0] + where * (ends[1] - ends[0]))
     assert between('uniform').abs().max() <= 1

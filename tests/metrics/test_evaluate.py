@@ -17,14 +17,13 @@ from torch import nn
 
 from trainer.config.load import load_config
 from trainer.data.shards import open_dataset
-from trainer.games.makers import LatentMaker, Sampling, make_maker
-from trainer.runs.export import build_generator, describe, load_generator, open_maker, write_export
+from trainer.games.makers import LatentMaker, Sampling
 from trainer.metrics import features, reference
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.path_length import path_lengths
 from trainer.metrics.pictures import Fakes, ShardPictures
 from trainer.ranks import dist, progress
-from trainer.runs.export import build_generator, describe, load_generator, write_export
+from trainer.runs.export import build_maker, describe, load_generator, open_maker, write_export
 from trainer.tools import evaluate
 
 ALL = 'fid,kid,is,precision,recall,density,coverage,ppl,intra_fid'
@@ -276,17 +275,18 @@ def test_truncation_and_seed_reach_the_generator(run, patches, capsys):
 def noisy(run, out):
     """An export whose layers add strong noise."""
     folder, about = describe(run)
-    G = build_generator(folder, about)
+    maker = build_maker(folder, about)
+    G = maker.G
     for name, parameter in G.named_parameters():
         if name.endswith('noise_strength'):
             parameter.fill_(1.0)
-    write_export(G, about, out)
+    write_export(maker, about, out)
     return out
 
 
 def test_each_picture_has_its_own_noise(run, tmp_path):
     """With psi 0 pictures of a class differ by their noise alone."""
-    maker = make_maker('stylegan2', load_generator(noisy(run, tmp_path / 'export')), (1, 0, 0))
+    maker = LatentMaker({'G': load_generator(noisy(run, tmp_path / 'export'))}, (1, 0, 0))
     random, other, const = (Fakes(maker, 64, seed, Sampling(psi=0.0, noise=noise))
                             for seed, noise in ((0, 'random'), (1, 'random'), (0, 'const')))
     before = torch.get_rng_state()
@@ -340,7 +340,7 @@ class Straight(nn.Module):
 @pytest.mark.parametrize('psi', [1.0, 0.5])
 def test_path_length_of_a_straight_path(psi):
     """The direction of (20, w) turns by |w1 - w0| / 20 along the path, wherever on it."""
-    fakes = Fakes(LatentMaker(Straight(), ()), 70, 0, Sampling(psi))
+    fakes = Fakes(LatentMaker({'G': Straight()}, ()), 70, 0, Sampling(psi))
 
     def network(x, classes):
         return x.mean((2, 3)).double() / 127.5 - 1, None

@@ -7,7 +7,7 @@ from runs_for_tests import train_here
 
 from trainer.config.load import OptimConfig
 from trainer.engine.optim import Adam, set_rates
-from trainer.games.makers import generate, make_maker
+from trainer.games.makers import SeveralMaker, generate
 from trainer.models import build_network
 from trainer.models.spectral import power_iterate
 from trainer.ranks import dist
@@ -104,7 +104,7 @@ def test_an_export_of_a_run_gives_the_same_pictures(wide_shards, tmp_path):
 
 
 def test_a_seed_has_its_generator_whatever_else_is_sampled():
-    maker = make_maker('several', several('dcgan').eval(), ())
+    maker = SeveralMaker({'G': several('dcgan').eval()}, ())
     alone, among = (maker.inputs(seeds) for seeds in ([7], [5, 6, 7, 8]))
     assert (generate(maker, alone)[0] == generate(maker, among, batch=3)[2]).all()
     assert len(set(maker.inputs(range(30)).labels.tolist())) == COUNT

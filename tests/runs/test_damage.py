@@ -305,7 +305,7 @@ def test_a_checkpoint_that_is_pruned_meanwhile_is_no_failure(config, monkeypatch
 def test_a_best_checkpoint_that_is_followed_by_another_meanwhile(config, monkeypatch):
     folder = checkpoints_of(config)
     (folder / 'best').symlink_to(OLDER)
-    build = export.build_generator
+    build = export.build_maker
 
     def build_later(*arguments):
         if (folder / OLDER).exists():
@@ -313,5 +313,5 @@ def test_a_best_checkpoint_that_is_followed_by_another_meanwhile(config, monkeyp
             (folder / 'best').unlink()
             (folder / 'best').symlink_to(FIRST)
         return build(*arguments)
-    monkeypatch.setattr(export, 'build_generator', build_later)
+    monkeypatch.setattr(export, 'build_maker', build_later)
     assert open_maker(folder / 'best')[1]['nimg'] == 24

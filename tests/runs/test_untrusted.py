@@ -31,7 +31,6 @@ from trainer.start import prepare
 from trainer.tools import evaluate, export
 from trainer.train import train
 
-
 ROOT = Path(__file__).parent.parent
 
 

@@ -14,7 +14,7 @@ from runs_for_tests import tiny_config, train_here
 
 from trainer.data.labels import class_index
 from trainer.data.sealed import write_sealed
-from trainer.games.makers import make_maker
+from trainer.games.makers import LatentMaker
 from trainer.ranks import dist
 from trainer.runs.export import load_generator
 from trainer.tools import export, sample
@@ -62,7 +62,7 @@ def test_psi_reaches_the_first_layers_alone(run, tmp_path):
     assert G.num_ws == 6
     sheets = {cutoff: pictures(run, tmp_path / cutoff, '--psi', '0.3', '--psi-cutoff', cutoff, '--class', '1')
               for cutoff in '026'}
-    draws = make_maker('stylegan2', G, [1, 1, 1]).inputs([0], 1)
+    draws = LatentMaker({'G': G}, [1, 1, 1]).inputs([0], 1)
     ws = G.mapping(draws.z, torch.eye(3)[[1]])
     ws[:, :2] = G.mapping.w_avg + 0.3 * (ws[:, :2] - G.mapping.w_avg)
     expected = ((G.synthesis(ws, noise='const')[0] + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0)

@@ -12,8 +12,7 @@ from shards_for_tests import write_dataset
 from trainer.config.games import PHASES
 from trainer.config.load import parse_config
 from trainer.data.shards import Sample, open_dataset
-from trainer.games import make_game
-from trainer.games.makers import maker_of
+from trainer.games import make_game, maker_of
 from trainer.models.spectral import spectral_norms
 from trainer.ranks import dist
 from trainer.runs.checkpoint import list_checkpoints
@@ -151,7 +150,7 @@ class Brightness(torch.nn.Module):
 def test_overfitting_is_where_held_out_pictures_lie_between_reals_and_fakes(shards, tmp_path, held_out, expected):
     run = prepare(guarded(shards, tmp_path / 'run'))
     D = run.state.networks['D'] = Brightness()
-    watcher = guard.Guard(run.dataset, make_game(run.config, run.plan, run.state), maker_of(run.plan, run.state), run.strategy)
+    watcher = guard.Guard(run.dataset, make_game(run.config, run.plan, run.state), maker_of(run.config, run.plan, run.state), run.strategy)
     watcher._reals, watcher._held_out = ([Sample(np.full((16, 16, 3), value, np.uint8), 0, 'key')] * 5
                                          for value in (255, held_out))
     found = watcher._overfitting(np.zeros((16, 16, 16, 3), np.uint8))

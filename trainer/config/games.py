@@ -191,9 +191,14 @@ def without(*keys: str) -> str:
 SECTIONS: dict[str, type[GameSection]] = {}
 
 
+def name_of(section: type[GameSection]) -> str:
+    name, = get_args(section.model_fields['name'].annotation)
+    return name
+
+
 def add_section(section: type[GameSection]) -> None:
     """Let `game.name` take its name. ValueError if that is another game's."""
-    name, = get_args(section.model_fields['name'].annotation)
+    name = name_of(section)
     if SECTIONS.setdefault(name, section) is not section:
         raise ValueError(f'there is a game {name} already; choose another name')
 

@@ -1,5 +1,6 @@
-"""Games by name: each is a file here, a line in GAMES, and its options, rules and plan in trainer/config/games.py."""
+"""Games by name: each is a file here, a line below, and its options, rules and plan in trainer/config/games.py."""
 
+from trainer.config.games import add_section, name_of
 from trainer.config.load import Config
 from trainer.config.plan import Plan
 from trainer.engine.state import TrainState
@@ -7,11 +8,28 @@ from trainer.games.began import BEGAN
 from trainer.games.game import Game
 from trainer.games.latent import Latent
 from trainer.games.mad import MADGAN
+from trainer.games.makers import Maker
 from trainer.games.sd import SDGAN
 
-GAMES: dict[str, type[Game]] = {'latent': Latent, 'began': BEGAN, 'mad_gan': MADGAN, 'sd_gan': SDGAN}
+GAMES: dict[str, type[Game]] = {}
+
+
+def add_game(game: type[Game]) -> None:
+    """Let configurations name it, and runs play it. ValueError if another game has the name of its section."""
+    add_section(game.section)
+    GAMES[name_of(game.section)] = game
+
+
+for _game in (Latent, BEGAN, MADGAN, SDGAN):
+    add_game(_game)
 
 
 def make_game(config: Config, plan: Plan, state: TrainState) -> Game:
     """The game that `config` names, on a state that `plan` has made."""
     return GAMES[config.game.name](config, plan, state)
+
+
+def maker_of(config: Config, plan: Plan, state: TrainState) -> Maker:
+    """Of a run's averages, which it sees change."""
+    game = GAMES[config.game.name]
+    return game.maker({name: state.averages[name] for name in game.made_of}, plan.class_counts)

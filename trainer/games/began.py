@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from trainer.config import games
 from trainer.engine.phase import Means
 from trainer.games.latent import Latent, MicroBatch
 from trainer.objectives.losses import began_balance, began_d, began_g
@@ -9,6 +10,8 @@ from trainer.objectives.losses import began_balance, began_d, began_g
 
 class BEGAN(Latent):
     """D's one output is a reconstruction error, below called a logit. `memory` has k, the weight of the fakes' error."""
+
+    section = games.BEGAN
 
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         return began_d(real, fake, self.state.memory['began_k'])

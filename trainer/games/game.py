@@ -1,4 +1,4 @@
-"""The contract of a game: what its networks show each other, as phases; and of a maker, what a trained run is for.
+"""The contract of a game: what its networks show each other, as phases, and who makes pictures of what they have learned.
 
 The loop, the strategies, the guard and every tool know games by this page alone. A game never steps an optimizer and never
 asks for ranks. Its options, its rules and its plan stand in trainer/config/games.py.
@@ -6,22 +6,26 @@ asks for ranks. Its options, its rules and its plan stand in trainer/config/game
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
+from trainer.config.games import GameSection
 from trainer.config.load import Config
 from trainer.config.plan import Plan
 from trainer.data.stream import Batch
 from trainer.engine.phase import Phase
 from trainer.engine.state import TrainState
+from trainer.games.makers import Maker
 
 
 @dataclass(frozen=True)
 class Game(ABC):
     """Its mutable part is `state`."""
 
+    section: ClassVar[type[GameSection]]
+    made_of: ClassVar[dict[str, str]] = {'G': 'generator'}    # networks that its maker takes, and their roles
     config: Config
     plan: Plan
     state: TrainState
@@ -50,22 +54,7 @@ class Game(ABC):
         """
         return None
 
-
-class Maker(Protocol):
-    """Makes pictures from the averages of a trained run; grids, guard, evaluation, sample and export know only this.
-
-    `Inputs` of a maker are rows that can be sliced, concatenated by nobody, and moved by `to(device)`.
-    """
-
-    takes: tuple[str, ...]              # () latents alone; ('a',) pictures of that domain
-    resolution: tuple[int, int]         # (height, width) in px
-    class_counts: tuple[int, ...]       # how often each label is drawn; () where there are none
-
-    def draw(self, seed: int, nimg: int, purpose: str, count: int) -> Any:
-        """Inputs of `count` pictures, a pure function of the arguments; labels as frequent as in the data."""
-
-    def inputs(self, seeds: list[int], label: int | None = None) -> Any:
-        """Inputs of one picture a seed, the same for a seed whatever stands beside it."""
-
-    def __call__(self, inputs: Any, psi: float = 1.0) -> Tensor:
-        """Pictures [NCHW] in [-1, 1] at full size, on the device of the networks."""
+    @staticmethod
+    @abstractmethod
+    def maker(networks: dict[str, nn.Module], class_counts: tuple[int, ...]) -> Maker:
+        """What makes pictures, from the averages in `made_of` alone: of a run that trains, which it sees change, or of an export."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.config import games
 from trainer.config.games import on_gradient
 from trainer.config.schedule import Stage, at, stage_at
 from trainer.data.labels import to_one_hot
@@ -20,6 +21,7 @@ from trainer.engine.optim import restart, set_rates
 from trainer.engine.phase import Means, Phase
 from trainer.engine.randomness import Draws, draw
 from trainer.games.game import Game
+from trainer.games.makers import LatentMaker
 from trainer.models import mix_styles
 from trainer.models.spectral import power_iterate
 from trainer.objectives.augment import adapt_p, make_augment
@@ -50,6 +52,9 @@ class MicroBatch:
 
 class Latent(Game):
     """A generator G, its average, and a discriminator D."""
+
+    section = games.Latent
+    maker = LatentMaker
 
     @property
     def stage(self) -> Stage:

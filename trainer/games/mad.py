@@ -3,12 +3,17 @@
 import torch
 from torch import Tensor
 
+from trainer.config import games
 from trainer.games.latent import Latent, MicroBatch
+from trainer.games.makers import SeveralMaker
 from trainer.objectives.losses import mad_gan_d, mad_gan_g
 
 
 class MADGAN(Latent):
     """G is several generators in one; row i of a micro-batch is made by generator i % k. D's outputs: real, then each of them."""
+
+    section = games.MADGAN
+    maker = SeveralMaker
 
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         return mad_gan_d(real, fake, torch.arange(len(fake), device=fake.device) % self.config.game.generators)

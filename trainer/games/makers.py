@@ -1,18 +1,18 @@
-"""What a trained game of latents is for: pictures from its averaged generator."""
+"""What a trained run is for: makers of pictures, from the averages of its networks alone."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.config.load import Config
-from trainer.config.plan import Plan
 from trainer.data.labels import to_one_hot
 from trainer.engine.randomness import LEAST_TRUNCATION, Draws, draw, seed_for, truncated_normal
-from trainer.engine.state import TrainState
 from trainer.models.batch_norm import standing_statistics
 from trainer.models.layers import LATENTS
 from trainer.ranks.progress import Progress
@@ -30,27 +30,80 @@ class Sampling:
     noise: str = 'const'               # of layers that add some; random: from torch's own generator
 
 
-class LatentMaker:
-    """Latents and labels become pictures. `class_counts`: how often each label is drawn; () where the generator takes none."""
+class Inputs(Protocol):
+    """What a maker makes pictures of: a frozen dataclass of rows."""
 
-    takes: tuple[str, ...] = ()
+    labels: Tensor     # [N] classes, 0 where there are none
 
-    def __init__(self, G: nn.Module, class_counts: Iterable[int]) -> None:
-        self.G, self.resolution = G, tuple(G.resolution)
-        self.class_counts = tuple(class_counts) if G.c_dim else ()
+    def __getitem__(self, rows: slice) -> Self:
+        """Some of the rows."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+
+
+class Maker(ABC):
+    """Makes pictures from the averages of a run, by name; grids, guard, evaluation, sample and export know only this."""
+
+    takes: tuple[str, ...] = ()            # () latents alone; ('a',) pictures of that domain
+    class_counts: tuple[int, ...] = ()     # how often each label is drawn; () where there are none
+    classes: int = 0                       # those that a picture can be asked to be of
+    noisy: bool = False                    # whether pictures depend on `Sampling.noise`
+    has_paths: bool = False                # whether `between` is there
+
+    def __init__(self, networks: dict[str, nn.Module], resolution: tuple[int, int]) -> None:
+        """resolution: (height, width) of its pictures, in px."""
+        self.networks, self.resolution = networks, resolution
 
     @property
     def device(self) -> torch.device:
-        return next(self.G.parameters()).device
+        return next(parameter for network in self.networks.values() for parameter in network.parameters()).device
 
-    @property
-    def classes(self) -> int:
-        """Those that a picture can be asked to be of; 0 of an unconditional generator."""
-        return self.G.c_dim
+    def check(self, sampling: Sampling) -> None:
+        """ValueError unless pictures can be made so."""
+        if (sampling.psi, sampling.psi_cutoff, sampling.truncation) != (1, None, None):
+            raise ValueError('psi, psi-cutoff and truncation: what these pictures are made of cannot be truncated; leave them out')
+
+    @abstractmethod
+    def draw(self, seed: int, nimg: int, purpose: str, count: int, truncation: float | None = None) -> Inputs:
+        """Inputs of `count` pictures, a pure function of the arguments; labels as frequent as in the data."""
+
+    @abstractmethod
+    def inputs(self, seeds: Iterable[int], label: int | None = None, truncation: float | None = None) -> Inputs:
+        """Inputs of one picture a seed, the same for a seed whatever stands beside it; of the class `label`, if given."""
+
+    @abstractmethod
+    def __call__(self, inputs: Any, sampling: Sampling = Sampling()) -> Tensor:
+        """Pictures [NCHW] in [-1, 1] at full size, on the device of the networks."""
+
+    def between(self, first: Any, second: Any, where: Tensor, sampling: Sampling) -> Tensor:
+        """Pictures [NCHW] at the share `where` [N, 1] of the way from `first` to `second`, of the classes of `first`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def take_standing_statistics(self, batches: int, batch: int = 32) -> None:
+        """Replace running batch-norm statistics by their means over `batches` of fakes. Brock et al. 2019, appendix D."""
+        with ExitStack() as stack, Progress('standing statistics', batches, 'batches') as progress:
+            for network in self.networks.values():
+                stack.enter_context(standing_statistics(network))
+            for number in range(batches):
+                self(self.draw(number, 0, 'standing', batch).to(self.device))
+                progress.add()
+
+
+class LatentMaker(Maker):
+    """Latents and labels become pictures by G."""
+
+    has_paths = True
+
+    def __init__(self, networks: dict[str, nn.Module], class_counts: Iterable[int]) -> None:
+        """`class_counts` count where the generator takes classes."""
+        self.G = networks['G']
+        super().__init__(networks, tuple(self.G.resolution))
+        self.class_counts, self.classes = tuple(class_counts) if self.G.c_dim else (), self.G.c_dim
 
     @property
     def noisy(self) -> bool:
-        """Whether pictures depend on `Sampling.noise`."""
         return bool(self.G.num_ws)
 
     @property
@@ -59,7 +112,7 @@ class LatentMaker:
         return getattr(self.G, 'latents', 'normal')
 
     def check(self, sampling: Sampling) -> None:
-        """ValueError unless the generator can be truncated so: in w, in its first layers, and in z."""
+        """In w, in its first layers, and in z."""
         normal, psi, cutoff, truncation = self.latents == 'normal', sampling.psi, sampling.psi_cutoff, sampling.truncation
         if not abs(psi) <= MOST_PSI:
             raise ValueError(f'psi {psi} is not a number up to {MOST_PSI:g}; 0 to 1 is usual')
@@ -75,7 +128,6 @@ class LatentMaker:
             raise ValueError(f'truncation {truncation:g} must be at least {LEAST_TRUNCATION}; 0.5 to 2 is usual')
 
     def draw(self, seed: int, nimg: int, purpose: str, count: int, truncation: float | None = None) -> Draws:
-        """Inputs of `count` pictures, a pure function of the arguments; labels as frequent as in the data."""
         draws = draw(seed, nimg, purpose, count, z_dim=self.G.z_dim, num_ws=self.G.num_ws, style_mixing=0.0,
                      class_counts=self.class_counts, latents=self.latents)
         if truncation is None:
@@ -84,7 +136,6 @@ class LatentMaker:
         return replace(draws, z=truncated_normal(tuple(draws.z.shape), truncation, generator))
 
     def inputs(self, seeds: Iterable[int], label: int | None = None, truncation: float | None = None) -> Draws:
-        """Those of `imago sample --seeds`: one picture a seed, of the class `label`, else of one as frequent as in the data."""
         weights = torch.tensor(self.class_counts or (1,), dtype=torch.float64)
 
         def one(seed: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +150,7 @@ class LatentMaker:
         return Draws(z, z, torch.zeros_like(labels), labels)
 
     def __call__(self, inputs: Draws, sampling: Sampling = Sampling()) -> Tensor:
-        """Pictures [NCHW] in [-1, 1] at full size. What of `sampling` draws latents is in `inputs` already."""
+        """What of `sampling` draws latents is in `inputs` already."""
         styles = {'truncation_psi': sampling.psi, 'truncation_cutoff': sampling.psi_cutoff, 'noise': sampling.noise}
         images = self.run(inputs.z, inputs.labels, **(styles if self.G.num_ws else {}))
         return functional.interpolate(images, self.resolution)   # nearest, while G grows
@@ -109,10 +160,7 @@ class LatentMaker:
         return self.G(z, to_one_hot(labels, self.G.c_dim), **options)
 
     def between(self, first: Draws, second: Draws, where: Tensor, sampling: Sampling) -> Tensor:
-        """Pictures [NCHW] at the share `where` [N, 1] of the way from `first` to `second`, of the classes of `first`.
-
-        In w along a line; else in z, along a circle, or a line, which does not leave the cube of uniform latents.
-        """
+        """In w along a line; else in z, along a circle, or a line, which does not leave the cube of uniform latents."""
         if not self.G.num_ws:
             path = along_circle if self.latents == 'normal' else torch.lerp
             return self.run(path(first.z, second.z, where), first.labels)
@@ -120,45 +168,16 @@ class LatentMaker:
         w0, w1 = (self.G.mapping(z, c, sampling.psi, sampling.psi_cutoff) for z in (first.z, second.z))   # [N, num_ws, w_dim]
         return self.G.synthesis(w0.lerp(w1, where[:, :, None]), noise='const')
 
-    @torch.no_grad()
-    def take_standing_statistics(self, batches: int, batch: int = 32) -> None:
-        """Replace G's running batch-norm statistics by their means over `batches` of fakes. Brock et al. 2019, appendix D."""
-        with standing_statistics(self.G), Progress('standing statistics', batches, 'batches') as progress:
-            for number in range(batches):
-                draws = self.draw(number, 0, 'standing', batch).to(self.device)
-                self.G(draws.z, to_one_hot(draws.labels, self.G.c_dim))
-                progress.add()
-
 
 class SeveralMaker(LatentMaker):
     """Labels are no classes: they say which of several generators makes a picture, all of them equally often."""
 
-    def __init__(self, G: nn.Module, class_counts: Iterable[int]) -> None:
-        super().__init__(G, class_counts)
-        self.class_counts = (1,) * len(G.generators)
+    def __init__(self, networks: dict[str, nn.Module], class_counts: Iterable[int]) -> None:
+        super().__init__(networks, class_counts)
+        self.class_counts = (1,) * len(self.G.generators)
 
     def run(self, z: Tensor, labels: Tensor, **options: object) -> Tensor:
         return super().run(z, labels, made_by=labels.tolist(), **options)
-
-
-MAKERS = {'several': SeveralMaker}     # of generators that are not run like any other
-
-
-def make_maker(model: str, G: nn.Module, class_counts: Iterable[int]) -> LatentMaker:
-    """Of a generator that is called `model` in trainer.models.NETWORKS."""
-    return MAKERS.get(model, LatentMaker)(G, class_counts)
-
-
-def maker_of(plan: Plan, state: TrainState) -> LatentMaker:
-    """Of a run's averages, which it sees change."""
-    return make_maker(plan.networks['G'].model, state.averages['G'], plan.class_counts)
-
-
-def describe_maker(config: Config, plan: Plan) -> dict:
-    """What to keep with the averages of a run, so that they make pictures without it; plain JSON values."""
-    G = plan.networks['G']
-    return {'game': config.game.name, 'model': G.model, 'options': G.options, 'class_names': plan.class_names,
-            'class_counts': plan.class_counts}
 
 
 def check_batches(batches: int) -> None:
@@ -168,7 +187,7 @@ def check_batches(batches: int) -> None:
 
 
 @torch.no_grad()
-def generate(maker: LatentMaker, inputs: Draws, sampling: Sampling = Sampling(), batch: int = 16,
+def generate(maker: Maker, inputs: Inputs, sampling: Sampling = Sampling(), batch: int = 16,
              title: str | None = None) -> np.ndarray:
     """Pictures [NHWC] uint8, `batch` at a time. title: of the progress that is told; None: none is."""
     parts, count = [], len(inputs.labels)

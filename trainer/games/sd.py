@@ -4,12 +4,15 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from trainer.config import games
 from trainer.engine.randomness import Draws
 from trainer.games.latent import Latent
 
 
 class SDGAN(Latent):
     """Rows 2i and 2i + 1 of a batch are a pair: one input of D, with twice the channels."""
+
+    section = games.SDGAN
 
     def draw(self, nimg: int, purpose: str) -> Draws:
         draws, own = super().draw(nimg, purpose), self.config.game.identity_dim

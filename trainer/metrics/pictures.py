@@ -9,8 +9,8 @@ import torch
 
 from trainer.config.sections import EvaluateConfig
 from trainer.data.shards import Dataset, SampleReader
-from trainer.engine.randomness import Draws, seed_for
-from trainer.games.makers import LatentMaker, Sampling, generate
+from trainer.engine.randomness import seed_for
+from trainer.games.makers import Inputs, Maker, Sampling, generate
 
 
 class Damaged(Exception):
@@ -80,12 +80,12 @@ class ShardPictures:
 class Fakes:
     """`count` pictures of a maker, and the classes asked for, as frequent as in the data."""
 
-    maker: LatentMaker
+    maker: Maker
     count: int
     seed: int
     sampling: Sampling = Sampling()    # random noise is a function of the seed and of the first index
 
-    def draws(self, indices: range, purpose: str = 'evaluate') -> Draws:
+    def draws(self, indices: range, purpose: str = 'evaluate') -> Inputs:
         """Inputs [len(indices)], a function of the seed and of the first index."""
         return self.maker.draw(self.seed, indices.start, purpose, len(indices), self.sampling.truncation)
 
@@ -98,6 +98,6 @@ class Fakes:
         return pictures, draws.labels.numpy()
 
 
-def fakes_of(maker: LatentMaker, config: EvaluateConfig) -> Fakes:
+def fakes_of(maker: Maker, config: EvaluateConfig) -> Fakes:
     """Those that `config` asks for."""
     return Fakes(maker, config.images, config.seed, Sampling(config.psi, config.psi_cutoff, config.truncation, config.noise))

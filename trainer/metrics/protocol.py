@@ -51,8 +51,8 @@ def check_evaluation(config: EvaluateConfig, source: Pictures | Fakes, reference
         raise ValueError(f'{source.count} pictures against {reference.count}: both must be at least {LEAST}')
     if len(set(config.metrics)) < len(config.metrics):
         raise ValueError(f'metrics {",".join(config.metrics)}: one is named twice; name each once')
-    if 'ppl' in config.metrics and not made:
-        raise ValueError('ppl is measured between latents, which pictures have not; leave it out')
+    if 'ppl' in config.metrics and not (made and source.maker.has_paths):
+        raise ValueError('ppl is measured between latents, which these pictures have not; leave it out')
     if 'intra_fid' in config.metrics and not ((source.maker.classes if made else source.labelled) and reference.labelled):
         raise ValueError('intra_fid needs a conditional model and a dataset with classes; leave it out')
     if made:

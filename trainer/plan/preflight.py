@@ -49,13 +49,16 @@ def describe_run(config: Config, manifest: Manifest, world: int) -> str:
 
 def rank_bytes(config: Config, plan: Plan, networks: dict[str, nn.Module], world: int) -> tuple[int, int]:
     """What a rank keeps, state and gradients, and what only a phase has: of FSDP what it gathers, of ZeRO gradients."""
-    parts, sizes = parts_of(config.parallel, world), [4 * num_parameters(network) for network in networks.values()]
+    parts, of_players = parts_of(config.parallel, world), {}
+    for name, spec in plan.networks.items():    # those of one player may step together
+        of_players[spec.player] = of_players.get(spec.player, 0) + 4 * num_parameters(networks[name])
+    total, trained = sum(of_players.values()), max(of_players.values())
     if config.parallel.strategy == 'zero' and world > 1:
         # of two moments, and of the copy of the parameters that is stepped, a part
-        return state_bytes(plan, networks) - 2 * sum(sizes) + 3 * sum(sizes) // world, max(sizes)
-    # whole networks, and of the one that learns the gradients and their copy to send
-    gathered = sum(sizes) + 2 * max(sizes) if parts > 1 else 0
-    return (state_bytes(plan, networks) + sum(sizes)) // parts, gathered
+        return state_bytes(plan, networks) - 2 * total + 3 * total // world, trained
+    # whole networks, and of those that learn the gradients and their copy to send
+    gathered = total + 2 * trained if parts > 1 else 0
+    return (state_bytes(plan, networks) + total) // parts, gathered
 
 
 def state_bytes(plan: Plan, networks: dict[str, nn.Module]) -> int:

@@ -1,4 +1,4 @@
-"""What a checkpoint or an export says of its generator, which may be a stranger's: checked before anything is built."""
+"""What a checkpoint or an export says of its networks, which may be a stranger's: checked before anything is built."""
 
 import inspect
 from typing import Annotated, Any, Literal, Self
@@ -8,12 +8,15 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from torch import nn
 
 from trainer import models
-from trainer.config.games import SECTIONS
+from trainer.config.load import Config
 from trainer.config.networks import NETWORK_NAMES, NetworkConfig
+from trainer.config.plan import Plan
 from trainer.config.schema import Resolution, Section, whole
 from trainer.data.sealed import Count
+from trainer.games import GAMES
 
 MOST_PIXELS = 1 << 26   # of a picture: 8192 x 8192
+MOST_OPTION = 1 << 16   # of a number that no section of the configuration bounds
 _NETWORK = TypeAdapter(NetworkConfig)
 Normalise = tuple[Literal['spectral', 'stable_rank'], Annotated[float, Field(gt=0, le=1)]]   # kind, share
 OLDER = frozenset(('model', 'options', 'class_names', 'class_counts', 'nimg'))   # what it said before it had checksums
@@ -44,48 +47,101 @@ class Several(Section):
     normalise: Normalise | None = None
 
 
-class Description(Section):
-    game: Literal[*SECTIONS] = 'latent'    # what was not said before there were other games
-    model: Literal[*NETWORK_NAMES, 'several']
+class Network(Section):
+    """One that a maker needs."""
+
+    role: str                               # of models.NETWORKS
+    model: str
     options: dict[str, Any]                 # of models.build_network
+
+    @model_validator(mode='after')
+    def check(self) -> Self:
+        """Each option goes to the constructor, and is within the bounds of the configuration; see `_check_plain` for the rest."""
+        role, model, options = self.role, self.model, self.options
+        if model not in models.NETWORKS.get(role, ()):
+            raise ValueError(f'model: Input should be a known {role[:40]}, not {model[:40]!r}')
+        if role == 'generator' and model == 'several':
+            _check(TypeAdapter(Several), options)
+            model, options = options['model'], options['options']
+        known = {'normalise', *inspect.signature(models.NETWORKS[role][model]).parameters}
+        if unknown := sorted(options.keys() - known):
+            raise ValueError(f'{model} has no option {unknown[0][:40]!r}')
+        of_pictures = {key: value for key, value in options.items() if key in OfPictures.model_fields}
+        own = {key: value for key, value in options.items() if key not in of_pictures}
+        if role == 'generator':
+            _check(TypeAdapter(OfPictures), of_pictures)
+            _check(_NETWORK, {'name': model, **own})
+        else:
+            _check_plain(options)
+        return self
+
+
+class Description(Section):
+    game: str = 'latent'                    # what was not said before there were other games
+    networks: dict[str, Network]            # that the maker of the game needs, by name
     class_names: tuple[str, ...]            # () of an unconditional generator
     class_counts: tuple[Count, ...]
-    nimg: Count                             # images that it was trained on
+    nimg: Count                             # images that they were trained on
     weights_sha256: str = ''                # of an export's weights
     checksum: str = ''                      # of the file that says all this; '' if that is an older one
 
     @model_validator(mode='before')
     @classmethod
     def translate(cls, tree: Any) -> Any:
-        """MAD-GAN's generators were an option of the network before they were a game."""
-        options = tree.get('options') if isinstance(tree, dict) else None
-        if not isinstance(options, dict) or 'generators' not in options:
+        """Files say less of a generator alone, see `written`; MAD-GAN's generators were an option before they were a game."""
+        if not isinstance(tree, dict) or not {'model', 'options'} & tree.keys():
             return tree
-        inside = {key: value for key, value in options.items() if key not in ('generators', 'normalise')}
-        outside = {key: value for key, value in options.items() if key == 'normalise'}
-        several = {'model': tree.get('model'), 'count': options['generators'], 'options': inside, **outside}
-        return tree | {'game': 'mad_gan', 'model': 'several', 'options': several}
+        model, options = tree.get('model'), tree.get('options')
+        rest = {key: value for key, value in tree.items() if key not in ('model', 'options')}
+        if isinstance(options, dict) and 'generators' in options:
+            inside = {key: value for key, value in options.items() if key not in ('generators', 'normalise')}
+            outside = {key: value for key, value in options.items() if key == 'normalise'}
+            options = {'model': model, 'count': options['generators'], 'options': inside, **outside}
+            model, rest['game'] = 'several', 'mad_gan'
+        return rest | {'networks': {'G': {'role': 'generator', 'model': model, 'options': options}}}
 
     @model_validator(mode='after')
     def check(self) -> Self:
-        """Each option is within the bounds of the configuration, and goes to the constructor."""
-        model, options = self.model, self.options
-        if model == 'several':
-            _check(TypeAdapter(Several), options)
-            model, options = options['model'], options['options']
-        known = {'normalise', *inspect.signature(models.NETWORKS['generator'][model]).parameters}
-        if unknown := sorted(options.keys() - known):
-            raise ValueError(f'{model} has no option {unknown[0][:40]!r}')
-        of_pictures = {key: value for key, value in options.items() if key in OfPictures.model_fields}
-        own = {key: value for key, value in options.items() if key not in of_pictures}
-        _check(TypeAdapter(OfPictures), of_pictures)
-        _check(_NETWORK, {'name': model, **own})
-        classes = len(self.class_names)
-        if len(self.class_counts) != classes or options['c_dim'] not in (0, classes):
-            raise ValueError(f'it has {classes} class names, {len(self.class_counts)} counts and c_dim={options["c_dim"]}')
+        if self.game not in GAMES:
+            raise ValueError(f'there is no game called {self.game[:40]!r}; the code that adds it must be imported first')
+        if {name: network.role for name, network in self.networks.items()} != GAMES[self.game].made_of:
+            raise ValueError(f'its networks are not those of the game {self.game}: {", ".join(GAMES[self.game].made_of)}')
+        classes, c_dims = len(self.class_names), [_inner(network.options).get('c_dim', 0) for network in self.networks.values()]
+        if len(self.class_counts) != classes or not {0, classes} >= set(c_dims):
+            raise ValueError(f'it has {classes} class names, {len(self.class_counts)} counts and c_dim={max(c_dims)}')
         if classes and not any(self.class_counts):
             raise ValueError('all its classes are empty')
         return self
+
+
+def describe_maker(config: Config, plan: Plan) -> dict:
+    """What to keep with the averages of a run, so that its maker makes pictures without it; plain JSON values."""
+    networks = {name: {'role': spec.role, 'model': spec.model, 'options': spec.options}
+                for name, spec in plan.networks.items() if name in GAMES[config.game.name].made_of}
+    return written({'game': config.game.name, 'networks': networks, 'class_names': plan.class_names,
+                    'class_counts': plan.class_counts})
+
+
+def written(about: dict) -> dict:
+    """The facts of a `Description` as files have them: a generator alone stands in no table, as before there were several."""
+    networks = about['networks']
+    if networks.keys() != {'G'} or networks['G']['role'] != 'generator':
+        return about
+    G = networks['G']
+    return {key: value for key, value in about.items() if key != 'networks'} | {'model': G['model'], 'options': G['options']}
+
+
+def _inner(options: dict) -> dict:
+    """Those of one generator, also where they are of several in one."""
+    return options['options'] if isinstance(options.get('options'), dict) else options
+
+
+def _check_plain(options: dict) -> None:
+    """ValueError unless `options` of a network that the configuration has no section for are words, and numbers within bounds."""
+    for key, value in options.items():
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if not isinstance(part, (str, int, float, type(None))) or not isinstance(part, str) and abs(part or 0) > MOST_OPTION:
+                raise ValueError(f'{key[:40]}={str(value)[:40]} is no word or number up to {MOST_OPTION}')
 
 
 def _check(kind: TypeAdapter, options: dict) -> None:
@@ -96,10 +152,19 @@ def _check(kind: TypeAdapter, options: dict) -> None:
         raise ValueError(f'{".".join(map(str, detail["loc"]))}: {detail["msg"][:200]}') from None
 
 
-def without_content(about: dict) -> nn.Module:
-    """The generator of a `Description` with shapes alone, on the meta device. ValueError if it cannot be built."""
+def build_networks(about: dict) -> dict[str, nn.Module]:
+    """New networks of a `Description`, by name; not to be trained."""
+    return {name: models.build_network(each['role'], each['model'], each['options']).requires_grad_(False).eval()
+            for name, each in about['networks'].items()}
+
+
+def without_content(about: dict) -> dict[str, nn.Module]:
+    """The same with shapes alone, on the meta device. ValueError if they, or their maker, cannot be built."""
     try:
         with torch.device('meta'):
-            return models.build_network('generator', about['model'], about['options'])
+            networks = build_networks(about)
+            GAMES[about['game']].maker(networks, about['class_counts'])
+            return networks
     except Exception as error:  # of options that a stranger has put together constructors may raise anything
-        raise ValueError(f'it describes a {about["model"]} that cannot be built: {error}') from error
+        names = ', '.join(f'{each["role"]} {each["model"]}' for each in about['networks'].values())
+        raise ValueError(f'it describes a {names} that cannot be built: {error}') from error

@@ -1,4 +1,4 @@
-"""A trained generator outside its run: `safetensors` weights and a JSON file that says what to build. No pickles."""
+"""What makes pictures, outside its run: `safetensors` weights and a JSON file that says what to build. No pickles."""
 
 import hashlib
 import os
@@ -14,28 +14,29 @@ from torch import nn
 from trainer.data.durable import write_bytes
 from trainer.data.reading import open_regular
 from trainer.data.sealed import facts, read_sealed, write_sealed
-from trainer.games.makers import LatentMaker, make_maker
-from trainer.models import build_network
+from trainer.games import GAMES
+from trainer.games.makers import Maker
 from trainer.runs.checkpoint import SEAL, find_damage, newest_of, read_seal
 from trainer.runs.checkpoint_reader import CheckpointReader, load_tensors
-from trainer.runs.description import OLDER, Description, without_content
+from trainer.runs.description import OLDER, Description, build_networks, without_content, written
 
 WEIGHTS, ABOUT = 'generator.safetensors', 'generator.json'
 MOST_HEADER = 1 << 27   # bytes before the tensors; safetensors itself takes up to 10**8
 
 
-def write_export(G: nn.Module, about: dict, out: Path) -> None:
+def write_export(maker: Maker, about: dict, out: Path) -> None:
     """Make generator.safetensors and generator.json in `out`, a new or empty folder; `about` as `describe` returns it.
 
     After an error nothing of them is left. ValueError if `out` is something else, OSError if it cannot be written.
     """
     check_new(out)
-    weights = save({name: tensor.contiguous().clone() for name, tensor in G.state_dict().items()})
+    weights = save({f'{prefix_of(name, maker.networks)}{key}': tensor.contiguous().clone()
+                    for name, network in maker.networks.items() for key, tensor in network.state_dict().items()})
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_bytes(out / WEIGHTS, weights)
-        write_sealed(out / ABOUT, about | {'weights_sha256': hashlib.sha256(weights).hexdigest()})
+        write_sealed(out / ABOUT, written(about) | {'weights_sha256': hashlib.sha256(weights).hexdigest()})
     except BaseException:
         (out / WEIGHTS).unlink(missing_ok=True)
         for folder in made:
@@ -51,7 +52,7 @@ def check_new(out: Path) -> None:
 
 
 def describe(path: str | Path) -> tuple[Path, dict]:
-    """Find the generator in an export, a checkpoint, or a run folder (its newest whole checkpoint).
+    """Find the networks of a maker in an export, a checkpoint, or a run folder (its newest whole checkpoint).
 
     Returns the folder with its weights, and the facts of `Description`. Warns on stderr of what is passed over, and of what
     cannot be checked. ValueError if there is none, or it is damaged; nothing is built yet.
@@ -74,9 +75,10 @@ def describe(path: str | Path) -> tuple[Path, dict]:
 
 def _of_export(folder: Path) -> dict:
     about = facts(Description, read_sealed(folder / ABOUT, OLDER), folder / ABOUT).model_dump()
-    G = without_content(about)
+    networks = without_content(about).values()
     with open_regular(folder / WEIGHTS) as file:
-        size, needed = os.fstat(file.fileno()).st_size, sum(tensor.nbytes for tensor in G.state_dict().values())
+        size, needed = os.fstat(file.fileno()).st_size, sum(
+            tensor.nbytes for network in networks for tensor in network.state_dict().values())
     if not needed <= size <= needed + MOST_HEADER:
         raise ValueError(f'{folder / WEIGHTS} has {size} bytes, while the weights of the model that {ABOUT} describes have '
                          f'{needed}: it is damaged, or of another model')
@@ -90,23 +92,27 @@ def _of_checkpoint(folder: Path) -> dict:
     seal = read_seal(folder)
     about = facts(Description, seal['generator'] | {key: seal[key] for key in ('nimg', 'checksum')}, folder / SEAL).model_dump()
     sizes = CheckpointReader(folder).sizes()
-    for name, tensor in without_content(about).state_dict().items():
-        if sizes.get(f'G_ema.{name}') != tensor.shape:
-            raise ValueError(f'the weights in {folder} are of another model than its seal says: G_ema.{name} is not '
-                             f'{list(tensor.shape)}')
+    for name, network in without_content(about).items():
+        for key, tensor in network.state_dict().items():
+            if sizes.get(f'{name}_ema.{key}') != tensor.shape:
+                raise ValueError(f'the weights in {folder} are of another model than its seal says: {name}_ema.{key} is not '
+                                 f'{list(tensor.shape)}')
     return about
 
 
 def load_generator(path: str | Path, device: str | torch.device = 'cpu') -> nn.Module:
-    """The generator of `open_maker`.
+    """The generator of `open_maker`. ValueError if its game has none that is called G.
 
     Call it as G(z [N, z_dim], c [N, c_dim], truncation_psi=1.0) -> images [NCHW] in [-1, 1]; the same inputs give the same
     images.
     """
-    return open_maker(path, device)[0].G
+    networks = open_maker(path, device)[0].networks
+    if 'G' not in networks:
+        raise ValueError(f'{path} has no generator G but {", ".join(networks)}; take open_maker')
+    return networks['G']
 
 
-def open_maker(path: str | Path, device: str | torch.device = 'cpu') -> tuple[LatentMaker, dict]:
+def open_maker(path: str | Path, device: str | torch.device = 'cpu') -> tuple[Maker, dict]:
     """What makes pictures from an export, a checkpoint or a run folder, and the facts of `Description`.
 
     ValueError if there is none, or it is damaged.
@@ -117,20 +123,19 @@ def open_maker(path: str | Path, device: str | torch.device = 'cpu') -> tuple[La
             return maker, about
 
 
-def build_maker(folder: Path, about: dict, device: str | torch.device = 'cpu') -> LatentMaker | None:
+def build_maker(folder: Path, about: dict, device: str | torch.device = 'cpu') -> Maker | None:
     """Of what `describe` has found. None if a run beside has pruned its checkpoint since: describe it again."""
-    G = build_generator(folder, about, device)
-    return None if G is None else make_maker(about['model'], G, about['class_counts'])
-
-
-def build_generator(folder: Path, about: dict, device: str | torch.device = 'cpu') -> nn.Module | None:
-    """The generator that `describe` has found. None if a run beside has pruned its checkpoint since: describe it again."""
-    G = build_network('generator', about['model'], about['options']).requires_grad_(False).eval()
+    networks = build_networks(about)
     try:
         if os.path.lexists(folder / ABOUT):
-            G.load_state_dict(_read_weights(folder / WEIGHTS, about))
+            weights = _read_weights(folder / WEIGHTS, about)
+            for name, network in networks.items():
+                prefix = prefix_of(name, networks)
+                network.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in weights.items()
+                                         if key.startswith(prefix)})
         else:
-            load_tensors({'G_ema': G.state_dict()}, CheckpointReader(folder), no_dist=True)
+            load_tensors({f'{name}_ema': network.state_dict() for name, network in networks.items()}, CheckpointReader(folder),
+                         no_dist=True)
     except (RuntimeError, SafetensorError) as error:
         why = ' '.join(str(error).split())[:200]
         raise ValueError(f'the weights in {folder} are of another model than it says: {why}') from error
@@ -138,7 +143,12 @@ def build_generator(folder: Path, about: dict, device: str | torch.device = 'cpu
         if not folder.exists():
             return None
         raise
-    return G.to(device)
+    return GAMES[about['game']].maker({name: network.to(device) for name, network in networks.items()}, about['class_counts'])
+
+
+def prefix_of(name: str, networks: dict[str, nn.Module]) -> str:
+    """Of a network's tensors in an export; a generator alone has none, as before there were games of several networks."""
+    return '' if networks.keys() == {'G'} else f'{name}.'
 
 
 def _read_weights(path: Path, about: dict) -> dict[str, torch.Tensor]:

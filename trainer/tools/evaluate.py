@@ -19,7 +19,7 @@ from trainer.data.manifest import find_manifest
 from trainer.data.shards import ShardError, open_dataset
 from trainer.data.stream import check_resolution
 from trainer.data.web import find_login
-from trainer.games.makers import LatentMaker
+from trainer.games.makers import Maker
 from trainer.metrics import record
 from trainer.metrics.extractors import make_extractor
 from trainer.metrics.pictures import Damaged, Pictures, ShardPictures, fakes_of
@@ -99,7 +99,7 @@ def is_generator(path: Path) -> bool:
     return any((path / name).exists() for name in (ABOUT, SEAL, CONFIG_FILE, 'checkpoints'))
 
 
-def same_maker(path: Path) -> tuple[LatentMaker, dict]:
+def same_maker(path: Path) -> tuple[Maker, dict]:
     """What rank 0 finds, as a run beside may save meanwhile, on all ranks, which use the same kernels; see `open_maker`.
 
     All ranks call it together.

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         maker, about = open_maker(options.source)
         if options.standing_batches:
             maker.take_standing_statistics(options.standing_batches)
-        write_export(maker.G, about, out)
+        write_export(maker, about, out)
     except (ValueError, OSError) as error:
         tell_error('imago export', error)
         return 2

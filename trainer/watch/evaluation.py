@@ -9,7 +9,7 @@ from trainer.config.plan import Plan
 from trainer.data.shards import Dataset
 from trainer.engine.parallel import Strategy
 from trainer.engine.state import TrainState
-from trainer.games.makers import maker_of
+from trainer.games import maker_of
 from trainer.metrics import record
 from trainer.metrics.extractors import make_extractor
 from trainer.metrics.features import Stopped
@@ -25,7 +25,7 @@ class Evaluation:
     def __init__(self, config: Config, dataset: Dataset, plan: Plan, state: TrainState):
         self.config, self.folder, self.state = config.evaluate, Path(config.run_dir), state
         self.found_best = False         # by the last run
-        self._fakes = fakes_of(maker_of(plan, state), self.config)
+        self._fakes = fakes_of(maker_of(config, plan, state), self.config)
         self._reals = ShardPictures(dataset, plan.resolution, self.config.most_reals, self.config.seed)
         check_evaluation(self.config, self._fakes, self._reals)
         self._extractor = make_extractor(self.config, dist.device())

@@ -25,8 +25,8 @@ from trainer.data.stream import check_resolution
 from trainer.engine.parallel import Strategy
 from trainer.engine.phase import PhaseResult
 from trainer.engine.state import TrainState
-from trainer.games.game import Game, Maker
-from trainer.games.makers import generate
+from trainer.games.game import Game
+from trainer.games.makers import Maker, generate
 from trainer.models.spectral import spectral_norms
 from trainer.ranks import dist
 from trainer.runs.checkpoint import CheckpointError, Checkpoints
@@ -140,8 +140,10 @@ class Guard:
         """(D(train) - D(held out)) / (D(train) - D(fake)), of means, not augmented. Karras et al. 2020 (ADA), equation 1."""
         if not self._held_out:
             return {}
-        train, held_out = self.game.judge(*stacked(self._reals)), self.game.judge(*stacked(self._held_out))
-        fake = self.game.judge(fakes, self._draws.labels)
+        shown = stacked(self._reals), stacked(self._held_out), (fakes, self._draws.labels)
+        train, held_out, fake = (self.game.judge(*pictures) for pictures in shown)
+        if train is None:   # the game has no such critic
+            return {}
         found = {'held_out_sign': held_out.sign().mean().item()}
         gap = (train.mean() - fake.mean()).item()
         if gap > 0:     # else D tells nothing apart, and overfits least of all

@@ -13,8 +13,9 @@ from trainer.data.shards import Dataset
 from trainer.data.stream import Batch
 from trainer.engine.parallel import Strategy
 from trainer.engine.phase import PhaseResult
+from trainer.games import maker_of
 from trainer.games.game import Game
-from trainer.games.makers import generate, maker_of
+from trainer.games.makers import generate
 from trainer.models.spectral import top_singular_values
 from trainer.ranks import dist
 from trainer.runs.stats import Stats
@@ -35,7 +36,7 @@ class Watch:
         self.stats = Stats(self.folder, config.total_nimg, self.state.nimg, dist.is_main())
         self._keys = open(self.folder / f'keys-rank{dist.rank()}.jsonl', 'a', buffering=1) if config.log.keys else None
         rows, self.columns = config.log.grid
-        self.maker = maker_of(game.plan, self.state)
+        self.maker = maker_of(config, game.plan, self.state)
         self.guard = None if config.guard.action == 'off' else Guard(dataset, game, self.maker, strategy)
         if dist.is_main():
             self._inputs = self.maker.draw(config.seed, 0, 'grid', rows * self.columns)
