@@ -68,7 +68,8 @@ def prepare(config: Config) -> Run:
 def open_checked(config: Config) -> Dataset:
     """The dataset, once it is certain that `config` can be trained on it. ValueError otherwise."""
     try:
-        dataset = open_dataset(config.data.path, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb)
+        dataset = open_dataset(config.data.path, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb,
+                               crop=config.data.crop)
     except ShardError as error:
         raise ValueError(f'data.path: {error}') from error
     manifest = dataset.manifest
@@ -79,9 +80,10 @@ def open_checked(config: Config) -> Dataset:
         raise ValueError(f'data.conditional=true, but the only class of {masked(config.data.path)} is {manifest.class_names[0]}; '
                          'pack one sub-folder a class, or set data.conditional=false')
     config.game.check_data(manifest)
-    if config.data.resolution is None and manifest.resolution is None:
-        raise ValueError(f'{masked(config.data.path)} holds pictures of different sizes; pack them with imago pack --resolution')
-    size = config.data.resolution or manifest.resolution
+    size = config.data.size(manifest.resolution)
+    if size is None:
+        raise ValueError(f'{masked(config.data.path)} holds pictures of different sizes; show parts of them by data.crop=SIZE, or '
+                         'pack them with imago pack --resolution')
     base_and_doublings(size)
     check_growth(config, size)
     check_resolution(dataset, size)

@@ -47,7 +47,7 @@ class Latent(Section):
 
     def plan(self, config: 'Config', manifest: Manifest) -> Plan:
         """What is trained on the pictures of `manifest`."""
-        network, penalties, size = config.network, config.regularizers, config.data.resolution or manifest.resolution
+        network, penalties, size = config.network, config.regularizers, config.data.size(manifest.resolution)
         classes = len(manifest.class_names) if config.data.conditional else 0
         of_both = {'resolution': list(size), 'img_channels': manifest.channels}
         normalise = {} if penalties.normalise == 'none' else {'normalise': [penalties.normalise, penalties.stable_rank]}

@@ -113,7 +113,7 @@ class Config(Section):
 UNION_TAGS = ('number', 'ramp', *NETWORK_NAMES, *GAME_NAMES)   # pydantic puts them into the paths of keys
 
 # What makes a run what it is: a run folder is never resumed with other values of these.
-FIXED_ON_RESUME = ('seed', 'network', 'data.resolution', 'data.conditional', 'game.name', 'game.generators', 'game.identity_dim',
+FIXED_ON_RESUME = ('seed', 'network', 'data.resolution', 'data.crop', 'data.conditional', 'game.name', 'game.generators', 'game.identity_dim',
                    'data.lanes', 'data.flip', 'growth.start_resolution', 'growth.fade_kimg', 'growth.stage_kimg', 'growth.batch',
                    'growth.penalty_at', 'growth.restart', 'loss.auxiliary', 'regularizers.normalise', 'regularizers.normalise_g')
 

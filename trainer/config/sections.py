@@ -20,6 +20,7 @@ from trainer.config.schema import (
     Resolution,
     Section,
     Share,
+    Size,
     Start,
     Weight,
     real,
@@ -46,13 +47,18 @@ RampedShare = Annotated[Annotated[Share, Tag('number')] | Annotated[Ramp, Tag('r
 
 class DataConfig(Section):
     path: Location = Field(repr=False)            # folder, http(s)://, gs://, hf:// or pipe: with {} for the file name
-    resolution: Resolution | None = None          # (height, width); None: as packed
+    resolution: Resolution | None = None          # (height, width) of the networks; None: the crop's, or as packed
+    crop: Size | None = None                      # (height, width) of the part that is shown of each picture, at random places
     conditional: bool = False                     # train on the dataset's classes
     lanes: Images = 64                            # a multiple of every number of ranks the run will ever have
     flip: bool = False                            # horizontal flips, at random
     workers: whole(0, 1024) = 2                   # decoding processes per rank
     cache_dir: Folder | None = None               # for remote shards; None: the user's cache folder
     cache_gb: Positive = 20.0
+
+    def size(self, packed: tuple[int, int] | None) -> tuple[int, int] | None:
+        """(height, width) in px that the networks have, for pictures packed at `packed`; None where nothing tells."""
+        return self.resolution or self.crop or packed
 
 
 class LossConfig(Section):

@@ -15,6 +15,7 @@ ENCODINGS = ('webp', 'png', 'jpeg', 'jpg')
 MOST_SIDE = 1 << 16                           # pixels
 MOST_SAMPLES, MOST_IN_A_SHARD = 10**9, 10**7  # a key has nine digits; the order of a shard's samples is kept in memory
 LEAST_BYTES = 1024                            # of a sample in a tar: a header and a block
+OPTIONAL = ('smallest',)                      # fields that are written only where they are not at their defaults
 _SHARD_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9._-]{0,254}')   # it becomes part of paths, URLs and command lines
 _SHA256 = re.compile('[0-9a-f]{64}')
 
@@ -38,6 +39,7 @@ class Shard:
 class Manifest:
     """A packed dataset. `resolution` is (height, width) in pixels, or None where pictures keep their own sizes.
 
+    `smallest` is then the least height and the least width of them, which older manifests do not tell.
     `class_names` and `class_counts` are empty for a dataset without labels.
     """
 
@@ -47,6 +49,7 @@ class Manifest:
     class_names: tuple[str, ...]
     class_counts: tuple[int, ...]
     shards: tuple[Shard, ...]
+    smallest: tuple[int, int] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -58,6 +61,9 @@ class Manifest:
 
     def to_json(self) -> str:
         fields = {'format': FORMAT, 'num_samples': self.num_samples, **asdict(self)}
+        for name in OPTIONAL:
+            if getattr(self, name) == getattr(Manifest, name):   # what needs none of them keeps its digest
+                del fields[name]
         for shard in fields['shards']:
             if shard['checksums'] is None:   # older manifests keep their digest
                 del shard['checksums']
@@ -76,8 +82,9 @@ class Manifest:
                     raise ValueError(f'{name} is {_short(fields[name])}, no list')
                 fields[name] = tuple(fields[name])
             fields['shards'] = tuple(Shard(**shard) for shard in fields['shards'])
-            if fields['resolution'] is not None:
-                fields['resolution'] = tuple(fields['resolution'])
+            for name in ('resolution', *OPTIONAL):
+                if fields.get(name) is not None:
+                    fields[name] = tuple(fields[name])
             manifest = cls(**fields)
             manifest._check(num_samples)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -88,9 +95,11 @@ class Manifest:
 
     def _check(self, num_samples: object) -> None:
         """ValueError for the first field that is no such thing, out of bounds, or at odds with another."""
-        size, names, counts = self.resolution, self.class_names, self.class_counts
-        if size is not None and not (len(size) == 2 and all(_is_count(side, 1, MOST_SIDE) for side in size)):
-            raise ValueError(f'resolution is {_short(size)}, neither null nor [height, width] from 1 to {MOST_SIDE} pixels')
+        names, counts = self.class_names, self.class_counts
+        for name in ('resolution', 'smallest'):
+            size = getattr(self, name)
+            if size is not None and not (len(size) == 2 and all(_is_count(side, 1, MOST_SIDE) for side in size)):
+                raise ValueError(f'{name} is {_short(size)}, neither null nor [height, width] from 1 to {MOST_SIDE} pixels')
         if not _is_count(self.channels, 1, 3) or self.channels == 2:
             raise ValueError(f'channels is {_short(self.channels)}, neither 3 nor 1')
         if self.encoding not in ENCODINGS:

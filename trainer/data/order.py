@@ -46,6 +46,10 @@ class Order:
         """Whether global image `index` is shown mirrored: a fair coin."""
         return bool(_digest(self.seed, 'flip', index)[0] & 1)
 
+    def place(self, index: int) -> tuple[float, float]:
+        """Where in its picture the part lies that is shown of global image `index`, see `place_of`."""
+        return place_of(self.seed, 'crop', index)
+
     def partner(self, index: int) -> int:
         """Which of the pictures of a class goes with global image `index`; any number from 0 on."""
         return int.from_bytes(_digest(self.seed, 'partner', index)[:8], 'little')
@@ -76,6 +80,13 @@ def batch_indices(nimg: int, batch: int, lanes: int, rank: int, world: int) -> n
     share = batch // world
     lane, k = np.divmod(np.arange(rank * share, (rank + 1) * share), batch // lanes)
     return nimg + k * lanes + lane
+
+
+def place_of(*key: int | str) -> tuple[float, float]:
+    """A place in a picture, drawn by `key`: shares, from 0 to below 1, of the places down it and across it."""
+    words = _digest(*key)
+    down, across = (int.from_bytes(words[first:first + 4], 'little') / 2**32 for first in (0, 4))
+    return down, across
 
 
 def _permutation(n: int, *key: int | str) -> np.ndarray:

@@ -16,6 +16,7 @@ from PIL import Image
 from trainer.data.checksums import LINE, MEMBER, checksum, parse_checksums
 from trainer.data.locations import check_whole, masked, scheme_of
 from trainer.data.manifest import FILE_NAME, Manifest, Shard, sample_key
+from trainer.data.order import place_of
 from trainer.data.sources import Folder, Remote, ShardError
 
 SUFFIXES = ('webp', 'png', 'jpg')
@@ -25,12 +26,28 @@ MODES = {1: 'L', 3: 'RGB'}
 DAMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
+Place = tuple[float, float]
+
+
+class Damaged(Exception):
+    """A sample that cannot be shown: the name of its member, and why."""
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """A manifest and where its shards lie; cheap to send to another process."""
+    """A manifest and where its shards lie; cheap to send to another process.
+
+    `crop` is the (height, width) in pixels of the part that is shown of each picture; None: all of it is.
+    """
 
     manifest: Manifest
     source: Folder | Remote
+    crop: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels of what is shown, before it is brought to a network's size; None: it varies."""
+        return self.crop or self.manifest.resolution
 
     def open(self, shard: Shard) -> BinaryIO:
         """ShardError if the shard cannot be had or its size is not the manifest's."""
@@ -44,12 +61,12 @@ class Dataset:
 
 
 def open_dataset(path_or_url: str | Path, *, cache_dir: str | Path | None = None, cache_gb: float = 20.0,
-                 attempts: int = 6, retry_delay: float = 1.0) -> Dataset:
+                 crop: tuple[int, int] | None = None, attempts: int = 6, retry_delay: float = 1.0) -> Dataset:
     """Read the manifest of a local folder, of `http(s)://host/folder`, `gs://` or `hf://`, or through `pipe:CMD`.
 
     In CMD `{}` stands for the file's name, e.g. `pipe:ssh host cat /data/emoji/{}`. `cache_dir` (default: the user's
     cache folder) holds up to `cache_gb` of fetched shards. A fetch is tried `attempts` times, first `retry_delay`
-    seconds and then ever twice as long apart. ValueError if it is no dataset, ShardError if it cannot be reached.
+    seconds and then ever twice as long apart. `crop`: see `Dataset`. ValueError if it is no dataset, ShardError if it cannot be reached.
     """
     where = str(path_or_url)
     scheme = scheme_of(where)
@@ -61,7 +78,7 @@ def open_dataset(path_or_url: str | Path, *, cache_dir: str | Path | None = None
     else:
         path = Path(where)
         source = Folder(path.parent if path.name == FILE_NAME else path)
-    return Dataset(Manifest.from_json(source.read_manifest(), masked(where)), source)
+    return Dataset(Manifest.from_json(source.read_manifest(), masked(where)), source, crop)
 
 
 @dataclass(frozen=True)
@@ -72,14 +89,18 @@ class Sample:
 
 
 class SampleReader:
-    """Reads samples at `resolution` (height, width); keeps `max_open` shards open with their indexes in memory."""
+    """Reads samples at `resolution` (height, width); keeps `max_open` shards open with their indexes in memory.
+
+    Where the dataset is cropped, `place` says where in a picture the part lies that is shown (`order.place_of`); without one
+    it is drawn by the sample's key.
+    """
 
     def __init__(self, dataset: Dataset, resolution: tuple[int, int], max_open: int):
         self.dataset = dataset
         self.resolution = resolution
         self._open = lru_cache(max_open)(self._open_shard)
 
-    def read(self, shard: int, number: int) -> tuple[Sample, list[str]]:
+    def read(self, shard: int, number: int, place: Place | None = None) -> tuple[Sample, list[str]]:
         """Sample `number` of a shard, or the next good one (cyclic); and `shard/member: reason` of each damaged one
         passed over. ShardError if the shard holds no good one or cannot be read.
         """
@@ -87,15 +108,13 @@ class SampleReader:
         damaged = []
         for step in range(entry.samples):
             key = sample_key(entry.first + (number + step) % entry.samples)
-            members = self._open(shard)
-            name = members.picture(key)
             try:
-                return self._decode(members, name, key), damaged
-            except DAMAGE as error:
-                damaged.append(f'{entry.name}/{name}: {error}')
+                return self._decode(self._open(shard), key, place), damaged
+            except Damaged as error:
+                damaged.append(f'{entry.name}/{error}')
         raise ShardError(f'{entry.name}: none of its {entry.samples} samples is good; the first tried: {damaged[0]}')
 
-    def read_partner(self, shard: int, first: Sample, choice: int) -> tuple[Sample, list[str]]:
+    def read_partner(self, shard: int, first: Sample, choice: int, place: Place | None = None) -> tuple[Sample, list[str]]:
         """Another good sample of the class of `first`, number `choice` of those in its shard (cyclic); or in the next
         shard that has one. Also names the damaged ones passed over. ShardError if there is none.
         """
@@ -104,11 +123,10 @@ class SampleReader:
             members = self._open(number)
             keys = [key for key in members.keys_by_label.get(first.label, ()) if key != first.key]
             for turn in range(len(keys)):
-                key = keys[(choice + turn) % len(keys)]
                 try:
-                    return self._decode(members, members.picture(key), key), damaged
-                except DAMAGE as error:
-                    damaged.append(f'{shards[number].name}/{members.picture(key)}: {error}')
+                    return self._decode(members, keys[(choice + turn) % len(keys)], place), damaged
+                except Damaged as error:
+                    damaged.append(f'{shards[number].name}/{error}')
         raise ShardError(f'no other good picture of the class of {first.key} ({first.label}) in any shard')
 
     def read_class(self, shard: int, label: int, count: int) -> list[Sample]:
@@ -117,27 +135,41 @@ class SampleReader:
         for key in members.keys_by_label.get(label, ()):
             if len(found) == count:
                 break
-            with contextlib.suppress(*DAMAGE):   # the stream tells of it
-                found.append(self._decode(members, members.picture(key), key))
+            with contextlib.suppress(Damaged):   # the stream tells of it
+                found.append(self._decode(members, key, None))
         return found
 
     def _open_shard(self, shard: int) -> 'Members':
         entry = self.dataset.manifest.shards[shard]
         return Members(self.dataset.open(entry), entry)
 
-    def _decode(self, members: 'Members', name: str, key: str) -> Sample:
-        manifest = self.dataset.manifest
-        picture, label = members.read(name), members.read(f'{key}.cls') if manifest.class_names else b''
-        members.check(key, picture, label)
-        image = Image.open(io.BytesIO(picture), formats=FORMATS)
+    def _decode(self, members: 'Members', key: str, place: Place | None) -> Sample:
+        """The sample of that key. Damaged names its member, and why."""
+        name = members.picture(key)
+        try:
+            picture, label = members.read(name), members.read(f'{key}.cls') if self.dataset.manifest.class_names else b''
+            members.check(key, picture, label)
+            image = Image.open(io.BytesIO(picture), formats=FORMATS)
+            return Sample(self._pixels(image, place or place_of('crop', key)), self._class_of(label), key)
+        except DAMAGE as error:
+            raise Damaged(f'{name}: {error}') from error
+
+    def _pixels(self, image: Image.Image, place: Place) -> np.ndarray:
+        """What is shown of a picture, [HWC] uint8 at the reader's resolution. ValueError if it has not the size it must have."""
+        manifest, crop = self.dataset.manifest, self.dataset.crop
         if manifest.resolution and image.size[::-1] != manifest.resolution:
             raise ValueError(f'{image.height}x{image.width} pixels, the dataset has {manifest.resolution}')
         if image.mode != MODES[manifest.channels]:
             image = image.convert(MODES[manifest.channels])
+        if crop:
+            room = image.height - crop[0], image.width - crop[1]
+            if min(room) < 0:
+                raise ValueError(f'{image.height}x{image.width} pixels are too few for data.crop={crop[0]}x{crop[1]}')
+            top, left = (int(share * (most + 1)) for share, most in zip(place, room))
+            image = image.crop((left, top, left + crop[1], top + crop[0]))
         if image.size[::-1] != self.resolution:
             image = image.resize(self.resolution[::-1], Image.Resampling.LANCZOS)
-        pixels = np.asarray(image).reshape(*self.resolution, manifest.channels)  # [HWC]
-        return Sample(pixels, self._class_of(label), key)
+        return np.asarray(image).reshape(*self.resolution, manifest.channels)
 
     def _class_of(self, label: bytes) -> int:
         classes = len(self.dataset.manifest.class_names)

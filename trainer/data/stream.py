@@ -70,11 +70,12 @@ class Steps(torch.utils.data.Dataset):
         indices = batch_indices(nimg, batch, self.lanes, self.rank, self.world).tolist()
         images, labels, keys, damaged = [], [], [], []
         for position, index in enumerate(indices):
+            place = self.order.place(index)
             if position % self.together:   # in place of the picture that is due
-                sample, passed_over = self.reader.read_partner(shard, sample, self.order.partner(index))
+                sample, passed_over = self.reader.read_partner(shard, sample, self.order.partner(index), place)
             else:
                 shard, number = self.order.locate(index)
-                sample, passed_over = self.reader.read(shard, number)
+                sample, passed_over = self.reader.read(shard, number, place)
             pixels = sample.image[:, ::-1] if self.flip and self.order.flip(index) else sample.image  # [HWC]
             images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))  # [CHW]
             labels.append(sample.label)
@@ -90,7 +91,7 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     """This rank's part of each global batch, from global image `nimg` (a multiple of `lanes`) on.
 
     `batch`: images in a global batch, or a function of the images shown before it. `resolution` is (height, width)
-    in pixels. Of each `together` pictures in a row, all are of the class of the first. `workers` processes decode,
+    in pixels, also of what a crop leaves. Of each `together` pictures in a row, all are of the class of the first. `workers` processes decode,
     `prefetch` batches ahead each, and start at once; with 0 this process decodes. The iterator's `close()` ends them.
     ValueError at the call for what cannot be streamed; while iterating, ShardError for a shard that cannot be read and
     RuntimeError for a worker that died.
@@ -114,14 +115,21 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
 
 
 def check_resolution(dataset: Dataset, resolution: tuple[int, int]) -> None:
-    """ValueError unless pictures packed at the manifest's (height, width) can be shown at `resolution`."""
-    packed, (height, width) = dataset.manifest.resolution, resolution
+    """ValueError unless the pictures, or the parts of them that are shown, can be shown at `resolution` (height, width)."""
+    manifest, crop, (height, width) = dataset.manifest, dataset.crop, resolution
     fix = f'pack them with: imago pack --resolution {height}x{width}'
-    if packed is None:
-        raise ValueError(f'resolution={height}x{width} of pictures that were packed at their own sizes; {fix}')
-    if height < 1 or height > packed[0] or height * packed[1] != width * packed[0]:
-        raise ValueError(f'resolution={height}x{width} must have the aspect ratio of the {packed[0]}x{packed[1]} '
-                         f'that the pictures were packed at, and be no larger; {fix}')
+    least = manifest.resolution or manifest.smallest
+    if crop and least and (crop[0] > least[0] or crop[1] > least[1]):
+        raise ValueError(f'data.crop={crop[0]}x{crop[1]} is larger than pictures of the dataset, whose sides are at least '
+                         f'{least[0]}x{least[1]}; use a smaller one, such as {min(crop[0], least[0])}x{min(crop[1], least[1])}, '
+                         'or pack larger pictures')
+    if dataset.size is None:
+        raise ValueError(f'resolution={height}x{width} of pictures that were packed at their own sizes; show parts of them by '
+                         f'data.crop={height}x{width}, or {fix}')
+    whole = 'of data.crop={}x{}' if crop else 'of the {}x{} that the pictures were packed at'
+    if height < 1 or height > dataset.size[0] or height * dataset.size[1] != width * dataset.size[0]:
+        raise ValueError(f'resolution={height}x{width} must have the aspect ratio {whole.format(*dataset.size)}, and be no '
+                         f'larger; {"change one of them" if crop else fix}')
 
 
 def _steps(nimg: int, batch_at: Callable[[int], int]) -> Iterator[tuple[int, int]]:

@@ -62,7 +62,7 @@ def pack(options: argparse.Namespace) -> None:
     listing, pictures, labels, class_names = find_pictures(options)
     with worker_pool(min(options.workers, -(-len(pictures) // CHUNK))) as pool:
         limits = Limits(options.max_pixels)
-        size = size or common_size(pool, pictures, limits, options.workers)
+        size = size if size or options.keep_sizes else common_size(pool, pictures, limits, options.workers)
         white_level = (find_white_level(pool, pictures, limits, options.workers) if options.white_level == 'auto'
                        else int(options.white_level))
         fit = options.fit or 'crop' if options.resolution else None
@@ -76,7 +76,7 @@ def pack(options: argparse.Namespace) -> None:
                 tally = write_samples(writer, results, labels, len(class_names), options.strict)
             assert listing.members == tally.pictures + len(tally.skipped) + sum(listing.ignored.values()), 'a picture is lost'
             manifest = Manifest(size, options.channels, options.encoding, class_names, tuple(tally.class_counts),
-                                tuple(writer.shards))
+                                tuple(writer.shards), None if size else tally.smallest)
             about = {'recipe': asdict(recipe), 'seed': options.seed, 'members': listing.members, 'ignored': listing.ignored,
                      **asdict(tally)}
             write_text(folder / REPORT, json.dumps(about, indent=1) + '\n')
@@ -125,6 +125,8 @@ def check_options(options: argparse.Namespace) -> tuple[int, int] | None:
         raise ValueError(f'--quality {options.quality} has no effect on lossless pictures; leave it out')
     if options.quality is not None and not 1 <= options.quality <= 100:
         raise ValueError(f'--quality {options.quality} is outside 1 to 100')
+    if options.keep_sizes and options.resolution:
+        raise ValueError(f'--resolution {options.resolution} brings all to one size, and --keep-sizes does not; leave one out')
     if options.fit and not options.resolution:
         raise ValueError(f'--fit {options.fit} needs a size to fit to: add --resolution')
     try:
@@ -223,6 +225,7 @@ def write_samples(writer: ShardWriter, results: Iterator[Encoded | Skipped], lab
         if label is not None:
             tally.class_counts[label] += 1
         tally.enlarged += result.enlarged
+        tally.smallest = tuple(map(min, tally.smallest or result.size, result.size))
         if result.values:
             tally.of_16_bits += 1
             tally.coarse += result.coarse
@@ -250,6 +253,8 @@ def make_parser() -> Parser:
     labels.add_argument('--no-labels', action='store_true', help='no classes, whatever the folders')
     parser.add_argument('--resolution', metavar='SIZE', help='HEIGHT x WIDTH in pixels, like 768x512, or 512 for a '
                         'square; default: as is, all pictures must have one size')
+    parser.add_argument('--keep-sizes', action='store_true',
+                        help='each picture keeps its own size; data.crop=SIZE then shows parts of them')
     parser.add_argument('--fit', choices=('crop', 'pad'),
                         help='at another aspect: crop from the centre (default), or pad')
     parser.add_argument('--background', default='white', metavar='COLOUR',

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from trainer.config.load import load_config
-from trainer.config.resolution import base_and_doublings, largest_of_aspect, nearest_sizes
+from trainer.config.resolution import base_and_doublings, largest_of_aspect, largest_square, nearest_sizes
 from trainer.data.manifest import Manifest
 from trainer.data.order import Order
 from trainer.pack.pictures import WHITEST, Skipped
@@ -19,6 +19,7 @@ from trainer.wording import listed
 NAMED = 5              # skipped pictures named on the terminal; the report names all
 CONFIG = 'stylegan2-256'
 LONGEST_SIDE = 1024    # px, the most that is published for it
+LONGEST_CROP = 256     # px, of the command that is printed
 LONGEST_BASE = 64      # px, of the coarsest maps; D's last layers grow with their area
 
 
@@ -30,6 +31,7 @@ class Tally:
     pictures: int = 0
     enlarged: int = 0
     duplicates: int = 0
+    smallest: tuple[int, int] | None = None  # the least height and the least width, in px
     of_16_bits: int = 0
     coarse: int = 0                        # of these, of colours that were read by their upper 8 bits
     values: tuple[int, int] | None = None  # the smallest and the largest in files of 16 bits
@@ -41,11 +43,12 @@ def summarize(out: str, manifest: Manifest, tally: Tally, ignored: dict[str, int
         print(f'imago pack: skipped {skipped.name!r}: {skipped.reason}', file=sys.stderr)
     if len(tally.skipped) > NAMED:
         print(f'imago pack: {len(tally.skipped)} skipped in all, named in {out}/{REPORT}', file=sys.stderr)
-    height, width = manifest.resolution
+    height, width = manifest.resolution or manifest.smallest
+    at_least = '' if manifest.resolution else 'at least '
     classes = f'{len(manifest.class_names)} classes' if manifest.class_names else 'no labels'
     others = sorted(ignored.items(), key=lambda entry: -entry[1])
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
-    print(f'packed    {tally.pictures} pictures of {height}x{width} px, {classes}, in {seconds:.1f} s '
+    print(f'packed    {tally.pictures} pictures of {at_least}{height}x{width} px, {classes}, in {seconds:.1f} s '
           f'({(tally.pictures + len(tally.skipped)) / seconds:.0f} img/s)')
     if manifest.class_names:
         counts = [f'{plain(name)} {count}' for name, count in zip(manifest.class_names, manifest.class_counts) if count]
@@ -87,7 +90,7 @@ def full_scale(value: int) -> int:
 
 def train_command(out: str, manifest: Manifest) -> str:
     """An `imago train` command that starts on this dataset as it is. ValueError says why there is none."""
-    size = largest_of_aspect(manifest.resolution, LONGEST_SIDE)
+    size = largest_of_aspect(manifest.resolution, LONGEST_SIDE) if manifest.resolution else _crop_for(manifest.smallest)
     if size is None or not _is_moderate(size):
         height, width = manifest.resolution
         near = ' or '.join(f'{h}x{w}' for h, w in nearest_sizes(manifest.resolution) if _is_moderate((h, w))) or '256'
@@ -98,6 +101,7 @@ def train_command(out: str, manifest: Manifest) -> str:
     path = str(Path(out).absolute()) if ':' in out else out  # what has a colon would be a URL
     overrides = [f'data.path={_as_yaml(path)}']
     overrides += [f'data.resolution={size[0]}x{size[1]}'] if size != published.data.resolution else []
+    overrides += [] if manifest.resolution else [f'data.crop={size[0]}x{size[1]}']
     overrides += [f'data.lanes={lanes}'] if lanes != published.data.lanes else []
     config = load_config(CONFIG, overrides)
     config.check_world(1)
@@ -105,6 +109,12 @@ def train_command(out: str, manifest: Manifest) -> str:
     if config.data.path != path:
         raise ValueError(f'{out!r} is a name that no command line can give; rename it')
     return f'imago train {CONFIG} {shlex.join(overrides)}'
+
+
+def _crop_for(smallest: tuple[int, int]) -> tuple[int, int]:
+    """The largest usual square that can be cropped from every picture."""
+    side = min(largest_square(min(smallest)), LONGEST_CROP)
+    return side, side
 
 
 def _is_moderate(size: tuple[int, int]) -> bool:

@@ -135,9 +135,9 @@ def add(total: dict[str, float], more: dict[str, float], times: float) -> None:
 
 def at_full_size(config: Config, world: int) -> Config:
     """As the run ends, micro_batch no larger than a rank's share of the batch. ValueError where that cannot be divided."""
-    if config.data.resolution is None:
+    if config.data.size(None) is None:
         raise ValueError('data.resolution is not set, and the pictures are not looked at; give data.resolution=512, say')
-    stage = stage_at(config, config.data.resolution, config.total_nimg)
+    stage = stage_at(config, config.data.size(None), config.total_nimg)
     micro_batch = min(stage.micro_batch, max(stage.batch // world, 1))
     config = config.model_copy(update={'growth': None, 'batch': stage.batch, 'micro_batch': micro_batch})
     config.check_world(world)
@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError('data.conditional=true, and the pictures are not looked at; give --classes N')
         classes = options.classes if config.data.conditional else 0
         names, counts = tuple(map(str, range(classes))), (1,) * classes
-        manifest = Manifest(config.data.resolution, options.channels, 'webp', names, counts, ())
+        manifest = Manifest(config.data.size(None), options.channels, 'webp', names, counts, ())
         print(table(config, manifest, machine, memory_gb, options.nodes, options.gpus_per_node))
         return 0
     return tell_errors('imago cost', work)
