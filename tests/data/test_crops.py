@@ -43,7 +43,7 @@ def write_mixed(folder: Path, pictures: list[np.ndarray], smallest: tuple[int, i
         for pixels in pictures:
             out = io.BytesIO()
             Image.fromarray(pixels).save(out, 'png')
-            writer.write(out.getvalue(), None)
+            writer.write([out.getvalue()], None)
     Manifest(None, 3, 'png', (), (), tuple(writer.shards), smallest).write(folder)
     return folder
 

@@ -47,6 +47,7 @@ RampedShare = Annotated[Annotated[Share, Tag('number')] | Annotated[Ramp, Tag('r
 
 class DataConfig(Section):
     path: Location = Field(repr=False)            # folder, http(s)://, gs://, hf:// or pipe: with {} for the file name
+    path_b: Location | None = Field(None, repr=False)   # of pictures of domain b, shown beside those of `path`, which are of a
     resolution: Resolution | None = None          # (height, width) of the networks; None: the crop's, or as packed
     crop: Size | None = None                      # (height, width) of the part that is shown of each picture, at random places
     conditional: bool = False                     # train on the dataset's classes

@@ -15,7 +15,8 @@ ENCODINGS = ('webp', 'png', 'jpeg', 'jpg')
 MOST_SIDE = 1 << 16                           # pixels
 MOST_SAMPLES, MOST_IN_A_SHARD = 10**9, 10**7  # a key has nine digits; the order of a shard's samples is kept in memory
 LEAST_BYTES = 1024                            # of a sample in a tar: a header and a block
-OPTIONAL = ('smallest',)                      # fields that are written only where they are not at their defaults
+SINGLE, PAIRED = ('image',), ('a', 'b')       # domains that the pictures of a sample are of
+OPTIONAL = ('smallest', 'domains')            # fields that are written only where they are not at their defaults
 _SHARD_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9._-]{0,254}')   # it becomes part of paths, URLs and command lines
 _SHA256 = re.compile('[0-9a-f]{64}')
 
@@ -40,6 +41,7 @@ class Manifest:
     """A packed dataset. `resolution` is (height, width) in pixels, or None where pictures keep their own sizes.
 
     `smallest` is then the least height and the least width of them, which older manifests do not tell.
+    Each sample holds a picture of each of `domains`: `KEY.webp` of `image`, the only one, else `KEY.a.webp` and `KEY.b.webp`.
     `class_names` and `class_counts` are empty for a dataset without labels.
     """
 
@@ -50,6 +52,7 @@ class Manifest:
     class_counts: tuple[int, ...]
     shards: tuple[Shard, ...]
     smallest: tuple[int, int] | None = None
+    domains: tuple[str, ...] = SINGLE
 
     @property
     def num_samples(self) -> int:
@@ -104,6 +107,8 @@ class Manifest:
             raise ValueError(f'channels is {_short(self.channels)}, neither 3 nor 1')
         if self.encoding not in ENCODINGS:
             raise ValueError(f'encoding is {_short(self.encoding)}, none of {", ".join(ENCODINGS)}')
+        if self.domains not in (SINGLE, PAIRED):
+            raise ValueError(f'domains is {_short(self.domains)}, neither {list(SINGLE)} nor {list(PAIRED)}')
         if not all(isinstance(name, str) for name in names):
             raise ValueError(f'class_names holds {_short(next(name for name in names if not isinstance(name, str)))}, no text')
         first, seen = 0, set()

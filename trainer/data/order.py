@@ -16,9 +16,9 @@ CACHED_EPOCHS = 4
 
 
 class Order:
-    """ValueError if there are more lanes than samples."""
+    """ValueError if there are more lanes than samples. A text for a seed sets a second dataset's order apart."""
 
-    def __init__(self, manifest: Manifest, lanes: int, seed: int):
+    def __init__(self, manifest: Manifest, lanes: int, seed: int | str):
         if not 1 <= lanes <= manifest.num_samples:
             raise ValueError(f'data.lanes={lanes} is outside 1 to {manifest.num_samples}, the number of samples in the '
                              f'dataset; set data.lanes to at most {manifest.num_samples} or pack more pictures')

@@ -1,6 +1,7 @@
 """A packed dataset, and random access to the samples in its shards. Damaged samples are named and replaced."""
 
 import contextlib
+import hashlib
 import io
 import os
 import struct
@@ -15,7 +16,7 @@ from PIL import Image
 
 from trainer.data.checksums import LINE, MEMBER, checksum, parse_checksums
 from trainer.data.locations import check_whole, masked, scheme_of
-from trainer.data.manifest import FILE_NAME, Manifest, Shard, sample_key
+from trainer.data.manifest import FILE_NAME, PAIRED, SINGLE, Manifest, Shard, sample_key
 from trainer.data.order import place_of
 from trainer.data.sources import Folder, Remote, ShardError
 
@@ -37,12 +38,24 @@ class Damaged(Exception):
 class Dataset:
     """A manifest and where its shards lie; cheap to send to another process.
 
-    `crop` is the (height, width) in pixels of the part that is shown of each picture; None: all of it is.
+    `crop` is the (height, width) in pixels of the part that is shown of each picture; None: all of it is. `b` is a dataset
+    whose pictures are shown beside these, in an order of its own, as those of domain b; these are then of domain a.
     """
 
     manifest: Manifest
     source: Folder | Remote
     crop: tuple[int, int] | None = None
+    b: 'Dataset | None' = None
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Of the pictures that are shown at one index."""
+        return PAIRED if self.b else self.manifest.domains
+
+    def digest(self) -> str:
+        """SHA-256 of all that may be shown, the same wherever it lies."""
+        own = self.manifest.digest()
+        return hashlib.sha256(f'{own} {self.b.digest()}'.encode()).hexdigest() if self.b else own
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -83,9 +96,14 @@ def open_dataset(path_or_url: str | Path, *, cache_dir: str | Path | None = None
 
 @dataclass(frozen=True)
 class Sample:
-    image: np.ndarray  # [HWC] uint8
+    pictures: dict[str, np.ndarray]  # domain -> [HWC] uint8
     label: int
     key: str
+
+    @property
+    def image(self) -> np.ndarray:
+        """The picture of its only domain, or of a, [HWC] uint8."""
+        return next(iter(self.pictures.values()))
 
 
 class SampleReader:
@@ -144,13 +162,23 @@ class SampleReader:
         return Members(self.dataset.open(entry), entry)
 
     def _decode(self, members: 'Members', key: str, place: Place | None) -> Sample:
-        """The sample of that key. Damaged names its member, and why."""
-        name = members.picture(key)
+        """The sample of that key. Damaged names a member of it, and why."""
+        manifest, place = self.dataset.manifest, place or place_of('crop', key)
+        names = {domain: members.picture(key, domain) for domain in manifest.domains}
+        name = names[manifest.domains[0]]
         try:
-            picture, label = members.read(name), members.read(f'{key}.cls') if self.dataset.manifest.class_names else b''
-            members.check(key, picture, label)
-            image = Image.open(io.BytesIO(picture), formats=FORMATS)
-            return Sample(self._pixels(image, place or place_of('crop', key)), self._class_of(label), key)
+            label = members.read(f'{key}.cls') if manifest.class_names else b''
+            contents, pictures, sizes = {}, {}, set()
+            for domain, name in names.items():
+                contents[domain] = members.read(name)
+            members.check(key, *contents.values(), label)
+            for domain, name in names.items():
+                image = Image.open(io.BytesIO(contents[domain]), formats=FORMATS)
+                sizes.add(image.size)
+                if len(sizes) > 1:
+                    raise ValueError(f'{image.height}x{image.width} pixels, and the other picture of its pair has another size')
+                pictures[domain] = self._pixels(image, place)
+            return Sample(pictures, self._class_of(label), key)
         except DAMAGE as error:
             raise Damaged(f'{name}: {error}') from error
 
@@ -191,9 +219,9 @@ class Members:
         self.spans = self._scan()  # name -> (offset, bytes)
         self._checksums = None if shard.checksums is None else self._read_checksums()
 
-    def check(self, key: str, picture: bytes, label: bytes) -> None:
+    def check(self, key: str, *parts: bytes) -> None:
         """ValueError if these are not the bytes that were packed, as far as the shard can tell."""
-        if self._checksums is not None and self._checksums.get(key) != checksum(picture, label):
+        if self._checksums is not None and self._checksums.get(key) != checksum(*parts):
             raise ValueError('its bytes are not those that were packed, says their CRC-32')
 
     def _read_checksums(self) -> dict[str, int]:
@@ -213,9 +241,10 @@ class Members:
                 found.setdefault(int(label), []).append(name.removesuffix('.cls'))
         return found
 
-    def picture(self, key: str) -> str:
-        """The name of the picture of a sample; the bare key if there is none."""
-        return next((name for name in (f'{key}.{suffix}' for suffix in SUFFIXES) if name in self.spans), key)
+    def picture(self, key: str, domain: str) -> str:
+        """The name of a sample's picture of that domain; without its suffix if there is none."""
+        stem = key if (domain,) == SINGLE else f'{key}.{domain}'
+        return next((name for name in (f'{stem}.{suffix}' for suffix in SUFFIXES) if name in self.spans), stem)
 
     def read(self, name: str) -> bytes:
         """ValueError if the member is missing or cut short, ShardError if the tar cannot be read."""

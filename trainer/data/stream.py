@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from trainer.data.commands import kill_commands
+from trainer.data.manifest import PAIRED
 from trainer.data.order import Order, batch_indices
-from trainer.data.shards import Dataset, SampleReader, ShardError
+from trainer.data.shards import Dataset, Sample, SampleReader, ShardError
 from trainer.data.sources import Remote
 from trainer.ranks.stop_signals import StopSignal, interruptible
 
@@ -45,10 +46,37 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Show:
+    """A dataset in an order of its own."""
+
+    order: Order
+    reader: SampleReader
+
+    def samples(self, indices: list[int], together: int, flip: bool) -> tuple[list[Sample], list[str]]:
+        """Those that are shown at global image indices, of each `together` in a row all of one class; and the damaged ones.
+
+        The pictures of a sample are flipped and cropped alike.
+        """
+        samples, damaged = [], []
+        for position, index in enumerate(indices):
+            place = self.order.place(index)
+            if position % together:   # in place of the picture that is due
+                sample, passed_over = self.reader.read_partner(shard, sample, self.order.partner(index), place)
+            else:
+                shard, number = self.order.locate(index)
+                sample, passed_over = self.reader.read(shard, number, place)
+            if flip and self.order.flip(index):
+                sample = replace(sample, pictures={domain: image[:, ::-1] for domain, image in sample.pictures.items()})
+            samples.append(sample)
+            damaged += passed_over
+        return samples, damaged
+
+
+@dataclass(frozen=True)
 class Steps(torch.utils.data.Dataset):
     """Map from (global index of a step's first image, its images) to this rank's batch: pure, so any worker may make it."""
 
-    dataset: Dataset
+    dataset: Dataset      # with the one that is shown beside it, if any
     lanes: int
     seed: int
     rank: int
@@ -58,31 +86,34 @@ class Steps(torch.utils.data.Dataset):
     together: int
 
     @cached_property
-    def order(self) -> Order:
-        return Order(self.dataset.manifest, self.lanes, self.seed)
-
-    @cached_property
-    def reader(self) -> SampleReader:
-        return SampleReader(self.dataset, self.resolution, max_open=self.lanes // self.world + 2)
+    def shows(self) -> list[tuple[tuple[str, ...], Show]]:
+        """Each dataset, and the domains that its pictures are of here."""
+        most = self.lanes // self.world + 2     # shards that are open
+        names = [PAIRED[:1], PAIRED[1:]] if self.dataset.b else [self.dataset.domains]
+        orders = orders_of(self.dataset, self.lanes, self.seed)
+        readers = [SampleReader(dataset, self.resolution, most) for dataset in (self.dataset, self.dataset.b) if dataset]
+        return list(zip(names, map(Show, orders, readers), strict=True))
 
     def __getitem__(self, step: tuple[int, int]) -> Batch:
         nimg, batch = step
         indices = batch_indices(nimg, batch, self.lanes, self.rank, self.world).tolist()
-        images, labels, keys, damaged = [], [], [], []
-        for position, index in enumerate(indices):
-            place = self.order.place(index)
-            if position % self.together:   # in place of the picture that is due
-                sample, passed_over = self.reader.read_partner(shard, sample, self.order.partner(index), place)
-            else:
-                shard, number = self.order.locate(index)
-                sample, passed_over = self.reader.read(shard, number, place)
-            pixels = sample.image[:, ::-1] if self.flip and self.order.flip(index) else sample.image  # [HWC]
-            images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))  # [CHW]
-            labels.append(sample.label)
-            keys.append(sample.key)
-            damaged += passed_over
-        # In a worker, default_collate stacks straight into the memory that the training process will see.
-        return Batch({'image': default_collate(images)}, default_collate(labels), keys, nimg, damaged, self.rank, self.world)
+        pictures, shown, damaged = {}, [], []
+        for domains, show in self.shows:
+            samples, passed_over = show.samples(indices, self.together, self.flip)
+            shown.append(samples)
+            damaged += [f'{domains[0]}: {text}' if self.dataset.b else text for text in passed_over]
+            for domain, images in zip(domains, zip(*(sample.pictures.values() for sample in samples))):
+                # In a worker, default_collate stacks straight into the memory that the training process will see.
+                pictures[domain] = default_collate([torch.from_numpy(image.transpose(2, 0, 1).copy()) for image in images])
+        labels = default_collate([sample.label for sample in shown[0]])
+        keys = ['+'.join(sample.key for sample in samples) for samples in zip(*shown)]
+        return Batch(pictures, labels, keys, nimg, damaged, self.rank, self.world)
+
+
+def orders_of(dataset: Dataset, lanes: int, seed: int) -> list[Order]:
+    """Of the dataset, and of the one beside it: that has a seed of its own. ValueError if one has fewer samples than lanes."""
+    orders = [Order(dataset.manifest, lanes, seed)]
+    return orders + [Order(dataset.b.manifest, lanes, f'{seed}/b')] if dataset.b else orders
 
 
 def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, seed: int, rank: int, world: int, nimg: int,
@@ -99,7 +130,7 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     check_resolution(dataset, resolution)
     batch_at = batch if callable(batch) else lambda shown: batch
     batch_indices(nimg, batch_at(nimg), lanes, rank, world)
-    Order(dataset.manifest, lanes, seed)
+    orders_of(dataset, lanes, seed)
     steps = Steps(dataset, lanes, seed, rank, world, tuple(resolution), flip, together)
     given_up = multiprocessing.get_context('spawn').Event()
     loader = DataLoader(
@@ -111,11 +142,13 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     loading = iter(loader)
     if workers:
         atexit.register(_end_workers, weakref.ref(loading))
-    return _batches(loading, workers, isinstance(dataset.source, Remote), given_up)
+    return _batches(loading, workers, any(isinstance(one.source, Remote) for one in (dataset, dataset.b) if one), given_up)
 
 
 def check_resolution(dataset: Dataset, resolution: tuple[int, int]) -> None:
     """ValueError unless the pictures, or the parts of them that are shown, can be shown at `resolution` (height, width)."""
+    if dataset.b:
+        check_resolution(dataset.b, resolution)
     manifest, crop, (height, width) = dataset.manifest, dataset.crop, resolution
     fix = f'pack them with: imago pack --resolution {height}x{width}'
     least = manifest.resolution or manifest.smallest

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -99,6 +100,20 @@ def prepare(picture: Member, recipe: Recipe) -> Encoded | Skipped:
     except ValueError as error:
         return Skipped(picture.name, str(error))
     return Encoded(_encode(image, recipe), image.size[::-1], enlarged, values, coarse)
+
+
+def prepare_all(pictures: Sequence[Member], recipe: Recipe) -> tuple[Encoded, ...] | Skipped:
+    """Those of a sample; or why it is passed over, if one of them cannot be packed, or a pair has two sizes."""
+    found = []
+    for picture in pictures:
+        result = prepare(picture, recipe)
+        if isinstance(result, Skipped):
+            return result
+        found.append(result)
+        if result.size != found[0].size:
+            (height, width), (h, w) = result.size, found[0].size
+            return Skipped(picture.name, f'{height}x{width} pixels, the other picture of its pair {h}x{w}; both must have one size')
+    return tuple(found)
 
 
 def open_upright(picture: Member, limits: Limits, background: str, channels: int) -> Image.Image:

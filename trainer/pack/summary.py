@@ -10,9 +10,9 @@ import yaml
 
 from trainer.config.load import load_config
 from trainer.config.resolution import base_and_doublings, largest_of_aspect, largest_square, nearest_sizes
-from trainer.data.manifest import Manifest
+from trainer.data.manifest import SINGLE, Manifest
 from trainer.data.order import Order
-from trainer.pack.pictures import WHITEST, Skipped
+from trainer.pack.pictures import WHITEST, Encoded, Skipped
 from trainer.pack.shards import REPORT
 from trainer.wording import listed
 
@@ -37,6 +37,16 @@ class Tally:
     values: tuple[int, int] | None = None  # the smallest and the largest in files of 16 bits
     skipped: list[Skipped] = field(default_factory=list)
 
+    def add(self, picture: Encoded) -> None:
+        """Count what a packed picture was like."""
+        self.enlarged += picture.enlarged
+        self.smallest = tuple(map(min, self.smallest or picture.size, picture.size))
+        if picture.values:
+            self.of_16_bits += 1
+            self.coarse += picture.coarse
+            least, largest = self.values or picture.values
+            self.values = min(least, picture.values[0]), max(largest, picture.values[1])
+
 
 def summarize(out: str, manifest: Manifest, tally: Tally, ignored: dict[str, int], seconds: float) -> None:
     for skipped in tally.skipped[:NAMED]:
@@ -44,11 +54,12 @@ def summarize(out: str, manifest: Manifest, tally: Tally, ignored: dict[str, int
     if len(tally.skipped) > NAMED:
         print(f'imago pack: {len(tally.skipped)} skipped in all, named in {out}/{REPORT}', file=sys.stderr)
     height, width = manifest.resolution or manifest.smallest
+    what = 'pictures' if manifest.domains == SINGLE else 'pairs of pictures'
     at_least = '' if manifest.resolution else 'at least '
     classes = f'{len(manifest.class_names)} classes' if manifest.class_names else 'no labels'
     others = sorted(ignored.items(), key=lambda entry: -entry[1])
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
-    print(f'packed    {tally.pictures} pictures of {at_least}{height}x{width} px, {classes}, in {seconds:.1f} s '
+    print(f'packed    {tally.pictures} {what} of {at_least}{height}x{width} px, {classes}, in {seconds:.1f} s '
           f'({(tally.pictures + len(tally.skipped)) / seconds:.0f} img/s)')
     if manifest.class_names:
         counts = [f'{plain(name)} {count}' for name, count in zip(manifest.class_names, manifest.class_counts) if count]
@@ -96,6 +107,8 @@ def train_command(out: str, manifest: Manifest) -> str:
         near = ' or '.join(f'{h}x{w}' for h, w in nearest_sizes(manifest.resolution) if _is_moderate((h, w))) or '256'
         raise ValueError(f'no network of moderate size makes {height}x{width}, nor smaller ones of this aspect; '
                          f'pack again with --resolution {near}')
+    if manifest.domains != SINGLE:
+        raise ValueError('pairs are for games of two domains, which take data.path=' + out)
     published = load_config(CONFIG)
     lanes = 1 << min(published.data.lanes, manifest.num_samples).bit_length() - 1
     path = str(Path(out).absolute()) if ':' in out else out  # what has a colon would be a URL
