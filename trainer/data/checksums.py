@@ -17,7 +17,7 @@ LINE = len(f'{sample_key(0)} {0:08x}\n')   # bytes
 
 
 def checksum(*parts: bytes) -> int:
-    """The CRC-32 of a sample's parts as they are written, one after another: pictures by domain, then its label."""
+    """The CRC-32 of a sample's parts as they are written, one after another: pictures by domain, label, condition."""
     return zlib.crc32(b''.join(parts))
 
 

@@ -4,8 +4,10 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 
+from trainer.data.conditions import MOST_VALUES
 from trainer.data.durable import write_text
 from trainer.data.reading import parse_json, read_text
 
@@ -16,7 +18,7 @@ MOST_SIDE = 1 << 16                           # pixels
 MOST_SAMPLES, MOST_IN_A_SHARD = 10**9, 10**7  # a key has nine digits; the order of a shard's samples is kept in memory
 LEAST_BYTES = 1024                            # of a sample in a tar: a header and a block
 SINGLE, PAIRED = ('image',), ('a', 'b')       # domains that the pictures of a sample are of
-OPTIONAL = ('smallest', 'domains')            # fields that are written only where they are not at their defaults
+OPTIONAL = ('smallest', 'domains', 'condition_shape')   # fields that are written only where they are not at their defaults
 _SHARD_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9._-]{0,254}')   # it becomes part of paths, URLs and command lines
 _SHA256 = re.compile('[0-9a-f]{64}')
 
@@ -53,6 +55,7 @@ class Manifest:
     shards: tuple[Shard, ...]
     smallest: tuple[int, int] | None = None
     domains: tuple[str, ...] = SINGLE
+    condition_shape: tuple[int, ...] | None = None   # [d] or [T, d], of the floats that each sample holds
 
     @property
     def num_samples(self) -> int:
@@ -109,6 +112,10 @@ class Manifest:
             raise ValueError(f'encoding is {_short(self.encoding)}, none of {", ".join(ENCODINGS)}')
         if self.domains not in (SINGLE, PAIRED):
             raise ValueError(f'domains is {_short(self.domains)}, neither {list(SINGLE)} nor {list(PAIRED)}')
+        shape = self.condition_shape
+        if shape is not None and not (len(shape) in (1, 2) and all(_is_count(side, 1, MOST_VALUES) for side in shape)
+                                      and prod(shape) <= MOST_VALUES):
+            raise ValueError(f'condition_shape is {_short(shape)}, neither [d] nor [T, d] of 1 to {MOST_VALUES} values')
         if not all(isinstance(name, str) for name in names):
             raise ValueError(f'class_names holds {_short(next(name for name in names if not isinstance(name, str)))}, no text')
         first, seen = 0, set()

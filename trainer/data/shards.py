@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from trainer.data.checksums import LINE, MEMBER, checksum, parse_checksums
+from trainer.data.conditions import CONDITION, from_bytes
 from trainer.data.locations import check_whole, masked, scheme_of
 from trainer.data.manifest import FILE_NAME, PAIRED, SINGLE, Manifest, Shard, sample_key
 from trainer.data.order import place_of
@@ -99,6 +100,7 @@ class Sample:
     pictures: dict[str, np.ndarray]  # domain -> [HWC] uint8
     label: int
     key: str
+    condition: np.ndarray | None = None    # float32 of the manifest's shape
 
     @property
     def image(self) -> np.ndarray:
@@ -169,16 +171,18 @@ class SampleReader:
         try:
             label = members.read(f'{key}.cls') if manifest.class_names else b''
             contents, pictures, sizes = {}, {}, set()
+            condition = members.read(f'{key}.{CONDITION}') if manifest.condition_shape else b''
             for domain, name in names.items():
                 contents[domain] = members.read(name)
-            members.check(key, *contents.values(), label)
+            members.check(key, *contents.values(), label, condition)
             for domain, name in names.items():
                 image = Image.open(io.BytesIO(contents[domain]), formats=FORMATS)
                 sizes.add(image.size)
                 if len(sizes) > 1:
                     raise ValueError(f'{image.height}x{image.width} pixels, and the other picture of its pair has another size')
                 pictures[domain] = self._pixels(image, place)
-            return Sample(pictures, self._class_of(label), key)
+            values = from_bytes(condition, manifest.condition_shape) if manifest.condition_shape else None
+            return Sample(pictures, self._class_of(label), key, values)
         except DAMAGE as error:
             raise Damaged(f'{name}: {error}') from error
 

@@ -34,15 +34,19 @@ class Batch:
     damaged: list[str]
     rank: int
     world: int            # ranks that the step is spread over
+    conditions: torch.Tensor | None = None   # [N, d] or [N, T, d] float32, None where the dataset has none
 
     def pin_memory(self) -> 'Batch':  # called by DataLoader
-        pictures = {domain: images.pin_memory() for domain, images in self.pictures.items()}
-        return replace(self, pictures=pictures, labels=self.labels.pin_memory())
+        return self._with_tensors(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> 'Batch':
-        """Pictures and labels on `device`."""
-        pictures = {domain: images.to(device, non_blocking=True) for domain, images in self.pictures.items()}
-        return replace(self, pictures=pictures, labels=self.labels.to(device, non_blocking=True))
+        """Pictures, labels and conditions on `device`."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _with_tensors(self, of: Callable[[torch.Tensor], torch.Tensor]) -> 'Batch':
+        pictures = {domain: of(images) for domain, images in self.pictures.items()}
+        conditions = None if self.conditions is None else of(self.conditions)
+        return replace(self, pictures=pictures, labels=of(self.labels), conditions=conditions)
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,10 @@ class Steps(torch.utils.data.Dataset):
                 pictures[domain] = default_collate([torch.from_numpy(image.transpose(2, 0, 1).copy()) for image in images])
         labels = default_collate([sample.label for sample in shown[0]])
         keys = ['+'.join(sample.key for sample in samples) for samples in zip(*shown)]
-        return Batch(pictures, labels, keys, nimg, damaged, self.rank, self.world)
+        conditions = None
+        if self.dataset.manifest.condition_shape:
+            conditions = default_collate([torch.tensor(sample.condition) for sample in shown[0]])
+        return Batch(pictures, labels, keys, nimg, damaged, self.rank, self.world, conditions)
 
 
 def orders_of(dataset: Dataset, lanes: int, seed: int) -> list[Order]:

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from PIL import ImageColor
 from tqdm import tqdm
 
@@ -26,6 +27,7 @@ from trainer.command import Parser, tell_error
 from trainer.config.resolution import base_and_doublings, parse_resolution
 from trainer.data.durable import write_text
 from trainer.data.manifest import PAIRED, SINGLE, Manifest
+from trainer.pack.conditions import read_conditions
 from trainer.pack.labels import number_classes, read_labels
 from trainer.pack.members import Member
 from trainer.pack.pairs import partners_of
@@ -61,9 +63,9 @@ def pack(options: argparse.Namespace) -> None:
     check_target(out, options.overwrite)
     for source in filter(None, (options.source, options.pair)):
         check_apart(out, source)
-    listing, samples, labels, class_names = find_samples(options)
-    pictures, domains = list(chain(*samples)), PAIRED if options.pair else SINGLE
-    with worker_pool(min(options.workers, -(-len(samples) // CHUNK))) as pool:
+    found = find_samples(options)
+    pictures, domains = list(chain(*found.samples)), PAIRED if options.pair else SINGLE
+    with worker_pool(min(options.workers, -(-len(found.samples) // CHUNK))) as pool:
         limits = Limits(options.max_pixels)
         size = size if size or options.keep_sizes else common_size(pool, pictures, limits, options.workers)
         white_level = (find_white_level(pool, pictures, limits, options.workers) if options.white_level == 'auto'
@@ -74,12 +76,13 @@ def pack(options: argparse.Namespace) -> None:
                         limits, white_level)
         work = partial(prepare_all, recipe=recipe)
         with (folder_in_the_making(out, options.overwrite) as folder,
-              closing(in_order(pool, work, samples, options.workers, 'packing')) as results):
+              closing(in_order(pool, work, found.samples, options.workers, 'packing')) as results):
             with ShardWriter(folder, SUFFIXES[options.encoding], int(options.shard_mb * 1e6), domains) as writer:
-                tally = write_samples(writer, results, labels, len(class_names), options.strict)
+                tally = write_samples(writer, results, found, options.strict)
+            listing = found.listing
             assert listing.members == tally.pictures + len(tally.skipped) + sum(listing.ignored.values()), 'a picture is lost'
-            manifest = Manifest(size, options.channels, options.encoding, class_names, tuple(tally.class_counts),
-                                tuple(writer.shards), None if size else tally.smallest, domains)
+            manifest = Manifest(size, options.channels, options.encoding, found.class_names, tuple(tally.class_counts),
+                                tuple(writer.shards), None if size else tally.smallest, domains, found.condition_shape)
             about = {'recipe': asdict(recipe), 'seed': options.seed, 'members': listing.members, 'ignored': listing.ignored,
                      **asdict(tally)}
             write_text(folder / REPORT, json.dumps(about, indent=1) + '\n')
@@ -90,7 +93,8 @@ def pack(options: argparse.Namespace) -> None:
 
 def check_paths(options: argparse.Namespace) -> Path:
     """OUT, as an absolute path. ValueError for paths that cannot be meant."""
-    for name, text in (('SOURCE', options.source), ('--pair', options.pair), ('OUT', options.out), ('--labels', options.labels)):
+    for name, text in (('SOURCE', options.source), ('--pair', options.pair), ('OUT', options.out), ('--labels', options.labels),
+                       ('--conditions', options.conditions)):
         if text is not None and not text.strip():
             raise ValueError(f'{name} {text!r} is empty; give a path')
         if text is not None and '~' in Path(text).parts:
@@ -146,8 +150,23 @@ def target_size(text: str) -> tuple[int, int]:
     return size
 
 
-def find_samples(options: argparse.Namespace) -> tuple[Listing, list[tuple[Member, ...]], list[int | None], tuple[str, ...]]:
-    """What SOURCE holds; the pictures of each sample in the order of the shards, their class numbers, and the classes."""
+@dataclass(frozen=True)
+class Found:
+    """What SOURCE holds; and in the order of the shards the pictures of each sample, its class number, and its condition."""
+
+    listing: Listing
+    samples: list[tuple[Member, ...]]
+    labels: list[int | None]
+    class_names: tuple[str, ...]
+    conditions: Sequence[np.ndarray | None]
+
+    @property
+    def condition_shape(self) -> tuple[int, ...] | None:
+        return None if self.conditions[0] is None else self.conditions[0].shape
+
+
+def find_samples(options: argparse.Namespace) -> Found:
+    """ValueError unless the pictures, their labels, partners and conditions fit each other."""
     listing = list_source(options.source, labels=not (options.labels or options.no_labels))
     for note in listing.notes:
         print(f'imago pack: {note}', file=sys.stderr)
@@ -167,7 +186,9 @@ def find_samples(options: argparse.Namespace) -> tuple[Listing, list[tuple[Membe
     # Names are sorted by class; shuffled, each shard mixes the classes, and a part of the shards is a fair sample.
     order = list(range(len(names)))
     random.Random(options.seed).shuffle(order)
-    return listing, [tuple(pictures[i] for pictures in sources) for i in order], [numbers[i] for i in order], class_names
+    conditions = read_conditions(Path(options.conditions), names)[order] if options.conditions else [None] * len(order)
+    return Found(listing, [tuple(pictures[i] for pictures in sources) for i in order], [numbers[i] for i in order], class_names,
+                 conditions)
 
 
 @contextmanager
@@ -217,17 +238,16 @@ def find_white_level(pool: Executor, pictures: Sequence[Member], limits: Limits,
         return full_scale(max(values)) or WHITEST
 
 
-def write_samples(writer: ShardWriter, results: Iterator[tuple[Encoded, ...] | Skipped], labels: Sequence[int | None], classes: int,
-                  strict: bool) -> Tally:
+def write_samples(writer: ShardWriter, results: Iterator[tuple[Encoded, ...] | Skipped], found: Found, strict: bool) -> Tally:
     """Write and count what `results` hold, in order. ValueError if all are skipped, or one is and `strict` is set."""
-    tally, seen = Tally([0] * classes), set()
-    for result, label in zip(results, labels, strict=True):
+    tally, seen = Tally([0] * len(found.class_names)), set()
+    for result, label, condition in zip(results, found.labels, found.conditions, strict=True):
         if isinstance(result, Skipped):
             if strict:
                 raise ValueError(f'{result.name!r}: {result.reason} (without --strict it would be skipped)')
             tally.skipped.append(result)
             continue
-        writer.write([picture.data for picture in result], label)
+        writer.write([picture.data for picture in result], label, condition)
         if label is not None:
             tally.class_counts[label] += 1
         for picture in result:
@@ -254,6 +274,9 @@ def make_parser() -> Parser:
                         help='class names or numbers: CSV lines path,label, .json object path -> label, or '
                         "StyleGAN's dataset.json")
     labels.add_argument('--no-labels', action='store_true', help='no classes, whatever the folders')
+    parser.add_argument('--conditions', metavar='FILE', help='floats that are packed with each picture: .npy, an array [pictures, '
+                        'values] or [pictures, length, values] in the order of the sorted names; .csv, lines path,value,...; or '
+                        '.json, an object path -> [values]')
     parser.add_argument('--resolution', metavar='SIZE', help='HEIGHT x WIDTH in pixels, like 768x512, or 512 for a '
                         'square; default: as is, all pictures must have one size')
     parser.add_argument('--keep-sizes', action='store_true',

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 from webdataset import TarWriter
 
 from trainer.data.checksums import LINE, append_checksums, checksum, padded
+from trainer.data.conditions import CONDITION, to_bytes
 from trainer.data.durable import sync_folder
 from trainer.data.manifest import FILE_NAME, MOST_IN_A_SHARD, SINGLE, Shard, find_manifest, sample_key
 from trainer.wording import listed
@@ -46,9 +48,10 @@ class ShardWriter:
             with suppress(OSError), self._file:
                 self._tar.close()
 
-    def write(self, pictures: Sequence[bytes], label: int | None) -> None:
-        """Add a sample: its pictures, in the order of the domains."""
+    def write(self, pictures: Sequence[bytes], label: int | None, condition: np.ndarray | None = None) -> None:
+        """Add a sample: its pictures, in the order of the domains, its class and its condition."""
         members = dict(zip(self.suffixes, pictures, strict=True)) | ({} if label is None else {'cls': str(label).encode()})
+        members |= {} if condition is None else {CONDITION: to_bytes(condition)}
         size = sum(padded(len(content)) for content in members.values())
         if self._file and (len(self._sums) == MOST_IN_A_SHARD
                            or self._bytes + size + padded(LINE * (len(self._sums) + 1)) > self.max_bytes):

@@ -57,9 +57,11 @@ def summarize(out: str, manifest: Manifest, tally: Tally, ignored: dict[str, int
     what = 'pictures' if manifest.domains == SINGLE else 'pairs of pictures'
     at_least = '' if manifest.resolution else 'at least '
     classes = f'{len(manifest.class_names)} classes' if manifest.class_names else 'no labels'
+    shape = manifest.condition_shape
+    conditions = f', conditions of {"x".join(map(str, shape))} values' if shape else ''
     others = sorted(ignored.items(), key=lambda entry: -entry[1])
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
-    print(f'packed    {tally.pictures} {what} of {at_least}{height}x{width} px, {classes}, in {seconds:.1f} s '
+    print(f'packed    {tally.pictures} {what} of {at_least}{height}x{width} px, {classes}{conditions}, in {seconds:.1f} s '
           f'({(tally.pictures + len(tally.skipped)) / seconds:.0f} img/s)')
     if manifest.class_names:
         counts = [f'{plain(name)} {count}' for name, count in zip(manifest.class_names, manifest.class_counts) if count]
