@@ -9,8 +9,11 @@ from trainer.config.load import Config, parse_config
 from trainer.config.plan import Plan
 from trainer.config.resolution import base_and_doublings
 from trainer.config.schedule import check_growth, stage_at
+from trainer.config.sections import CONTINUOUS
+from trainer.data.conditions import to_text
 from trainer.data.locations import masked
 from trainer.data.manifest import SINGLE
+from trainer.data.reals import first_conditions
 from trainer.data.shards import Dataset, ShardError, open_dataset
 from trainer.data.stream import Batch, check_resolution, stream
 from trainer.engine.parallel import Strategy, make_strategy
@@ -50,6 +53,8 @@ def prepare(config: Config) -> Run:
     dataset = dist.together(lambda: open_checked(config))
     dist.together(lambda: check_same_run(Path(config.run_dir), config), main_only=True)
     plan = config.game.plan(config, dataset.manifest)
+    if plan.condition_shape:
+        plan = replace(plan, conditions=to_text(first_conditions(dataset)))
     dist.together(lambda: check_memory(config, plan))
     kernels = agree_on_kernels(dist.device().type)
     strategy = make_strategy(config.parallel)
@@ -71,14 +76,18 @@ def open_checked(config: Config) -> Dataset:
     if config.data.path_b is not None:
         dataset = replace(dataset, b=open_data(config, 'path_b'))
     manifest = dataset.manifest
-    check_domains(config, dataset)
-    if config.data.conditional and not manifest.class_names:
+    if config.data.conditional is True and not manifest.class_names:
         raise ValueError(f'data.conditional=true, but {masked(config.data.path)} has no labels; pack a folder with one sub-folder '
                          'a class, or give imago pack --labels FILE')
-    if config.data.conditional and len(manifest.class_names) == 1:
+    if config.data.conditional is True and len(manifest.class_names) == 1:
         raise ValueError(f'data.conditional=true, but the only class of {masked(config.data.path)} is {manifest.class_names[0]}; '
                          'pack one sub-folder a class, or set data.conditional=false')
+    if config.data.conditional == CONTINUOUS and len(manifest.condition_shape or ()) != 1:
+        there = f'conditions of {list(manifest.condition_shape)}' if manifest.condition_shape else 'no conditions'
+        raise ValueError(f'data.conditional={CONTINUOUS} takes a vector with each picture, and {masked(config.data.path)} has {there}; '
+                         'give imago pack --conditions FILE, or set data.conditional=false')
     config.game.check_data(manifest)
+    check_domains(config, dataset)
     size = config.data.size(manifest.resolution)
     if size is None:
         raise ValueError(f'{masked(config.data.path)} holds pictures of different sizes; show parts of them by data.crop=SIZE, or '

@@ -110,7 +110,7 @@ class Config(Section):
         return found
 
 
-UNION_TAGS = ('number', 'ramp', *NETWORK_NAMES, *GAME_NAMES)   # pydantic puts them into the paths of keys
+UNION_TAGS = ('number', 'ramp', 'classes', 'continuous', *NETWORK_NAMES, *GAME_NAMES)   # pydantic puts them into the paths of keys
 
 # What makes a run what it is: a run folder is never resumed with other values of these.
 FIXED_ON_RESUME = ('seed', 'network', 'data.resolution', 'data.crop', 'data.conditional', 'game.name', 'game.generators', 'game.identity_dim',

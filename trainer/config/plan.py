@@ -26,6 +26,8 @@ class Plan:
     channels: int                               # of the pictures
     class_names: tuple[str, ...] = ()           # of the classes that are trained on
     class_counts: tuple[int, ...] = ()
+    condition_shape: tuple[int, ...] = ()       # of the conditions that are trained on; () where there are none
+    conditions: str = ''                        # some of the dataset's, by which fakes are made; see data/conditions.py
     domains: tuple[str, ...] = ('image',)       # of Batch.pictures
     together: int = 1                           # pictures of one class that are shown next to each other
     fixed: dict[str, str] = field(default_factory=dict)   # networks that are never trained, and their files

@@ -45,12 +45,17 @@ RampedWeight = Annotated[Annotated[Weight, Tag('number')] | Annotated[Ramp, Tag(
 RampedShare = Annotated[Annotated[Share, Tag('number')] | Annotated[Ramp, Tag('ramp')], Discriminator(_kind)]
 
 
+CONTINUOUS = 'continuous'
+Conditional = Annotated[Annotated[bool, Tag('classes')] | Annotated[Literal['continuous'], Tag(CONTINUOUS)],
+                        Discriminator(lambda value: CONTINUOUS if value == CONTINUOUS else 'classes')]
+
+
 class DataConfig(Section):
     path: Location = Field(repr=False)            # folder, http(s)://, gs://, hf:// or pipe: with {} for the file name
     path_b: Location | None = Field(None, repr=False)   # of pictures of domain b, shown beside those of `path`, which are of a
     resolution: Resolution | None = None          # (height, width) of the networks; None: the crop's, or as packed
     crop: Size | None = None                      # (height, width) of the part that is shown of each picture, at random places
-    conditional: bool = False                     # train on the dataset's classes
+    conditional: Conditional = False              # train on the dataset's classes; continuous: on the vectors packed with it
     lanes: Images = 64                            # a multiple of every number of ranks the run will ever have
     flip: bool = False                            # horizontal flips, at random
     workers: whole(0, 1024) = 2                   # decoding processes per rank

@@ -1,5 +1,6 @@
 """Conditions: float vectors [d], or sequences of them [T, d], that are packed with pictures, as `KEY.npy`."""
 
+import base64
 import io
 from functools import lru_cache
 
@@ -25,6 +26,22 @@ def from_bytes(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     if not np.isfinite(condition).all():
         raise ValueError('its condition is not finite')
     return condition
+
+
+def to_text(conditions: np.ndarray) -> str:
+    """Conditions [K, d] as text that JSON can hold."""
+    return base64.b64encode(np.ascontiguousarray(conditions, '<f4')).decode()
+
+
+def from_text(text: str, d: int) -> np.ndarray:
+    """What `to_text` has made, float32 [K, d]. ValueError if it is no such text."""
+    data = base64.b64decode(text, validate=True)
+    if not data or len(data) % (4 * d):
+        raise ValueError(f'{len(data)} bytes are no conditions of {d} float32 each')
+    conditions = np.frombuffer(data, '<f4').reshape(-1, d)
+    if not np.isfinite(conditions).all():
+        raise ValueError('its conditions are not finite')
+    return conditions
 
 
 @lru_cache

@@ -54,6 +54,10 @@ class Order:
         """Which of the pictures of a class goes with global image `index`; any number from 0 on."""
         return int.from_bytes(_digest(self.seed, 'partner', index)[:8], 'little')
 
+    def lender(self, index: int) -> int:
+        """Which sample of its shard lends its condition to the fake at global image `index`; any number from 0 on."""
+        return int.from_bytes(_digest(self.seed, 'lender', index)[:8], 'little')
+
     def _shards_of_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         shards = _permutation(len(self.sizes), self.seed, 'shards', epoch)
         return shards, np.cumsum(self.sizes[shards])

@@ -163,26 +163,42 @@ class SampleReader:
         entry = self.dataset.manifest.shards[shard]
         return Members(self.dataset.open(entry), entry)
 
-    def _decode(self, members: 'Members', key: str, place: Place | None) -> Sample:
-        """The sample of that key. Damaged names a member of it, and why."""
-        manifest, place = self.dataset.manifest, place or place_of('crop', key)
-        names = {domain: members.picture(key, domain) for domain in manifest.domains}
-        name = names[manifest.domains[0]]
+    def condition(self, shard: int, number: int) -> np.ndarray:
+        """That of sample `number` of a shard, or of the next good one (cyclic). ShardError if none is good."""
+        entry = self.dataset.manifest.shards[shard]
+        for step in range(entry.samples):
+            with contextlib.suppress(Damaged):   # the stream tells of it
+                return self._contents(self._open(shard), sample_key(entry.first + (number + step) % entry.samples))[2]
+        raise ShardError(f'{entry.name}: none of its {entry.samples} samples is good')
+
+    def _contents(self, members: 'Members', key: str) -> tuple[dict[str, bytes], bytes, np.ndarray | None]:
+        """The pictures of a sample by the names of their members, its label and its condition. Damaged unless all are whole."""
+        manifest = self.dataset.manifest
+        names = [members.picture(key, domain) for domain in manifest.domains]
+        name, shape = names[0], manifest.condition_shape
         try:
             label = members.read(f'{key}.cls') if manifest.class_names else b''
-            contents, pictures, sizes = {}, {}, set()
-            condition = members.read(f'{key}.{CONDITION}') if manifest.condition_shape else b''
-            for domain, name in names.items():
-                contents[domain] = members.read(name)
-            members.check(key, *contents.values(), label, condition)
-            for domain, name in names.items():
-                image = Image.open(io.BytesIO(contents[domain]), formats=FORMATS)
+            values = members.read(f'{key}.{CONDITION}') if shape else b''
+            contents = {}
+            for name in names:
+                contents[name] = members.read(name)
+            members.check(key, *contents.values(), label, values)
+            return contents, label, from_bytes(values, shape) if shape else None
+        except DAMAGE as error:
+            raise Damaged(f'{name}: {error}') from error
+
+    def _decode(self, members: 'Members', key: str, place: Place | None) -> Sample:
+        """The sample of that key. Damaged names a member of it, and why."""
+        contents, label, condition = self._contents(members, key)
+        pictures, sizes = {}, set()
+        try:
+            for domain, (name, content) in zip(self.dataset.manifest.domains, contents.items(), strict=True):
+                image = Image.open(io.BytesIO(content), formats=FORMATS)
                 sizes.add(image.size)
                 if len(sizes) > 1:
                     raise ValueError(f'{image.height}x{image.width} pixels, and the other picture of its pair has another size')
-                pictures[domain] = self._pixels(image, place)
-            values = from_bytes(condition, manifest.condition_shape) if manifest.condition_shape else None
-            return Sample(pictures, self._class_of(label), key, values)
+                pictures[domain] = self._pixels(image, place or place_of('crop', key))
+            return Sample(pictures, self._class_of(label), key, condition)
         except DAMAGE as error:
             raise Damaged(f'{name}: {error}') from error
 

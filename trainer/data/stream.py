@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing.synchronize import Event
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, default_collate
 
@@ -35,6 +36,7 @@ class Batch:
     rank: int
     world: int            # ranks that the step is spread over
     conditions: torch.Tensor | None = None   # [N, d] or [N, T, d] float32, None where the dataset has none
+    drawn_conditions: torch.Tensor | None = None   # of other samples, for fakes: which ones is a function of the index
 
     def pin_memory(self) -> 'Batch':  # called by DataLoader
         return self._with_tensors(torch.Tensor.pin_memory)
@@ -45,8 +47,8 @@ class Batch:
 
     def _with_tensors(self, of: Callable[[torch.Tensor], torch.Tensor]) -> 'Batch':
         pictures = {domain: of(images) for domain, images in self.pictures.items()}
-        conditions = None if self.conditions is None else of(self.conditions)
-        return replace(self, pictures=pictures, labels=of(self.labels), conditions=conditions)
+        conditions, drawn = (None if own is None else of(own) for own in (self.conditions, self.drawn_conditions))
+        return replace(self, pictures=pictures, labels=of(self.labels), conditions=conditions, drawn_conditions=drawn)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,10 @@ class Show:
             samples.append(sample)
             damaged += passed_over
         return samples, damaged
+
+    def lent(self, index: int) -> np.ndarray:
+        """The condition of another sample in the shard of global image `index`: shards are mixed when they are packed."""
+        return self.reader.condition(self.order.locate(index)[0], self.order.lender(index))
 
 
 @dataclass(frozen=True)
@@ -111,10 +117,11 @@ class Steps(torch.utils.data.Dataset):
                 pictures[domain] = default_collate([torch.from_numpy(image.transpose(2, 0, 1).copy()) for image in images])
         labels = default_collate([sample.label for sample in shown[0]])
         keys = ['+'.join(sample.key for sample in samples) for samples in zip(*shown)]
-        conditions = None
+        conditions = drawn = None
         if self.dataset.manifest.condition_shape:
             conditions = default_collate([torch.tensor(sample.condition) for sample in shown[0]])
-        return Batch(pictures, labels, keys, nimg, damaged, self.rank, self.world, conditions)
+            drawn = default_collate([torch.tensor(self.shows[0][1].lent(index)) for index in indices])
+        return Batch(pictures, labels, keys, nimg, damaged, self.rank, self.world, conditions, drawn)
 
 
 def orders_of(dataset: Dataset, lanes: int, seed: int) -> list[Order]:

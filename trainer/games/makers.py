@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from trainer.config.load import Config
 from trainer.config.plan import Plan
+from trainer.data.conditions import from_text
 from trainer.data.labels import to_one_hot
 from trainer.engine.randomness import LEAST_TRUNCATION, Draws, draw, seed_for, truncated_normal
 from trainer.engine.state import TrainState
@@ -31,13 +32,19 @@ class Sampling:
 
 
 class LatentMaker:
-    """Latents and labels become pictures. `class_counts`: how often each label is drawn; () where the generator takes none."""
+    """Latents and labels become pictures.
+
+    `class_counts`: how often each label is drawn; () where the generator takes none. Of a generator that takes continuous
+    conditions, labels are the rows of `conditions` [K, c_dim], all drawn equally often.
+    """
 
     takes: tuple[str, ...] = ()
 
-    def __init__(self, G: nn.Module, class_counts: Iterable[int]) -> None:
-        self.G, self.resolution = G, tuple(G.resolution)
+    def __init__(self, G: nn.Module, class_counts: Iterable[int], conditions: Tensor | None = None) -> None:
+        self.G, self.resolution, self.conditions = G, tuple(G.resolution), conditions
         self.class_counts = tuple(class_counts) if G.c_dim else ()
+        if conditions is not None:
+            self.class_counts = (1,) * len(conditions)
 
     @property
     def device(self) -> torch.device:
@@ -46,7 +53,11 @@ class LatentMaker:
     @property
     def classes(self) -> int:
         """Those that a picture can be asked to be of; 0 of an unconditional generator."""
-        return self.G.c_dim
+        return self.G.c_dim if self.conditions is None else 0
+
+    def c(self, labels: Tensor) -> Tensor:
+        """[N] labels -> [N, c_dim], what the generator takes for them."""
+        return to_one_hot(labels, self.G.c_dim) if self.conditions is None else self.conditions.to(labels.device)[labels]
 
     @property
     def noisy(self) -> bool:
@@ -106,7 +117,7 @@ class LatentMaker:
 
     def run(self, z: Tensor, labels: Tensor, **options: object) -> Tensor:
         """G on latents [N, z_dim] and labels [N]."""
-        return self.G(z, to_one_hot(labels, self.G.c_dim), **options)
+        return self.G(z, self.c(labels), **options)
 
     def between(self, first: Draws, second: Draws, where: Tensor, sampling: Sampling) -> Tensor:
         """Pictures [NCHW] at the share `where` [N, 1] of the way from `first` to `second`, of the classes of `first`.
@@ -116,7 +127,7 @@ class LatentMaker:
         if not self.G.num_ws:
             path = along_circle if self.latents == 'normal' else torch.lerp
             return self.run(path(first.z, second.z, where), first.labels)
-        c = to_one_hot(first.labels, self.G.c_dim)
+        c = self.c(first.labels)
         w0, w1 = (self.G.mapping(z, c, sampling.psi, sampling.psi_cutoff) for z in (first.z, second.z))   # [N, num_ws, w_dim]
         return self.G.synthesis(w0.lerp(w1, where[:, :, None]), noise='const')
 
@@ -126,15 +137,15 @@ class LatentMaker:
         with standing_statistics(self.G), Progress('standing statistics', batches, 'batches') as progress:
             for number in range(batches):
                 draws = self.draw(number, 0, 'standing', batch).to(self.device)
-                self.G(draws.z, to_one_hot(draws.labels, self.G.c_dim))
+                self.G(draws.z, self.c(draws.labels))
                 progress.add()
 
 
 class SeveralMaker(LatentMaker):
     """Labels are no classes: they say which of several generators makes a picture, all of them equally often."""
 
-    def __init__(self, G: nn.Module, class_counts: Iterable[int]) -> None:
-        super().__init__(G, class_counts)
+    def __init__(self, G: nn.Module, class_counts: Iterable[int], conditions: Tensor | None = None) -> None:
+        super().__init__(G, class_counts, conditions)
         self.class_counts = (1,) * len(G.generators)
 
     def run(self, z: Tensor, labels: Tensor, **options: object) -> Tensor:
@@ -144,21 +155,22 @@ class SeveralMaker(LatentMaker):
 MAKERS = {'several': SeveralMaker}     # of generators that are not run like any other
 
 
-def make_maker(model: str, G: nn.Module, class_counts: Iterable[int]) -> LatentMaker:
-    """Of a generator that is called `model` in trainer.models.NETWORKS."""
-    return MAKERS.get(model, LatentMaker)(G, class_counts)
+def make_maker(model: str, G: nn.Module, class_counts: Iterable[int], conditions: str = '') -> LatentMaker:
+    """Of a generator that is called `model` in trainer.models.NETWORKS. conditions: of a plan, '' where it takes none."""
+    table = torch.tensor(from_text(conditions, G.c_dim)) if conditions else None
+    return MAKERS.get(model, LatentMaker)(G, class_counts, table)
 
 
 def maker_of(plan: Plan, state: TrainState) -> LatentMaker:
     """Of a run's averages, which it sees change."""
-    return make_maker(plan.networks['G'].model, state.averages['G'], plan.class_counts)
+    return make_maker(plan.networks['G'].model, state.averages['G'], plan.class_counts, plan.conditions)
 
 
 def describe_maker(config: Config, plan: Plan) -> dict:
     """What to keep with the averages of a run, so that they make pictures without it; plain JSON values."""
     G = plan.networks['G']
     return {'game': config.game.name, 'model': G.model, 'options': G.options, 'class_names': plan.class_names,
-            'class_counts': plan.class_counts}
+            'class_counts': plan.class_counts} | ({'conditions': plan.conditions} if plan.conditions else {})
 
 
 def check_batches(batches: int) -> None:

@@ -37,7 +37,7 @@ def describe_run(config: Config, manifest: Manifest, world: int) -> str:
     height, width = plan.resolution
     return '\n'.join([
         f'\n# pictures      {height} x {width}, {manifest.num_samples} in {len(manifest.shards)} shards, '
-        f'{len(plan.class_names) or "no"} classes',
+        + (f'conditions of {plan.condition_shape[0]} values' if plan.condition_shape else f'{len(plan.class_names) or "no"} classes'),
         f'# parameters    {counts}',
         f'# memory        {(own + whole + activations) / 1e9:.2f} GB a rank: state and gradients {own / 1e9:.2f}, '
         f'whole networks {whole / 1e9:.2f}, activations {activations / 1e9:.2f} ({phase}, '
@@ -97,7 +97,8 @@ def without_content(config: Config, plan: Plan, networks: dict[str, nn.Module], 
         memory = {name: torch.zeros(()) for name in plan.memory}
         state = TrainState(networks, {name: networks[name] for name in plan.averaged}, memory=memory)
         pictures = {domain: torch.zeros(n, plan.channels, *plan.resolution, dtype=torch.uint8) for domain in plan.domains}
-        yield make_game(eager, plan, state), Batch(pictures, torch.zeros(n, dtype=torch.int64), [], 0, [], 0, 1)
+        conditions = torch.zeros(n, *plan.condition_shape) if plan.condition_shape else None
+        yield make_game(eager, plan, state), Batch(pictures, torch.zeros(n, dtype=torch.int64), [], 0, [], 0, 1, conditions, conditions)
 
 
 def full_size_micro_batch(config: Config, resolution: tuple[int, int]) -> int:

@@ -11,6 +11,7 @@ from trainer import models
 from trainer.config.games import GAME_NAMES
 from trainer.config.networks import NETWORK_NAMES, NetworkConfig
 from trainer.config.schema import Resolution, Section, whole
+from trainer.data.conditions import from_text
 from trainer.data.sealed import Count
 
 MOST_PIXELS = 1 << 26   # of a picture: 8192 x 8192
@@ -50,6 +51,7 @@ class Description(Section):
     options: dict[str, Any]                 # of models.build_network
     class_names: tuple[str, ...]            # () of an unconditional generator
     class_counts: tuple[Count, ...]
+    conditions: str = ''                    # of a plan: some that pictures are made for, where they are no classes
     nimg: Count                             # images that it was trained on
     weights_sha256: str = ''                # of an export's weights
     checksum: str = ''                      # of the file that says all this; '' if that is an older one
@@ -80,9 +82,14 @@ class Description(Section):
         own = {key: value for key, value in options.items() if key not in of_pictures}
         _check(TypeAdapter(OfPictures), of_pictures)
         _check(_NETWORK, {'name': model, **own})
-        classes = len(self.class_names)
-        if len(self.class_counts) != classes or options['c_dim'] not in (0, classes):
-            raise ValueError(f'it has {classes} class names, {len(self.class_counts)} counts and c_dim={options["c_dim"]}')
+        classes, c_dim = len(self.class_names), options['c_dim']
+        if self.conditions:
+            if classes or not c_dim:
+                raise ValueError(f'it has conditions, {classes} class names and c_dim={c_dim}')
+            from_text(self.conditions, c_dim)
+            return self
+        if len(self.class_counts) != classes or c_dim not in (0, classes):
+            raise ValueError(f'it has {classes} class names, {len(self.class_counts)} counts and c_dim={c_dim}')
         if classes and not any(self.class_counts):
             raise ValueError('all its classes are empty')
         return self

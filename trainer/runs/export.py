@@ -120,7 +120,7 @@ def open_maker(path: str | Path, device: str | torch.device = 'cpu') -> tuple[La
 def build_maker(folder: Path, about: dict, device: str | torch.device = 'cpu') -> LatentMaker | None:
     """Of what `describe` has found. None if a run beside has pruned its checkpoint since: describe it again."""
     G = build_generator(folder, about, device)
-    return None if G is None else make_maker(about['model'], G, about['class_counts'])
+    return None if G is None else make_maker(about['model'], G, about['class_counts'], about['conditions'])
 
 
 def build_generator(folder: Path, about: dict, device: str | torch.device = 'cpu') -> nn.Module | None:

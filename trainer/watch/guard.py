@@ -105,7 +105,7 @@ class Guard:
         """Reals, held-out ones and the latents of fakes; of the same classes all three."""
         config, manifest, count = self.config, dataset.manifest, self.config.guard.pictures
         labels, each = [], count
-        if config.data.conditional:
+        if self.game.plan.class_counts:
             labels = rarest_classes(manifest.class_counts, count // A_CLASS)
             each = count // len(labels)
         size = self.game.plan.resolution
