@@ -54,7 +54,7 @@ def prepare(config: Config) -> Run:
     dist.together(lambda: check_same_run(Path(config.run_dir), config), main_only=True)
     plan = config.game.plan(config, dataset.manifest)
     if plan.condition_shape:
-        plan = replace(plan, conditions=to_text(first_conditions(dataset)))
+        plan = replace(plan, conditions=dist.from_main(lambda: to_text(first_conditions(dataset))))
     dist.together(lambda: check_memory(config, plan))
     kernels = agree_on_kernels(dist.device().type)
     strategy = make_strategy(config.parallel)
@@ -84,14 +84,14 @@ def open_checked(config: Config) -> Dataset:
                          'pack one sub-folder a class, or set data.conditional=false')
     if config.data.conditional == CONTINUOUS and len(manifest.condition_shape or ()) != 1:
         there = f'conditions of {list(manifest.condition_shape)}' if manifest.condition_shape else 'no conditions'
-        raise ValueError(f'data.conditional={CONTINUOUS} takes a vector with each picture, and {masked(config.data.path)} has {there}; '
-                         'give imago pack --conditions FILE, or set data.conditional=false')
+        raise ValueError(f'data.conditional={CONTINUOUS} takes a vector with each picture, and {masked(config.data.path)} has '
+                         f'{there}; give imago pack --conditions FILE, or set data.conditional=false')
     config.game.check_data(manifest)
     check_domains(config, dataset)
     size = config.data.size(manifest.resolution)
     if size is None:
-        raise ValueError(f'{masked(config.data.path)} holds pictures of different sizes; show parts of them by data.crop=SIZE, or '
-                         'pack them with imago pack --resolution')
+        raise ValueError(f'{masked(config.data.path)} holds pictures of different sizes; show parts of them by data.crop=SIZE, '
+                         'or pack them with imago pack --resolution')
     base_and_doublings(size)
     check_growth(config, size)
     check_resolution(dataset, size)
@@ -117,7 +117,7 @@ def open_data(config: Config, key: str) -> Dataset:
 def check_domains(config: Config, dataset: Dataset) -> None:
     """ValueError unless the game is one of pictures of these domains, and two datasets go together."""
     takes, b = config.game.plan(config, dataset.manifest).domains, dataset.b and dataset.b.manifest
-    if b and SINGLE != (*{*dataset.manifest.domains, *b.domains},):
+    if b and (dataset.manifest.domains, b.domains) != (SINGLE, SINGLE):
         raise ValueError('data.path_b with samples of two pictures each, which are pairs already; leave data.path_b out, or pack '
                          'both without --pair')
     if b and b.channels != dataset.manifest.channels:
@@ -127,11 +127,11 @@ def check_domains(config: Config, dataset: Dataset) -> None:
         return
     if takes == SINGLE:
         mend = 'leave data.path_b out' if b else 'pack one folder, without --pair'
-        raise ValueError(f'game.name={config.game.name} takes single pictures, and there are two at a time here; {mend}, or choose a '
-                         'game of two domains')
+        raise ValueError(f'game.name={config.game.name} takes single pictures, and there are two at a time here; {mend}, or '
+                         'choose a game of two domains')
     raise ValueError(f'game.name={config.game.name} takes pictures of the domains {" and ".join(takes)}, and those of '
-                     f'{masked(config.data.path)} are of {" and ".join(dataset.domains)}; pack pairs by imago pack A --pair B OUT, '
-                     'or give the second dataset as data.path_b')
+                     f'{masked(config.data.path)} are of {" and ".join(dataset.domains)}; pack pairs by imago pack A --pair B '
+                     'OUT, or give the second dataset as data.path_b')
 
 
 def resume(config: Config, dataset: Dataset, plan: Plan, state: TrainState, kernels: str) -> Checkpoints:

@@ -85,7 +85,7 @@ def test_pairs_keep_their_sizes_only_together(two):
     assert pack(two, '--keep-sizes') == 0
     report = json.loads((two / 'out' / 'report.json').read_text())
     assert [entry['reason'] for entry in report['skipped']] == [
-        '24x24 pixels, the other picture of its pair 30x20; both must have one size']
+        '24x24 pixels, the other of its pair 30x20; both must have one size']
     assert manifest_of(two / 'out').smallest == (24, 24)
 
 

@@ -106,7 +106,8 @@ class MADGAN(Latent):
              f'game.name=mad_gan with network.name={config.network.name}: several generators would need a mapping each, where a '
              'network without styles, as dcgan, needs none', 'network.name=dcgan', 'game.name=latent'),
             (config.data.conditional,
-             f"game.name=mad_gan with data.conditional={str(config.data.conditional).lower()}: its discriminator names the generator in place of the class",
+             f'game.name=mad_gan with data.conditional={str(config.data.conditional).lower()}: its discriminator names the '
+             'generator in place of the class',
              'data.conditional=false', 'game.name=latent'),
             (uneven,
              f'{uneven and uneven[0]} is not a multiple of game.generators={count}, which make equal shares of it; '
@@ -140,7 +141,8 @@ class SDGAN(Latent):
              f'game.identity_dim={self.identity_dim} leaves no latents of network.z_dim={z_dim} to observations',
              f'game.identity_dim={z_dim // 2}'),
             (config.data.conditional,
-             f'game.name=sd_gan with data.conditional={str(config.data.conditional).lower()}: the class is the identity, which z carries', 'data.conditional=false'),
+             f'game.name=sd_gan with data.conditional={str(config.data.conditional).lower()}: the class is the identity, '
+             'which z carries', 'data.conditional=false'),
             (odd,
              f'game.name=sd_gan with {odd and odd[0]}, data.lanes={lanes}: each batch must be a multiple of 2 x lanes, and each '
              f'micro-batch even; {odd and advice(config, 1)}'),

@@ -15,6 +15,7 @@ from trainer.config.networks import NETWORK_NAMES, NetworkConfig, StyleGAN2
 from trainer.config.rules import check_combinations
 from trainer.config.schema import Images, Kimg, PathName, Section, Seed
 from trainer.config.sections import (
+    CONTINUOUS,
     AugmentConfig,
     CheckpointConfig,
     DataConfig,
@@ -110,12 +111,14 @@ class Config(Section):
         return found
 
 
-UNION_TAGS = ('number', 'ramp', 'classes', 'continuous', *NETWORK_NAMES, *GAME_NAMES)   # pydantic puts them into the paths of keys
+# pydantic puts them into the paths of keys
+UNION_TAGS = ('number', 'ramp', 'classes', CONTINUOUS, *NETWORK_NAMES, *GAME_NAMES)
 
 # What makes a run what it is: a run folder is never resumed with other values of these.
-FIXED_ON_RESUME = ('seed', 'network', 'data.resolution', 'data.crop', 'data.conditional', 'game.name', 'game.generators', 'game.identity_dim',
-                   'data.lanes', 'data.flip', 'growth.start_resolution', 'growth.fade_kimg', 'growth.stage_kimg', 'growth.batch',
-                   'growth.penalty_at', 'growth.restart', 'loss.auxiliary', 'regularizers.normalise', 'regularizers.normalise_g')
+FIXED_ON_RESUME = ('seed', 'network', 'data.resolution', 'data.crop', 'data.conditional', 'game.name', 'game.generators',
+                   'game.identity_dim', 'data.lanes', 'data.flip', 'growth.start_resolution', 'growth.fade_kimg',
+                   'growth.stage_kimg', 'growth.batch', 'growth.penalty_at', 'growth.restart', 'loss.auxiliary',
+                   'regularizers.normalise', 'regularizers.normalise_g')
 
 
 def load_config(source: str | Path, overrides: list[str] = ()) -> Config:

@@ -135,7 +135,7 @@ def _of_the_rest(config: 'Config') -> list[Rule]:
          f'data.conditional={CONTINUOUS} with network.name={name}, which takes classes alone', 'network.name=stylegan2',
          'data.conditional=false'),
         (config.data.conditional == CONTINUOUS and config.guard.data,
-         f'guard.data with data.conditional={CONTINUOUS}: D judges a picture by its condition, which is not kept of held-out ones',
+         f'guard.data with data.conditional={CONTINUOUS}: D judges pictures by conditions, which are not kept of held-out ones',
          'guard.data=null'),
         (config.data.conditional == CONTINUOUS and config.evaluate.interval_kimg and 'intra_fid' in config.evaluate.metrics,
          f'evaluate.metrics has intra_fid, which is of classes, with data.conditional={CONTINUOUS}', 'evaluate.metrics=[fid]'),

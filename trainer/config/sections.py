@@ -46,7 +46,7 @@ RampedShare = Annotated[Annotated[Share, Tag('number')] | Annotated[Ramp, Tag('r
 
 
 CONTINUOUS = 'continuous'
-Conditional = Annotated[Annotated[bool, Tag('classes')] | Annotated[Literal['continuous'], Tag(CONTINUOUS)],
+Conditional = Annotated[Annotated[bool, Tag('classes')] | Annotated[Literal[CONTINUOUS], Tag(CONTINUOUS)],
                         Discriminator(lambda value: CONTINUOUS if value == CONTINUOUS else 'classes')]
 
 

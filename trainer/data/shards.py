@@ -26,9 +26,7 @@ FORMATS = ('WEBP', 'PNG', 'JPEG')
 MODES = {1: 'L', 3: 'RGB'}
 # All that Pillow raises on broken pictures, and our own ValueErrors.
 DAMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-
-
-Place = tuple[float, float]
+Place = tuple[float, float]   # of a part in a picture, see order.place_of
 
 
 class Damaged(Exception):
@@ -80,7 +78,8 @@ def open_dataset(path_or_url: str | Path, *, cache_dir: str | Path | None = None
 
     In CMD `{}` stands for the file's name, e.g. `pipe:ssh host cat /data/emoji/{}`. `cache_dir` (default: the user's
     cache folder) holds up to `cache_gb` of fetched shards. A fetch is tried `attempts` times, first `retry_delay`
-    seconds and then ever twice as long apart. `crop`: see `Dataset`. ValueError if it is no dataset, ShardError if it cannot be reached.
+    seconds and then ever twice as long apart. `crop`: see `Dataset`. ValueError if it is no dataset, ShardError if it cannot
+    be reached.
     """
     where = str(path_or_url)
     scheme = scheme_of(where)

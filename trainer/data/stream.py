@@ -26,7 +26,10 @@ from trainer.ranks.stop_signals import StopSignal, interruptible
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a step. `keys` name the samples shown, `damaged` those passed over, with the reasons."""
+    """One rank's part of a step.
+
+    `keys` name the samples shown (of two datasets, KEY_OF_A+KEY_OF_B), `damaged` those passed over, with the reasons.
+    """
 
     pictures: dict[str, torch.Tensor]   # domain -> [NCHW] uint8
     labels: torch.Tensor  # [N] int64, 0 where the dataset has none
@@ -136,9 +139,9 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     """This rank's part of each global batch, from global image `nimg` (a multiple of `lanes`) on.
 
     `batch`: images in a global batch, or a function of the images shown before it. `resolution` is (height, width)
-    in pixels, also of what a crop leaves. Of each `together` pictures in a row, all are of the class of the first. `workers` processes decode,
-    `prefetch` batches ahead each, and start at once; with 0 this process decodes. The iterator's `close()` ends them.
-    ValueError at the call for what cannot be streamed; while iterating, ShardError for a shard that cannot be read and
+    in pixels, to which what is shown of each picture is brought. Of each `together` pictures in a row, all are of the class of
+    the first. `workers` processes decode, `prefetch` batches ahead each, and start at once; with 0 this process decodes. The
+    iterator's `close()` ends them. ValueError at the call for what cannot be streamed; while iterating, ShardError for a shard that cannot be read and
     RuntimeError for a worker that died.
     """
     check_resolution(dataset, resolution)
@@ -154,9 +157,10 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
         multiprocessing_context='spawn' if workers else None,
         generator=torch.Generator())  # without its own, DataLoader draws from the global one
     loading = iter(loader)
+    remote = any(isinstance(one.source, Remote) for one in (dataset, dataset.b) if one)
     if workers:
         atexit.register(_end_workers, weakref.ref(loading))
-    return _batches(loading, workers, any(isinstance(one.source, Remote) for one in (dataset, dataset.b) if one), given_up)
+    return _batches(loading, workers, remote, given_up)
 
 
 def check_resolution(dataset: Dataset, resolution: tuple[int, int]) -> None:

@@ -274,7 +274,7 @@ def make_parser() -> Parser:
                         help='class names or numbers: CSV lines path,label, .json object path -> label, or '
                         "StyleGAN's dataset.json")
     labels.add_argument('--no-labels', action='store_true', help='no classes, whatever the folders')
-    parser.add_argument('--conditions', metavar='FILE', help='floats that are packed with each picture: .npy, an array [pictures, '
+    parser.add_argument('--conditions', metavar='FILE', help='floats to pack with each picture: .npy, an array [pictures, '
                         'values] or [pictures, length, values] in the order of the sorted names; .csv, lines path,value,...; or '
                         '.json, an object path -> [values]')
     parser.add_argument('--resolution', metavar='SIZE', help='HEIGHT x WIDTH in pixels, like 768x512, or 512 for a '

@@ -32,9 +32,10 @@ def read_conditions(path: Path, names: Sequence[str]) -> np.ndarray:
     except (ValueError, EOFError, SyntaxError, csv.Error, RecursionError) as error:
         raise ValueError(f'--conditions {path} cannot be read ({error}); {HOW}') from error
     conditions = found if isinstance(found, np.ndarray) else _match(found, names, path)
-    if conditions.ndim not in (2, 3) or not conditions.size or conditions[0].size > MOST_VALUES or conditions.dtype.kind not in 'fiu':
-        raise ValueError(f'--conditions {path} holds {conditions.dtype} {list(conditions.shape)}, where numbers [pictures, values] or '
-                         f'[pictures, length, values] are expected, 1 to {MOST_VALUES} of each picture')
+    numbers = conditions.dtype.kind in 'fiu' and conditions.ndim in (2, 3) and conditions.size
+    if not numbers or conditions[0].size > MOST_VALUES:
+        raise ValueError(f'--conditions {path} holds {conditions.dtype} {list(conditions.shape)}, where numbers [pictures, '
+                         f'values] or [pictures, length, values] are expected, 1 to {MOST_VALUES} of each picture')
     if len(conditions) != len(names):
         raise ValueError(f'--conditions {path} has {len(conditions)} rows, and SOURCE {len(names)} pictures; give one row a '
                          f'picture, in the order of their names, of which {names[0]!r} is the first and {names[-1]!r} the last')
@@ -98,8 +99,8 @@ def _match(found: Mapping[str, list], names: Sequence[str], path: Path) -> np.nd
         raise ValueError(f'--conditions {path} has none for {len(lacking)} pictures: {listed(lacking)}; give each one')
     unknown = sorted(found.keys() - set(tidied))
     if unknown:
-        raise ValueError(f'--conditions {path} has some for {len(unknown)} paths that are no picture in SOURCE: {listed(unknown)}; '
-                         f'paths are as seen from SOURCE, like {tidied[0]!r}')
+        raise ValueError(f'--conditions {path} has some for {len(unknown)} paths that are no picture in SOURCE: '
+                         f'{listed(unknown)}; paths are as seen from SOURCE, like {tidied[0]!r}')
     shapes = {}
     for name in tidied:
         try:
@@ -108,6 +109,6 @@ def _match(found: Mapping[str, list], names: Sequence[str], path: Path) -> np.nd
             raise ValueError(f'--conditions {path}: the condition of {name!r} is ragged; make all of its rows as long') from error
     if len(shapes) > 1:
         (shape, first), (other, second) = list(shapes.items())[:2]
-        raise ValueError(f'--conditions {path}: that of {first!r} is {list(shape)}, that of {second!r} {list(other)}; all must have '
-                         'one shape')
+        raise ValueError(f'--conditions {path}: that of {first!r} is {list(shape)}, that of {second!r} {list(other)}; all must '
+                         'have one shape')
     return np.array([found[name] for name in tidied])

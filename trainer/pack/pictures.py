@@ -112,7 +112,7 @@ def prepare_all(pictures: Sequence[Member], recipe: Recipe) -> tuple[Encoded, ..
         found.append(result)
         if result.size != found[0].size:
             (height, width), (h, w) = result.size, found[0].size
-            return Skipped(picture.name, f'{height}x{width} pixels, the other picture of its pair {h}x{w}; both must have one size')
+            return Skipped(picture.name, f'{height}x{width} pixels, the other of its pair {h}x{w}; both must have one size')
     return tuple(found)
 
 

@@ -193,7 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         machine, memory_gb = machine_of(options)
         if config.data.conditional and not options.classes:
-            raise ValueError(f'data.conditional={str(config.data.conditional).lower()}, and the pictures are not looked at; give --classes N')
+            raise ValueError(f'data.conditional={str(config.data.conditional).lower()}, and the pictures are not looked at; '
+                             'give --classes N')
         classes = options.classes if config.data.conditional else 0
         shape = (classes,) if config.data.conditional == CONTINUOUS else None
         names, counts = (tuple(map(str, range(classes))), (1,) * classes) if shape is None else ((), ())
@@ -209,7 +210,8 @@ def parser() -> Parser:
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, as imago train takes them')
     parser.add_argument('--nodes', type=int, nargs='+', default=[1], metavar='N')
     parser.add_argument('--gpus-per-node', type=int, default=8, metavar='N')
-    parser.add_argument('--classes', type=int, default=0, metavar='N', help='of a dataset with labels; or the values of each of its conditions')
+    parser.add_argument('--classes', type=int, default=0, metavar='N',
+                        help='of a dataset with labels; or the values of each of its conditions')
     parser.add_argument('--channels', type=int, default=3, metavar='N', help='of the pictures')
     parser.add_argument('--gpu', choices=PEAKS, default='h200', help='whose peaks count where no speed is given')
     parser.add_argument('--sustained', type=float, default=0.25, metavar='SHARE', help='of the peak FLOP/s')
