@@ -141,8 +141,8 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     `batch`: images in a global batch, or a function of the images shown before it. `resolution` is (height, width)
     in pixels, to which what is shown of each picture is brought. Of each `together` pictures in a row, all are of the class of
     the first. `workers` processes decode, `prefetch` batches ahead each, and start at once; with 0 this process decodes. The
-    iterator's `close()` ends them. ValueError at the call for what cannot be streamed; while iterating, ShardError for a shard that cannot be read and
-    RuntimeError for a worker that died.
+    iterator's `close()` ends them. ValueError at the call for what cannot be streamed; while iterating, ShardError for a
+    shard that cannot be read and RuntimeError for a worker that died.
     """
     check_resolution(dataset, resolution)
     batch_at = batch if callable(batch) else lambda shown: batch
