@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from families_for_tests import FAMILIES, config_of
-from runs_for_tests import train_here
+from runs_for_tests import differing, largest_difference, on_ranks, train_here
 from shards_for_tests import picture
 
 from trainer.data.conditions import from_text
@@ -108,6 +108,13 @@ def test_runs_train_resume_export_and_sample(name, folder, tmp_path):
         assert a.shape == (3, size, size) and not torch.equal(a, b)
         assert sample([str(tmp_path / source), '--seeds', '0-3', '--out', str(tmp_path / f'of {source}')]) == 0
         assert len(list((tmp_path / f'of {source}').iterdir())) == 4
+
+
+def test_two_ranks_train_like_one(folder, tmp_path):
+    together, other = on_ranks(2, train_here, config_of('r3gan', folder, tmp_path / 'two', 2, **CONTINUOUS))
+    assert not differing(together, other)
+    alone = train_here(config_of('r3gan', folder, tmp_path / 'one', 1, **CONTINUOUS))
+    assert largest_difference(together, alone) < 1e-3
 
 
 def test_no_more_conditions_are_kept_than_a_checkpoint_should_hold(tmp_path):
