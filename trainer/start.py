@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.config.division import most_lanes
@@ -10,8 +10,11 @@ from trainer.config.load import Config, parse_kept
 from trainer.config.plan import Plan
 from trainer.config.resolution import base_and_doublings
 from trainer.config.schedule import check_growth, stage_at
+from trainer.config.sections import CONTINUOUS
+from trainer.data.conditions import to_text
 from trainer.data.locations import masked
-from trainer.data.manifest import Manifest
+from trainer.data.manifest import SINGLE
+from trainer.data.reals import first_conditions
 from trainer.data.shards import Dataset, ShardError, open_dataset
 from trainer.data.stream import Batch, check_resolution, stream
 from trainer.engine.parallel import Strategy, make_strategy
@@ -54,6 +57,8 @@ def prepare(config: Config) -> Run:
               'flipped bit may go unseen; imago pack --verify finds damage, and packing again adds them', file=sys.stderr)
     dist.together(lambda: check_same_run(Path(config.run_dir), config), main_only=True)
     plan = config.game.plan(config, dataset.manifest)
+    if plan.condition_shape:
+        plan = replace(plan, conditions=dist.from_main(lambda: to_text(first_conditions(dataset))))
     dist.together(lambda: check_memory(config, plan))
     kernels = agree_on_kernels(dist.device().type)
     strategy = make_strategy(config.parallel)
@@ -62,7 +67,7 @@ def prepare(config: Config) -> Run:
     dist.together(lambda: check_disk(Path(config.run_dir), plan, state), main_only=True)
     evaluation = make_evaluation(config, dataset, plan, state)
     folder = dist.together(lambda: RunFolder(config), main_only=True)
-    checkpoints = resume(config, dataset.manifest, plan, state, kernels)
+    checkpoints = resume(config, dataset, plan, state, kernels)
     checkpoints.best = evaluation and evaluation.best_nimg()
     if folder is not None:
         folder.record(config)
@@ -71,39 +76,74 @@ def prepare(config: Config) -> Run:
 
 def open_checked(config: Config) -> Dataset:
     """The dataset, once it is certain that `config` can be trained on it. ValueError otherwise."""
-    try:
-        dataset = open_dataset(config.data.path, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb)
-    except ShardError as error:
-        raise ValueError(f'data.path: {error}') from error
+    dataset = open_data(config, 'path')
+    if config.data.path_b is not None:
+        dataset = replace(dataset, b=open_data(config, 'path_b'))
     manifest = dataset.manifest
-    if config.data.conditional and not manifest.class_names:
+    if config.data.conditional is True and not manifest.class_names:
         raise ValueError(f'data.conditional=true, but {masked(config.data.path)} has no labels; pack a folder with one sub-folder '
                          'a class, or give imago pack --labels FILE')
-    if config.data.conditional and len(manifest.class_names) == 1:
+    if config.data.conditional is True and len(manifest.class_names) == 1:
         raise ValueError(f'data.conditional=true, but the only class of {masked(config.data.path)} is {manifest.class_names[0]}; '
                          'pack one sub-folder a class, or set data.conditional=false')
+    if config.data.conditional == CONTINUOUS and len(manifest.condition_shape or ()) != 1:
+        there = f'conditions of {list(manifest.condition_shape)}' if manifest.condition_shape else 'no conditions'
+        raise ValueError(f'data.conditional={CONTINUOUS} takes a vector with each picture, and {masked(config.data.path)} has '
+                         f'{there}; give imago pack --conditions FILE, or set data.conditional=false')
     config.game.check_data(manifest)
-    if config.data.resolution is None and manifest.resolution is None:
-        raise ValueError(f'{masked(config.data.path)} holds pictures of different sizes; pack them with imago pack --resolution')
-    size = config.data.resolution or manifest.resolution
+    check_domains(config, dataset)
+    size = config.data.size(manifest.resolution)
+    if size is None:
+        raise ValueError(f'{masked(config.data.path)} holds pictures of different sizes; show parts of them by data.crop=SIZE, '
+                         'or pack them with imago pack --resolution')
     base_and_doublings(size)
     check_growth(config, size)
     check_resolution(dataset, size)
-    if config.data.lanes > manifest.num_samples:
-        fit = most_lanes(config, dist.world_size(), manifest.num_samples)
-        raise ValueError(f'data.lanes={config.data.lanes} is more than the {manifest.num_samples} pictures of the '
+    fewest = min(one.manifest.num_samples for one in (dataset, dataset.b) if one)
+    if config.data.lanes > fewest:
+        fit = most_lanes(config, dist.world_size(), fewest)
+        raise ValueError(f'data.lanes={config.data.lanes} is more than the {fewest} pictures of the '
                          f'dataset; {f"use data.lanes={fit}, or pack more" if fit else "pack more"}')
     if config.guard.data:
         open_held_out(config, manifest)
     return dataset
 
 
-def resume(config: Config, manifest: Manifest, plan: Plan, state: TrainState, kernels: str) -> Checkpoints:
+def open_data(config: Config, key: str) -> Dataset:
+    """The dataset that `data.KEY` names. ValueError if it cannot be had."""
+    data = config.data
+    try:
+        return open_dataset(getattr(data, key), cache_dir=data.cache_dir, cache_gb=data.cache_gb, crop=data.crop)
+    except ShardError as error:
+        raise ValueError(f'data.{key}: {error}') from error
+
+
+def check_domains(config: Config, dataset: Dataset) -> None:
+    """ValueError unless the game is one of pictures of these domains, and two datasets go together."""
+    takes, b = config.game.plan(config, dataset.manifest).domains, dataset.b and dataset.b.manifest
+    if b and (dataset.manifest.domains, b.domains) != (SINGLE, SINGLE):
+        raise ValueError('data.path_b with samples of two pictures each, which are pairs already; leave data.path_b out, or pack '
+                         'both without --pair')
+    if b and b.channels != dataset.manifest.channels:
+        raise ValueError(f'data.path_b has {b.channels} channels, data.path {dataset.manifest.channels}; pack both with the same '
+                         '--channels')
+    if takes == dataset.domains:
+        return
+    if takes == SINGLE:
+        mend = 'leave data.path_b out' if b else 'pack one folder, without --pair'
+        raise ValueError(f'game.name={config.game.name} takes single pictures, and there are two at a time here; {mend}, or '
+                         'choose a game of two domains')
+    raise ValueError(f'game.name={config.game.name} takes pictures of the domains {" and ".join(takes)}, and those of '
+                     f'{masked(config.data.path)} are of {" and ".join(dataset.domains)}; pack pairs by imago pack A --pair B '
+                     'OUT, or give the second dataset as data.path_b')
+
+
+def resume(config: Config, dataset: Dataset, plan: Plan, state: TrainState, kernels: str) -> Checkpoints:
     """Load the newest whole checkpoint into `state`, if there is one. ValueError if it is of another run.
 
     kernels: what rounds, see `agree_on_kernels`.
     """
-    about = {'config': config.model_dump(mode='json'), 'dataset': manifest.digest(), 'pictures': manifest.num_samples,
+    about = {'config': config.model_dump(mode='json'), 'dataset': dataset.digest(), 'pictures': dataset.manifest.num_samples,
              'parameters': {name: num_parameters(network) for name, network in state.networks.items()},
              'generator': describe_maker(config, plan),
              'kernels': kernels}

@@ -231,7 +231,7 @@ def test_no_flipped_bit_of_a_picture_or_label_is_used(tmp_path, encoding, step):
     suffix = 'jpg' if encoding == 'jpeg' else encoding
     with ShardWriter(tmp_path, suffix, 10**6) as writer:
         for number in range(3):
-            writer.write(picture(number, encoding), number)
+            writer.write([picture(number, encoding)], number)
     Manifest((8, 8), 3, encoding, ('a', 'b', 'c'), (1, 1, 1), tuple(writer.shards)).write(tmp_path)
     path = tmp_path / 'shard-00000.tar'
     content = path.read_bytes()

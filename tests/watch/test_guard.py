@@ -151,7 +151,7 @@ def test_overfitting_is_where_held_out_pictures_lie_between_reals_and_fakes(shar
     run = prepare(guarded(shards, tmp_path / 'run'))
     D = run.state.networks['D'] = Brightness()
     watcher = guard.Guard(run.dataset, make_game(run.config, run.plan, run.state), maker_of(run.config, run.plan, run.state), run.strategy)
-    watcher._reals, watcher._held_out = ([Sample(np.full((16, 16, 3), value, np.uint8), 0, 'key')] * 5
+    watcher._reals, watcher._held_out = ([Sample({'image': np.full((16, 16, 3), value, np.uint8)}, 0, 'key')] * 5
                                          for value in (255, held_out))
     found = watcher._overfitting(np.zeros((16, 16, 16, 3), np.uint8))
     assert found['overfitting'] == pytest.approx(expected, abs=0.01) and D.training

@@ -12,6 +12,7 @@ from trainer.config.losses import GRADIENT_PENALTY_NAMES, LOSS_FACTS, LossFacts
 from trainer.config.networks import discriminator_options, generator_options
 from trainer.config.plan import NetworkSpec, Plan
 from trainer.config.schema import FIXED, Positive, Section, whole
+from trainer.config.sections import CONTINUOUS
 from trainer.data.manifest import Manifest
 from trainer.wording import shown
 
@@ -63,18 +64,21 @@ class Latent(GameSection):
     name: Literal['latent'] = 'latent'
 
     def plan(self, config: 'Config', manifest: Manifest) -> Plan:
-        network, penalties, size = config.network, config.regularizers, config.data.resolution or manifest.resolution
-        classes = len(manifest.class_names) if config.data.conditional else 0
+        network, penalties, size = config.network, config.regularizers, config.data.size(manifest.resolution)
+        classes = len(manifest.class_names) if config.data.conditional is True else 0
+        condition_shape = (manifest.condition_shape or ()) if config.data.conditional == CONTINUOUS else ()
+        c_dim = condition_shape[0] if condition_shape else classes
         of_both = {'resolution': list(size), 'img_channels': manifest.channels}
         normalise = {} if penalties.normalise == 'none' else {'normalise': [penalties.normalise, penalties.stable_rank]}
-        of_G = generator_options(network) | of_both | {'c_dim': classes} | (normalise if penalties.normalise_g else {})
+        of_G = generator_options(network) | of_both | {'c_dim': c_dim} | (normalise if penalties.normalise_g else {})
         of_D = discriminator_options(network) | of_both | normalise
-        of_D |= {'c_dim': 0, 'num_outputs': 1 + classes} if config.loss.auxiliary else {'c_dim': classes, 'num_outputs': 1}
+        of_D |= {'c_dim': 0, 'num_outputs': 1 + classes} if config.loss.auxiliary else {'c_dim': c_dim, 'num_outputs': 1}
         return Plan(
             networks={'G': NetworkSpec(network.name, 'generator', of_G, 'g'),
                       'D': NetworkSpec(network.name, 'discriminator', of_D, 'd')},
             averaged=('G',), memory=MEMORY, phases=PHASES, resolution=tuple(size), channels=manifest.channels,
-            class_names=manifest.class_names if classes else (), class_counts=manifest.class_counts if classes else ())
+            class_names=manifest.class_names if classes else (), class_counts=manifest.class_counts if classes else (),
+            condition_shape=condition_shape)
 
 
 class BEGAN(Latent):
@@ -118,7 +122,8 @@ class MADGAN(Latent):
              f'game.name=mad_gan with network.name={config.network.name}: several generators would need a mapping each, where a '
              'network without styles, as dcgan, needs none', 'network.name=dcgan', 'game.name=latent'),
             (config.data.conditional,
-             "game.name=mad_gan with data.conditional=true: its discriminator names the generator in place of the class",
+             f'game.name=mad_gan with data.conditional={str(config.data.conditional).lower()}: its discriminator names the '
+             'generator in place of the class',
              'data.conditional=false', 'game.name=latent'),
             (uneven,
              f'{uneven and uneven[0]} is not a multiple of game.generators={count}, which make equal shares of it; '
@@ -152,7 +157,8 @@ class SDGAN(Latent):
              f'game.identity_dim={self.identity_dim} leaves no latents of network.z_dim={z_dim} to observations',
              f'game.identity_dim={z_dim // 2}'),
             (config.data.conditional,
-             'game.name=sd_gan with data.conditional=true: the class is the identity, which z carries', 'data.conditional=false'),
+             f'game.name=sd_gan with data.conditional={str(config.data.conditional).lower()}: the class is the identity, '
+             'which z carries', 'data.conditional=false'),
             (odd,
              f'game.name=sd_gan with {odd and odd[0]}, data.lanes={lanes}: each batch must be a multiple of 2 x lanes, and each '
              f'micro-batch even; {odd and advice(config, 1)}'),

@@ -17,6 +17,7 @@ from trainer.config.networks import NETWORK_NAMES, NetworkConfig, StyleGAN2
 from trainer.config.rules import check_combinations
 from trainer.config.schema import FIXED, Images, Kimg, PathName, Section, Seed
 from trainer.config.sections import (
+    CONTINUOUS,
     AugmentConfig,
     CheckpointConfig,
     DataConfig,
@@ -107,7 +108,7 @@ class Config(Section):
         return found
 
 
-UNION_TAGS = ('number', 'ramp', *NETWORK_NAMES)   # pydantic puts them into the paths of keys
+UNION_TAGS = ('number', 'ramp', 'classes', CONTINUOUS, *NETWORK_NAMES)   # pydantic puts them into the paths of keys
 
 
 def load_config(source: str | Path, overrides: list[str] = ()) -> Config:

@@ -27,6 +27,7 @@ class NetworkSection(Section):
     normalised: ClassVar[bool] = False      # has spectral norm of its own
     batch_norm_in_d: ClassVar[bool] = False
     demodulated: ClassVar[bool] = False     # G's weights have no scale
+    continuous: ClassVar[bool] = False      # conditions may be vectors of any floats, not only one-hot ones
 
     z_dim: Width = 512
 
@@ -45,6 +46,7 @@ class Equalised(LowPrecision):
 class StyleGAN2(Equalised):
     styles: ClassVar[bool] = True
     demodulated: ClassVar[bool] = True
+    continuous: ClassVar[bool] = True
     name: Literal['stylegan2'] = 'stylegan2'
     w_dim: Width = 512
     mapping_layers: Depth = 8
@@ -69,6 +71,7 @@ class PGGAN(Equalised):
 
 class BigGAN(LowPrecision):
     normalised: ClassVar[bool] = True
+    continuous: ClassVar[bool] = True
     name: Literal['biggan']
     z_dim: Width = 120                            # 20 for each doubling and for the coarsest maps
     channels: Channels = 96
@@ -103,6 +106,7 @@ class SNGAN(NetworkSection):
 
 
 class R3GAN(LowPrecision):
+    continuous: ClassVar[bool] = True
     name: Literal['r3gan']
     z_dim: Width = 64
     channel_base: Base = 24576                    # as Equalised's

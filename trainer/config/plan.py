@@ -26,4 +26,6 @@ class Plan:
     channels: int                               # of the pictures
     class_names: tuple[str, ...] = ()           # of the classes that are trained on
     class_counts: tuple[int, ...] = ()
+    condition_shape: tuple[int, ...] = ()       # of the conditions that are trained on; () where there are none
+    conditions: str = ''                        # some of the dataset's, by which fakes are made; see data/conditions.py
     domains: tuple[str, ...] = ('image',)       # of Batch.pictures

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config.games import Rule, without
 from trainer.config.games import on_gradient as on_gradient_of
+from trainer.config.sections import CONTINUOUS
 
 if TYPE_CHECKING:
     from trainer.config.load import Config
@@ -73,8 +74,8 @@ def _of_losses(config: 'Config') -> list[Rule]:
     network, loss, data, penalties = config.network, config.loss, config.data, config.regularizers
     on_gradient = on_gradient_of(config)
     return [
-        (loss.auxiliary and not data.conditional,
-         f'loss.auxiliary={loss.auxiliary} with data.conditional=false: there are no classes to tell',
+        (loss.auxiliary and data.conditional is not True,
+         f'loss.auxiliary={loss.auxiliary} with data.conditional={str(data.conditional).lower()}: there are no classes to tell',
          'data.conditional=true', 'loss.auxiliary=0'),
         (loss.auxiliary and loss.name == 'wgan' and penalties.weight_clip,
          'loss.auxiliary with regularizers.weight_clip: clipped weights cannot classify',
@@ -133,6 +134,14 @@ def _of_the_rest(config: 'Config') -> list[Rule]:
         (config.growth and not network.grows,
          f'growth with network.name={name}, which does not grow, as stylegan1 and pggan do', 'growth=null',
          'network.name=stylegan1', 'network.name=pggan'),
+        (config.data.conditional == CONTINUOUS and not network.continuous,
+         f'data.conditional={CONTINUOUS} with network.name={name}, which takes classes alone', 'network.name=stylegan2',
+         'data.conditional=false'),
+        (config.data.conditional == CONTINUOUS and config.guard.data,
+         f'guard.data with data.conditional={CONTINUOUS}: D judges pictures by conditions, which are not kept of held-out ones',
+         'guard.data=null'),
+        (config.data.conditional == CONTINUOUS and config.evaluate.interval_kimg and 'intra_fid' in config.evaluate.metrics,
+         f'evaluate.metrics has intra_fid, which is of classes, with data.conditional={CONTINUOUS}', 'evaluate.metrics=[fid]'),
         (config.growth and config.compile,
          'compile=true with growth: each step of a fade would be compiled anew', 'compile=false'),
         (config.augment.name == 'ada' and config.augment.p is None and not game.loss_facts(config).signed,

@@ -81,7 +81,8 @@ Images = whole(1, MOST_IMAGES)         # of one step: each rank draws the latent
 Pixels = whole(1, 99_999)
 Width = whole(1, 1 << 16)            # of a vector, or channels of a layer
 Depth = whole(1, 64)                 # of layers or blocks
-Resolution = Annotated[tuple[Pixels, Pixels], BeforeValidator(to_size), AfterValidator(check_size)]
+Size = Annotated[tuple[Pixels, Pixels], BeforeValidator(to_size)]
+Resolution = Annotated[Size, AfterValidator(check_size)]     # that networks can make
 
 Kimg = real(0.001, 1e8)              # 1000 images shown: from one image to what 12 digits count
 Start = real(0, 1e8)                 # kimg from the beginning

@@ -22,6 +22,7 @@ from trainer.config.schema import (
     Resolution,
     Section,
     Share,
+    Size,
     Start,
     Weight,
     real,
@@ -46,15 +47,26 @@ RampedWeight = Annotated[Annotated[Weight, Tag('number')] | Annotated[Ramp, Tag(
 RampedShare = Annotated[Annotated[Share, Tag('number')] | Annotated[Ramp, Tag('ramp')], Discriminator(_kind)]
 
 
+CONTINUOUS = 'continuous'
+Conditional = Annotated[Annotated[bool, Tag('classes')] | Annotated[Literal[CONTINUOUS], Tag(CONTINUOUS)],
+                        Discriminator(lambda value: CONTINUOUS if value == CONTINUOUS else 'classes')]
+
+
 class DataConfig(Section):
     path: Location = Field(repr=False)            # folder, http(s)://, gs://, hf:// or pipe: with {} for the file name
-    resolution: Annotated[Resolution | None, FIXED] = None   # (height, width); None: as packed
-    conditional: Annotated[bool, FIXED] = False   # train on the dataset's classes
+    path_b: Location | None = Field(None, repr=False)   # of pictures of domain b, shown beside those of `path`, which are of a
+    resolution: Annotated[Resolution | None, FIXED] = None   # (height, width) of the networks; None: the crop's, or as packed
+    crop: Annotated[Size | None, FIXED] = None    # (height, width) of the part that is shown of each picture, at random places
+    conditional: Annotated[Conditional, FIXED] = False   # train on the dataset's classes; continuous: on the vectors packed with it
     lanes: Annotated[Images, FIXED] = 64          # a multiple of every number of ranks the run will ever have
     flip: Annotated[bool, FIXED] = False          # horizontal flips, at random
     workers: whole(0, 1024) = 2                   # decoding processes per rank
     cache_dir: Folder | None = None               # for remote shards; None: the user's cache folder
     cache_gb: Positive = 20.0
+
+    def size(self, packed: tuple[int, int] | None) -> tuple[int, int] | None:
+        """(height, width) in px that the networks have, for pictures packed at `packed`; None where nothing tells."""
+        return self.resolution or self.crop or packed
 
 
 class LossConfig(Section):

@@ -16,9 +16,9 @@ MEMBER = '__checksums__'
 LINE = len(f'{sample_key(0)} {0:08x}\n')   # bytes
 
 
-def checksum(picture: bytes, label: bytes = b'') -> int:
-    """The CRC-32 of a picture's bytes and, after them, of its label's as they are written."""
-    return zlib.crc32(label, zlib.crc32(picture))
+def checksum(*parts: bytes) -> int:
+    """The CRC-32 of a sample's parts as they are written, one after another: pictures by domain, label, condition."""
+    return zlib.crc32(b''.join(parts))
 
 
 def padded(size: int) -> int:

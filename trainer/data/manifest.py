@@ -4,8 +4,10 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 
+from trainer.data.conditions import MOST_VALUES
 from trainer.data.durable import write_text
 from trainer.data.reading import parse_json, read_text
 
@@ -15,6 +17,8 @@ ENCODINGS = ('webp', 'png', 'jpeg', 'jpg')
 MOST_SIDE = 1 << 16                           # pixels
 MOST_SAMPLES, MOST_IN_A_SHARD = 10**9, 10**7  # a key has nine digits; the order of a shard's samples is kept in memory
 LEAST_BYTES = 1024                            # of a sample in a tar: a header and a block
+SINGLE, PAIRED = ('image',), ('a', 'b')       # domains that the pictures of a sample are of
+OPTIONAL = ('smallest', 'domains', 'condition_shape')   # fields that are written only where they are not at their defaults
 _SHARD_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9._-]{0,254}')   # it becomes part of paths, URLs and command lines
 _SHA256 = re.compile('[0-9a-f]{64}')
 
@@ -38,6 +42,8 @@ class Shard:
 class Manifest:
     """A packed dataset. `resolution` is (height, width) in pixels, or None where pictures keep their own sizes.
 
+    `smallest` is then the least height and the least width of them, which older manifests do not tell.
+    Each sample holds a picture of each of `domains`: `KEY.webp` of `image`, the only one, else `KEY.a.webp` and `KEY.b.webp`.
     `class_names` and `class_counts` are empty for a dataset without labels.
     """
 
@@ -47,6 +53,9 @@ class Manifest:
     class_names: tuple[str, ...]
     class_counts: tuple[int, ...]
     shards: tuple[Shard, ...]
+    smallest: tuple[int, int] | None = None
+    domains: tuple[str, ...] = SINGLE
+    condition_shape: tuple[int, ...] | None = None   # [d] or [T, d], of the floats that each sample holds
 
     @property
     def num_samples(self) -> int:
@@ -58,6 +67,9 @@ class Manifest:
 
     def to_json(self) -> str:
         fields = {'format': FORMAT, 'num_samples': self.num_samples, **asdict(self)}
+        for name in OPTIONAL:
+            if getattr(self, name) == getattr(Manifest, name):   # what needs none of them keeps its digest
+                del fields[name]
         for shard in fields['shards']:
             if shard['checksums'] is None:   # older manifests keep their digest
                 del shard['checksums']
@@ -76,8 +88,9 @@ class Manifest:
                     raise ValueError(f'{name} is {_short(fields[name])}, no list')
                 fields[name] = tuple(fields[name])
             fields['shards'] = tuple(Shard(**shard) for shard in fields['shards'])
-            if fields['resolution'] is not None:
-                fields['resolution'] = tuple(fields['resolution'])
+            for name in ('resolution', *OPTIONAL):
+                if fields.get(name) is not None:
+                    fields[name] = tuple(fields[name])
             manifest = cls(**fields)
             manifest._check(num_samples)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -88,13 +101,21 @@ class Manifest:
 
     def _check(self, num_samples: object) -> None:
         """ValueError for the first field that is no such thing, out of bounds, or at odds with another."""
-        size, names, counts = self.resolution, self.class_names, self.class_counts
-        if size is not None and not (len(size) == 2 and all(_is_count(side, 1, MOST_SIDE) for side in size)):
-            raise ValueError(f'resolution is {_short(size)}, neither null nor [height, width] from 1 to {MOST_SIDE} pixels')
+        names, counts = self.class_names, self.class_counts
+        for name in ('resolution', 'smallest'):
+            size = getattr(self, name)
+            if size is not None and not (len(size) == 2 and all(_is_count(side, 1, MOST_SIDE) for side in size)):
+                raise ValueError(f'{name} is {_short(size)}, neither null nor [height, width] from 1 to {MOST_SIDE} pixels')
         if not _is_count(self.channels, 1, 3) or self.channels == 2:
             raise ValueError(f'channels is {_short(self.channels)}, neither 3 nor 1')
         if self.encoding not in ENCODINGS:
             raise ValueError(f'encoding is {_short(self.encoding)}, none of {", ".join(ENCODINGS)}')
+        if self.domains not in (SINGLE, PAIRED):
+            raise ValueError(f'domains is {_short(self.domains)}, neither {list(SINGLE)} nor {list(PAIRED)}')
+        shape = self.condition_shape
+        if shape is not None and not (len(shape) in (1, 2) and all(_is_count(side, 1, MOST_VALUES) for side in shape)
+                                      and prod(shape) <= MOST_VALUES):
+            raise ValueError(f'condition_shape is {_short(shape)}, neither [d] nor [T, d] of 1 to {MOST_VALUES} values')
         if not all(isinstance(name, str) for name in names):
             raise ValueError(f'class_names holds {_short(next(name for name in names if not isinstance(name, str)))}, no text')
         first, seen = 0, set()

@@ -16,9 +16,9 @@ CACHED_EPOCHS = 4
 
 
 class Order:
-    """ValueError if there are more lanes than samples."""
+    """ValueError if there are more lanes than samples. A text for a seed sets a second dataset's order apart."""
 
-    def __init__(self, manifest: Manifest, lanes: int, seed: int):
+    def __init__(self, manifest: Manifest, lanes: int, seed: int | str):
         if not 1 <= lanes <= manifest.num_samples:
             raise ValueError(f'data.lanes={lanes} is outside 1 to {manifest.num_samples}, the number of samples in the '
                              f'dataset; set data.lanes to at most {manifest.num_samples} or pack more pictures')
@@ -46,9 +46,17 @@ class Order:
         """Whether global image `index` is shown mirrored: a fair coin."""
         return bool(_digest(self.seed, 'flip', index)[0] & 1)
 
+    def place(self, index: int) -> tuple[float, float]:
+        """Where in its picture the part lies that is shown of global image `index`, see `place_of`."""
+        return place_of(self.seed, 'crop', index)
+
     def partner(self, index: int) -> int:
         """Which of the pictures of a class goes with global image `index`; any number from 0 on."""
         return int.from_bytes(_digest(self.seed, 'partner', index)[:8], 'little')
+
+    def lender(self, index: int) -> int:
+        """Which sample of its shard lends its condition to the fake at global image `index`; any number from 0 on."""
+        return int.from_bytes(_digest(self.seed, 'lender', index)[:8], 'little')
 
     def _shards_of_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         shards = _permutation(len(self.sizes), self.seed, 'shards', epoch)
@@ -76,6 +84,13 @@ def batch_indices(nimg: int, batch: int, lanes: int, rank: int, world: int) -> n
     share = batch // world
     lane, k = np.divmod(np.arange(rank * share, (rank + 1) * share), batch // lanes)
     return nimg + k * lanes + lane
+
+
+def place_of(*key: int | str) -> tuple[float, float]:
+    """A place in a picture, drawn by `key`: shares, from 0 to below 1, of the places down it and across it."""
+    words = _digest(*key)
+    down, across = (int.from_bytes(words[first:first + 4], 'little') / 2**32 for first in (0, 4))
+    return down, across
 
 
 def _permutation(n: int, *key: int | str) -> np.ndarray:

@@ -1,8 +1,13 @@
 """A few real pictures to look at, or to compare with: always the same ones, from few shards."""
 
+from math import prod
+
+import numpy as np
+
 from trainer.data.order import Order
 from trainer.data.shards import Dataset, Sample, SampleReader
 
+LEAST_CONDITIONS, MOST_CONDITIONS, MOST_VALUES = 64, 1024, 1 << 16   # each checkpoint and export holds them
 SHARDS_SEARCHED = 16   # for pictures of rare classes: each costs a read of all its labels
 
 
@@ -11,6 +16,19 @@ def first_samples(dataset: Dataset, size: tuple[int, int], lanes: int, seed: int
     order = Order(dataset.manifest, lanes, seed)
     reader = SampleReader(dataset, size, max_open=2)
     return [reader.read(*order.locate(number * lanes))[0] for number in range(count)]
+
+
+def first_conditions(dataset: Dataset) -> np.ndarray:
+    """Those of the first K samples as they lie in the shards, float32 [K, *shape].
+
+    K is 64 to 1024, as long as these are no more than MOST_VALUES values; or all samples there are.
+    """
+    manifest = dataset.manifest
+    reader, found = SampleReader(dataset, dataset.size, max_open=1), []
+    most = min(max(MOST_VALUES // prod(manifest.condition_shape), LEAST_CONDITIONS), MOST_CONDITIONS)
+    for shard, entry in enumerate(manifest.shards):
+        found += [reader.condition(shard, number) for number in range(min(entry.samples, most - len(found)))]
+    return np.stack(found)
 
 
 def rarest_classes(class_counts: tuple[int, ...], most: int) -> list[int]:

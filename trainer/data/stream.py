@@ -12,18 +12,23 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing.connection import Connection
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, default_collate
 
 from trainer.data.commands import kill_commands
+from trainer.data.manifest import PAIRED
 from trainer.data.order import Order, batch_indices
-from trainer.data.shards import Dataset, SampleReader, ShardError
+from trainer.data.shards import Dataset, Sample, SampleReader, ShardError
 from trainer.ranks.stop_signals import StopSignal, interruptible
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a step. `keys` name the samples shown, `damaged` those passed over, with the reasons."""
+    """One rank's part of a step.
+
+    `keys` name the samples shown (of two datasets, KEY_OF_A+KEY_OF_B), `damaged` those passed over, with the reasons.
+    """
 
     pictures: dict[str, torch.Tensor]   # domain -> [NCHW] uint8
     labels: torch.Tensor  # [N] int64, 0 where the dataset has none
@@ -32,22 +37,58 @@ class Batch:
     damaged: list[str]
     rank: int
     world: int            # ranks that the step is spread over
+    conditions: torch.Tensor | None = None   # [N, d] or [N, T, d] float32, None where the dataset has none
+    drawn_conditions: torch.Tensor | None = None   # of other samples, for fakes: which ones is a function of the index
 
     def pin_memory(self) -> 'Batch':  # called by DataLoader
-        pictures = {domain: images.pin_memory() for domain, images in self.pictures.items()}
-        return replace(self, pictures=pictures, labels=self.labels.pin_memory())
+        return self._with_tensors(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> 'Batch':
-        """Pictures and labels on `device`."""
-        pictures = {domain: images.to(device, non_blocking=True) for domain, images in self.pictures.items()}
-        return replace(self, pictures=pictures, labels=self.labels.to(device, non_blocking=True))
+        """Pictures, labels and conditions on `device`."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _with_tensors(self, of: Callable[[torch.Tensor], torch.Tensor]) -> 'Batch':
+        pictures = {domain: of(images) for domain, images in self.pictures.items()}
+        conditions, drawn = (None if own is None else of(own) for own in (self.conditions, self.drawn_conditions))
+        return replace(self, pictures=pictures, labels=of(self.labels), conditions=conditions, drawn_conditions=drawn)
+
+
+@dataclass(frozen=True)
+class Show:
+    """A dataset in an order of its own."""
+
+    order: Order
+    reader: SampleReader
+
+    def samples(self, indices: list[int], together: int, flip: bool) -> tuple[list[Sample], list[str]]:
+        """Those that are shown at global image indices, of each `together` in a row all of one class; and the damaged ones.
+
+        The pictures of a sample are flipped and cropped alike.
+        """
+        samples, damaged = [], []
+        for position, index in enumerate(indices):
+            place = self.order.place(index)
+            if position % together:   # in place of the picture that is due
+                sample, passed_over = self.reader.read_partner(shard, sample, self.order.partner(index), place)
+            else:
+                shard, number = self.order.locate(index)
+                sample, passed_over = self.reader.read(shard, number, place)
+            if flip and self.order.flip(index):
+                sample = replace(sample, pictures={domain: image[:, ::-1] for domain, image in sample.pictures.items()})
+            samples.append(sample)
+            damaged += passed_over
+        return samples, damaged
+
+    def lent(self, index: int) -> np.ndarray:
+        """The condition of another sample in the shard of global image `index`: shards are mixed when they are packed."""
+        return self.reader.condition(self.order.locate(index)[0], self.order.lender(index))
 
 
 @dataclass(frozen=True)
 class Steps(torch.utils.data.Dataset):
     """Map from (global index of a step's first image, its images) to this rank's batch: pure, so any worker may make it."""
 
-    dataset: Dataset
+    dataset: Dataset      # with the one that is shown beside it, if any
     lanes: int
     seed: int
     rank: int
@@ -57,30 +98,38 @@ class Steps(torch.utils.data.Dataset):
     together: int
 
     @cached_property
-    def order(self) -> Order:
-        return Order(self.dataset.manifest, self.lanes, self.seed)
-
-    @cached_property
-    def reader(self) -> SampleReader:
-        return SampleReader(self.dataset, self.resolution, max_open=self.lanes // self.world + 2)
+    def shows(self) -> list[tuple[tuple[str, ...], Show]]:
+        """Each dataset, and the domains that its pictures are of here."""
+        most = self.lanes // self.world + 2     # shards that are open
+        names = [PAIRED[:1], PAIRED[1:]] if self.dataset.b else [self.dataset.domains]
+        orders = orders_of(self.dataset, self.lanes, self.seed)
+        readers = [SampleReader(dataset, self.resolution, most) for dataset in (self.dataset, self.dataset.b) if dataset]
+        return list(zip(names, map(Show, orders, readers), strict=True))
 
     def __getitem__(self, step: tuple[int, int]) -> Batch:
         nimg, batch = step
         indices = batch_indices(nimg, batch, self.lanes, self.rank, self.world).tolist()
-        images, labels, keys, damaged = [], [], [], []
-        for position, index in enumerate(indices):
-            if position % self.together:   # in place of the picture that is due
-                sample, passed_over = self.reader.read_partner(shard, sample, self.order.partner(index))
-            else:
-                shard, number = self.order.locate(index)
-                sample, passed_over = self.reader.read(shard, number)
-            pixels = sample.image[:, ::-1] if self.flip and self.order.flip(index) else sample.image  # [HWC]
-            images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))  # [CHW]
-            labels.append(sample.label)
-            keys.append(sample.key)
-            damaged += passed_over
-        # In a worker, default_collate stacks straight into the memory that the training process will see.
-        return Batch({'image': default_collate(images)}, default_collate(labels), keys, nimg, damaged, self.rank, self.world)
+        pictures, shown, damaged = {}, [], []
+        for domains, show in self.shows:
+            samples, passed_over = show.samples(indices, self.together, self.flip)
+            shown.append(samples)
+            damaged += [f'{domains[0]}: {text}' if self.dataset.b else text for text in passed_over]
+            for domain, images in zip(domains, zip(*(sample.pictures.values() for sample in samples))):
+                # In a worker, default_collate stacks straight into the memory that the training process will see.
+                pictures[domain] = default_collate([torch.from_numpy(image.transpose(2, 0, 1).copy()) for image in images])
+        labels = default_collate([sample.label for sample in shown[0]])
+        keys = ['+'.join(sample.key for sample in samples) for samples in zip(*shown)]
+        conditions = drawn = None
+        if self.dataset.manifest.condition_shape:
+            conditions = default_collate([torch.tensor(sample.condition) for sample in shown[0]])
+            drawn = default_collate([torch.tensor(self.shows[0][1].lent(index)) for index in indices])
+        return Batch(pictures, labels, keys, nimg, damaged, self.rank, self.world, conditions, drawn)
+
+
+def orders_of(dataset: Dataset, lanes: int, seed: int) -> list[Order]:
+    """Of the dataset, and of the one beside it: that has a seed of its own. ValueError if one has fewer samples than lanes."""
+    orders = [Order(dataset.manifest, lanes, seed)]
+    return orders + [Order(dataset.b.manifest, lanes, f'{seed}/b')] if dataset.b else orders
 
 
 def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, seed: int, rank: int, world: int, nimg: int,
@@ -89,15 +138,15 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     """This rank's part of each global batch, from global image `nimg` (a multiple of `lanes`) on.
 
     `batch`: images in a global batch, or a function of the images shown before it. `resolution` is (height, width)
-    in pixels. Of each `together` pictures in a row, all are of the class of the first. `workers` processes decode,
-    `prefetch` batches ahead each, and start at once; with 0 this process decodes. The iterator's `close()` ends them.
-    ValueError at the call for what cannot be streamed; while iterating, ShardError for a shard that cannot be read and
-    RuntimeError for a worker that died.
+    in pixels, to which what is shown of each picture is brought. Of each `together` pictures in a row, all are of the class of
+    the first. `workers` processes decode, `prefetch` batches ahead each, and start at once; with 0 this process decodes. The
+    iterator's `close()` ends them. ValueError at the call for what cannot be streamed; while iterating, ShardError for a
+    shard that cannot be read and RuntimeError for a worker that died.
     """
     check_resolution(dataset, resolution)
     batch_at = batch if callable(batch) else lambda shown: batch
     batch_indices(nimg, batch_at(nimg), lanes, rank, world)
-    Order(dataset.manifest, lanes, seed)
+    orders_of(dataset, lanes, seed)
     steps = Steps(dataset, lanes, seed, rank, world, tuple(resolution), flip, together)
     ear, mouth = multiprocessing.Pipe(duplex=False)   # what the workers hear, and what is told
     loader = DataLoader(
@@ -109,18 +158,27 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     loading = iter(loader)
     if workers:
         atexit.register(_end_workers, weakref.ref(loading))
-    return _batches(loading, workers, dataset.source.remote, mouth)
+    return _batches(loading, workers, any(one.source.remote for one in (dataset, dataset.b) if one), mouth)
 
 
 def check_resolution(dataset: Dataset, resolution: tuple[int, int]) -> None:
-    """ValueError unless pictures packed at the manifest's (height, width) can be shown at `resolution`."""
-    packed, (height, width) = dataset.manifest.resolution, resolution
+    """ValueError unless the pictures, or the parts of them that are shown, can be shown at `resolution` (height, width)."""
+    if dataset.b:
+        check_resolution(dataset.b, resolution)
+    manifest, crop, (height, width) = dataset.manifest, dataset.crop, resolution
     fix = f'pack them with: imago pack --resolution {height}x{width}'
-    if packed is None:
-        raise ValueError(f'resolution={height}x{width} of pictures that were packed at their own sizes; {fix}')
-    if height < 1 or height > packed[0] or height * packed[1] != width * packed[0]:
-        raise ValueError(f'resolution={height}x{width} must have the aspect ratio of the {packed[0]}x{packed[1]} '
-                         f'that the pictures were packed at, and be no larger; {fix}')
+    least = manifest.resolution or manifest.smallest
+    if crop and least and (crop[0] > least[0] or crop[1] > least[1]):
+        raise ValueError(f'data.crop={crop[0]}x{crop[1]} is larger than pictures of the dataset, whose sides are at least '
+                         f'{least[0]}x{least[1]}; use a smaller one, such as {min(crop[0], least[0])}x{min(crop[1], least[1])}, '
+                         'or pack larger pictures')
+    if dataset.size is None:
+        raise ValueError(f'resolution={height}x{width} of pictures that were packed at their own sizes; show parts of them by '
+                         f'data.crop={height}x{width}, or {fix}')
+    whole = 'of data.crop={}x{}' if crop else 'of the {}x{} that the pictures were packed at'
+    if height < 1 or height > dataset.size[0] or height * dataset.size[1] != width * dataset.size[0]:
+        raise ValueError(f'resolution={height}x{width} must have the aspect ratio {whole.format(*dataset.size)}, and be no '
+                         f'larger; {"change one of them" if crop else fix}')
 
 
 def _steps(nimg: int, batch_at: Callable[[int], int]) -> Iterator[tuple[int, int]]:

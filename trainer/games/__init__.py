@@ -32,4 +32,4 @@ def make_game(config: Config, plan: Plan, state: TrainState) -> Game:
 def maker_of(config: Config, plan: Plan, state: TrainState) -> Maker:
     """Of a run's averages, which it sees change."""
     game = GAMES[config.game.name]
-    return game.maker({name: state.averages[name] for name in game.made_of}, plan.class_counts)
+    return game.maker({name: state.averages[name] for name in game.made_of}, plan.class_counts, plan.conditions)

@@ -56,5 +56,5 @@ class Game(ABC):
 
     @staticmethod
     @abstractmethod
-    def maker(networks: dict[str, nn.Module], class_counts: tuple[int, ...]) -> Maker:
+    def maker(networks: dict[str, nn.Module], class_counts: tuple[int, ...], conditions: str = '') -> Maker:
         """What makes pictures, from the averages in `made_of` alone: of a run that trains, which it sees change, or of an export."""

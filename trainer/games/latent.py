@@ -45,9 +45,9 @@ class MicroBatch:
     """What one forward pass sees, on the device."""
 
     images: Tensor       # [NCHW] uint8 reals
-    labels: Tensor       # [N, classes] one-hot, of the reals
+    labels: Tensor       # [N, c_dim] one-hot, or conditions, of the reals
     draws: Draws         # latents for the fakes
-    fake_labels: Tensor  # [N, classes] one-hot; where the loss pairs them, those of the reals
+    fake_labels: Tensor  # [N, c_dim] the like; where the loss pairs them, those of the reals
 
 
 class Latent(Game):
@@ -149,9 +149,12 @@ class Latent(Game):
         stage, counts = self.stage, self.plan.class_counts
         images, own = batch.pictures['image'], stage.batch // batch.world
         draws = self.draw(batch.nimg, phase.name)[batch.rank * own:(batch.rank + 1) * own].to(images.device)
-        labels = to_one_hot(batch.labels, len(counts))
-        # of two classes, a pair's logits would differ by what D thinks of the classes
-        fake_labels = labels if self.paired else to_one_hot(draws.labels, len(counts))
+        if self.plan.condition_shape:
+            labels, fake_labels = batch.conditions, batch.drawn_conditions
+        else:
+            labels, fake_labels = to_one_hot(batch.labels, len(counts)), to_one_hot(draws.labels, len(counts))
+        if self.paired:   # of two classes, a pair's logits would differ by what D thinks of the classes
+            fake_labels = labels
         cuts = [slice(start, start + stage.micro_batch) for start in range(0, own, stage.micro_batch)]
         return [MicroBatch(images[cut], labels[cut], draws[cut], fake_labels[cut]) for cut in cuts]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.data.conditions import from_text
 from trainer.data.labels import to_one_hot
 from trainer.engine.randomness import LEAST_TRUNCATION, Draws, draw, seed_for, truncated_normal
 from trainer.models.batch_norm import standing_statistics
@@ -92,15 +93,25 @@ class Maker(ABC):
 
 
 class LatentMaker(Maker):
-    """Latents and labels become pictures by G."""
+    """Latents and labels become pictures by G.
+
+    `class_counts` count where the generator takes classes. Where it takes continuous conditions, labels are the rows of
+    `conditions`, as data/conditions.py writes them, all drawn equally often.
+    """
 
     has_paths = True
 
-    def __init__(self, networks: dict[str, nn.Module], class_counts: Iterable[int]) -> None:
-        """`class_counts` count where the generator takes classes."""
+    def __init__(self, networks: dict[str, nn.Module], class_counts: Iterable[int], conditions: str = '') -> None:
         self.G = networks['G']
         super().__init__(networks, tuple(self.G.resolution))
         self.class_counts, self.classes = tuple(class_counts) if self.G.c_dim else (), self.G.c_dim
+        self.conditions = torch.tensor(from_text(conditions, self.G.c_dim)) if conditions else None   # [K, c_dim]
+        if self.conditions is not None:
+            self.class_counts, self.classes = (1,) * len(self.conditions), 0
+
+    def c(self, labels: Tensor) -> Tensor:
+        """[N] labels -> [N, c_dim], what the generator takes for them."""
+        return to_one_hot(labels, self.G.c_dim) if self.conditions is None else self.conditions.to(labels.device)[labels]
 
     @property
     def noisy(self) -> bool:
@@ -157,14 +168,14 @@ class LatentMaker(Maker):
 
     def run(self, z: Tensor, labels: Tensor, **options: object) -> Tensor:
         """G on latents [N, z_dim] and labels [N]."""
-        return self.G(z, to_one_hot(labels, self.G.c_dim), **options)
+        return self.G(z, self.c(labels), **options)
 
     def between(self, first: Draws, second: Draws, where: Tensor, sampling: Sampling) -> Tensor:
         """In w along a line; else in z, along a circle, or a line, which does not leave the cube of uniform latents."""
         if not self.G.num_ws:
             path = along_circle if self.latents == 'normal' else torch.lerp
             return self.run(path(first.z, second.z, where), first.labels)
-        c = to_one_hot(first.labels, self.G.c_dim)
+        c = self.c(first.labels)
         w0, w1 = (self.G.mapping(z, c, sampling.psi, sampling.psi_cutoff) for z in (first.z, second.z))   # [N, num_ws, w_dim]
         return self.G.synthesis(w0.lerp(w1, where[:, :, None]), noise='const')
 
@@ -172,8 +183,8 @@ class LatentMaker(Maker):
 class SeveralMaker(LatentMaker):
     """Labels are no classes: they say which of several generators makes a picture, all of them equally often."""
 
-    def __init__(self, networks: dict[str, nn.Module], class_counts: Iterable[int]) -> None:
-        super().__init__(networks, class_counts)
+    def __init__(self, networks: dict[str, nn.Module], class_counts: Iterable[int], conditions: str = '') -> None:
+        super().__init__(networks, class_counts, conditions)
         self.class_counts = (1,) * len(self.G.generators)
 
     def run(self, z: Tensor, labels: Tensor, **options: object) -> Tensor:

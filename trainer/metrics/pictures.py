@@ -61,7 +61,8 @@ class ShardPictures:
     @property
     def digest(self) -> str:
         everything = self.count == self.dataset.manifest.num_samples
-        return self.dataset.manifest.digest() + ('' if everything else f'/{self.count} by seed {self.seed}')
+        crop = f'/crop {self.dataset.crop}' if self.dataset.crop else ''
+        return self.dataset.manifest.digest() + crop + ('' if everything else f'/{self.count} by seed {self.seed}')
 
     @property
     def labelled(self) -> bool:

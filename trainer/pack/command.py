@@ -13,22 +13,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from PIL import ImageColor
 from tqdm import tqdm
 
 from trainer.command import Parser, tell_error
 from trainer.config.resolution import base_and_doublings, parse_resolution
 from trainer.data.durable import write_text
-from trainer.data.manifest import Manifest
+from trainer.data.manifest import PAIRED, SINGLE, Manifest
 from trainer.pack import verify
+from trainer.pack.conditions import read_conditions
 from trainer.pack.labels import number_classes, read_labels
 from trainer.pack.members import Member
+from trainer.pack.pairs import partners_of
 from trainer.pack.pictures import (
     SUFFIXES,
     WHITEST,
@@ -37,7 +40,7 @@ from trainer.pack.pictures import (
     Recipe,
     Skipped,
     largest_value,
-    prepare,
+    prepare_all,
     size_mismatch,
     start_worker,
     upright_size,
@@ -59,25 +62,28 @@ def pack(options: argparse.Namespace) -> None:
     out = check_paths(options)
     size = check_options(options)
     check_target(out, options.overwrite)
-    check_apart(out, options.source)
-    listing, pictures, labels, class_names = find_pictures(options)
-    with worker_pool(min(options.workers, -(-len(pictures) // CHUNK))) as pool:
+    for source in filter(None, (options.source, options.pair)):
+        check_apart(out, source)
+    found = find_samples(options)
+    pictures, domains = list(chain(*found.samples)), PAIRED if options.pair else SINGLE
+    with worker_pool(min(options.workers, -(-len(found.samples) // CHUNK))) as pool:
         limits = Limits(options.max_pixels)
-        size = size or common_size(pool, pictures, limits, options.workers)
+        size = size if size or options.keep_sizes else common_size(pool, pictures, limits, options.workers)
         white_level = (find_white_level(pool, pictures, limits, options.workers) if options.white_level == 'auto'
                        else int(options.white_level))
         fit = options.fit or 'crop' if options.resolution else None
         quality = options.quality or (LOSSLESS_EFFORT if options.lossless else LOSSY_QUALITY)
         recipe = Recipe(size, fit, options.background, options.channels, options.encoding, quality, options.lossless,
                         limits, white_level)
-        work = partial(prepare, recipe=recipe)
+        work = partial(prepare_all, recipe=recipe)
         with (folder_in_the_making(out, options.overwrite) as folder,
-              closing(in_order(pool, work, pictures, options.workers, 'packing')) as results):
-            with ShardWriter(folder, SUFFIXES[options.encoding], int(options.shard_mb * 1e6)) as writer:
-                tally = write_samples(writer, results, labels, len(class_names), options.strict)
+              closing(in_order(pool, work, found.samples, options.workers, 'packing')) as results):
+            with ShardWriter(folder, SUFFIXES[options.encoding], int(options.shard_mb * 1e6), domains) as writer:
+                tally = write_samples(writer, results, found, options.strict)
+            listing = found.listing
             assert listing.members == tally.pictures + len(tally.skipped) + sum(listing.ignored.values()), 'a picture is lost'
-            manifest = Manifest(size, options.channels, options.encoding, class_names, tuple(tally.class_counts),
-                                tuple(writer.shards))
+            manifest = Manifest(size, options.channels, options.encoding, found.class_names, tuple(tally.class_counts),
+                                tuple(writer.shards), None if size else tally.smallest, domains, found.condition_shape)
             about = {'recipe': asdict(recipe), 'seed': options.seed, 'members': listing.members, 'ignored': listing.ignored,
                      **asdict(tally)}
             write_text(folder / REPORT, json.dumps(about, indent=1) + '\n')
@@ -88,7 +94,8 @@ def pack(options: argparse.Namespace) -> None:
 
 def check_paths(options: argparse.Namespace) -> Path:
     """OUT, as an absolute path. ValueError for paths that cannot be meant."""
-    for name, text in (('SOURCE', options.source), ('OUT', options.out), ('--labels', options.labels)):
+    for name, text in (('SOURCE', options.source), ('--pair', options.pair), ('OUT', options.out), ('--labels', options.labels),
+                       ('--conditions', options.conditions)):
         if text is not None and not text.strip():
             raise ValueError(f'{name} {text!r} is empty; give a path')
         if text is not None and '~' in Path(text).parts:
@@ -126,6 +133,8 @@ def check_options(options: argparse.Namespace) -> tuple[int, int] | None:
         raise ValueError(f'--quality {options.quality} has no effect on lossless pictures; leave it out')
     if options.quality is not None and not 1 <= options.quality <= 100:
         raise ValueError(f'--quality {options.quality} is outside 1 to 100')
+    if options.keep_sizes and options.resolution:
+        raise ValueError(f'--resolution {options.resolution} brings all to one size, and --keep-sizes does not; leave one out')
     if options.fit and not options.resolution:
         raise ValueError(f'--fit {options.fit} needs a size to fit to: add --resolution')
     try:
@@ -142,12 +151,30 @@ def target_size(text: str) -> tuple[int, int]:
     return size
 
 
-def find_pictures(options: argparse.Namespace) -> tuple[Listing, list[Member], list[int | None], tuple[str, ...]]:
-    """What SOURCE holds; its pictures in the order of the shards, their class numbers, and the classes."""
+@dataclass(frozen=True)
+class Found:
+    """What SOURCE holds; and in the order of the shards the pictures of each sample, its class number, and its condition."""
+
+    listing: Listing
+    samples: list[tuple[Member, ...]]
+    labels: list[int | None]
+    class_names: tuple[str, ...]
+    conditions: Sequence[np.ndarray | None]
+
+    @property
+    def condition_shape(self) -> tuple[int, ...] | None:
+        return None if self.conditions[0] is None else self.conditions[0].shape
+
+
+def find_samples(options: argparse.Namespace) -> Found:
+    """ValueError unless the pictures, their labels, partners and conditions fit each other."""
     listing = list_source(options.source, labels=not (options.labels or options.no_labels))
     for note in listing.notes:
         print(f'imago pack: {note}', file=sys.stderr)
     names = [picture.name for picture in listing.pictures]
+    sources = [listing.pictures]
+    if options.pair:
+        sources.append(partners_of(listing.pictures, options.source, options.pair))
     if options.labels:
         class_names, numbers = number_classes(read_labels(Path(options.labels), names), names, numeric=True)
     else:
@@ -160,7 +187,9 @@ def find_pictures(options: argparse.Namespace) -> tuple[Listing, list[Member], l
     # Names are sorted by class; shuffled, each shard mixes the classes, and a part of the shards is a fair sample.
     order = list(range(len(names)))
     random.Random(options.seed).shuffle(order)
-    return listing, [listing.pictures[i] for i in order], [numbers[i] for i in order], class_names
+    conditions = read_conditions(Path(options.conditions), names)[order] if options.conditions else [None] * len(order)
+    return Found(listing, [tuple(pictures[i] for pictures in sources) for i in order], [numbers[i] for i in order], class_names,
+                 conditions)
 
 
 @contextmanager
@@ -210,26 +239,21 @@ def find_white_level(pool: Executor, pictures: Sequence[Member], limits: Limits,
         return full_scale(max(values)) or WHITEST
 
 
-def write_samples(writer: ShardWriter, results: Iterator[Encoded | Skipped], labels: Sequence[int | None], classes: int,
-                  strict: bool) -> Tally:
+def write_samples(writer: ShardWriter, results: Iterator[tuple[Encoded, ...] | Skipped], found: Found, strict: bool) -> Tally:
     """Write and count what `results` hold, in order. ValueError if all are skipped, or one is and `strict` is set."""
-    tally, seen = Tally([0] * classes), set()
-    for result, label in zip(results, labels, strict=True):
+    tally, seen = Tally([0] * len(found.class_names)), set()
+    for result, label, condition in zip(results, found.labels, found.conditions, strict=True):
         if isinstance(result, Skipped):
             if strict:
                 raise ValueError(f'{result.name!r}: {result.reason} (without --strict it would be skipped)')
             tally.skipped.append(result)
             continue
-        writer.write(result.data, label)
+        writer.write([picture.data for picture in result], label, condition)
         if label is not None:
             tally.class_counts[label] += 1
-        tally.enlarged += result.enlarged
-        if result.values:
-            tally.of_16_bits += 1
-            tally.coarse += result.coarse
-            least, largest = tally.values or result.values
-            tally.values = min(least, result.values[0]), max(largest, result.values[1])
-        seen.add(hashlib.blake2b(result.data, digest_size=16).digest())
+        for picture in result:
+            tally.add(picture)
+        seen.add(hashlib.blake2b(b''.join(picture.data for picture in result), digest_size=16).digest())
     if not writer.samples:
         first = tally.skipped[0]
         raise ValueError(f'none of the {len(tally.skipped)} pictures can be read, e.g. {first.name!r}: {first.reason}')
@@ -244,14 +268,21 @@ def make_parser() -> Parser:
     parser.add_argument('source', metavar='SOURCE', help='a folder or .zip of pictures, in one sub-folder a class or '
                         'in none; or WebDataset tars: one, a folder of them, or a pattern like x-{000..003}.tar. Labels in '
                         "it go before sub-folders: StyleGAN's dataset.json, or KEY.cls or KEY.json beside KEY.png")
+    parser.add_argument('--pair', metavar='SOURCE_B', help='pack each picture of SOURCE with the one of the same name here, as a '
+                        'pair of the domains a and b; each picture must have its partner')
     parser.add_argument('out', metavar='OUT', help='the folder to make')
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument('--labels', metavar='FILE',
                         help='class names or numbers: CSV lines path,label, .json object path -> label, or '
                         "StyleGAN's dataset.json")
     labels.add_argument('--no-labels', action='store_true', help='no classes, whatever the folders')
+    parser.add_argument('--conditions', metavar='FILE', help='floats to pack with each picture: .npy, an array [pictures, '
+                        'values] or [pictures, length, values] in the order of the sorted names; .csv, lines path,value,...; or '
+                        '.json, an object path -> [values]')
     parser.add_argument('--resolution', metavar='SIZE', help='HEIGHT x WIDTH in pixels, like 768x512, or 512 for a '
                         'square; default: as is, all pictures must have one size')
+    parser.add_argument('--keep-sizes', action='store_true',
+                        help='each picture keeps its own size; data.crop=SIZE then shows parts of them')
     parser.add_argument('--fit', choices=('crop', 'pad'),
                         help='at another aspect: crop from the centre (default), or pad')
     parser.add_argument('--background', default='white', metavar='COLOUR',

@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from trainer.config.resolution import largest_square
+from trainer.config.resolution import LONGEST_SIDE, SHORTEST_SIDE, largest_square
 from trainer.pack.members import Member
 from trainer.pack.sources import FORMATS
 
@@ -38,9 +39,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What becomes of a picture. `size` is (height, width) in pixels; `fit` crop, pad, or None to demand that size."""
+    """What becomes of a picture. `size` is (height, width) in pixels; `fit` crop, pad, or None to demand that size.
 
-    size: tuple[int, int]
+    Without a `size` each picture keeps its own.
+    """
+
+    size: tuple[int, int] | None
     fit: str | None
     background: str     # a colour that Pillow knows: under transparency and around padded pictures
     channels: int
@@ -54,6 +58,7 @@ class Recipe:
 @dataclass(frozen=True)
 class Encoded:
     data: bytes
+    size: tuple[int, int]           # (height, width) in pixels
     enlarged: bool
     values: tuple[int, int] | None  # the smallest and the largest in a file of 16 bits ...
     coarse: bool                    # ... of which only the upper 8 were read
@@ -88,13 +93,27 @@ def prepare(picture: Member, recipe: Recipe) -> Encoded | Skipped:
             image = to_colour(image, recipe.background, recipe.channels, recipe.white_level)
     except Exception as error:  # Pillow's readers raise nearly every kind on broken files
         return Skipped(picture.name, _reason(error))
-    if recipe.fit is None and image.size[::-1] != recipe.size:
+    if recipe.size and recipe.fit is None and image.size[::-1] != recipe.size:
         raise ValueError(size_mismatch(picture.name, image.size[::-1], 'the others', recipe.size))
     try:
-        image, enlarged = fit(image, recipe)
+        image, enlarged = fit(image, recipe) if recipe.size else (check_sides(image), False)
     except ValueError as error:
         return Skipped(picture.name, str(error))
-    return Encoded(_encode(image, recipe), enlarged, values, coarse)
+    return Encoded(_encode(image, recipe), image.size[::-1], enlarged, values, coarse)
+
+
+def prepare_all(pictures: Sequence[Member], recipe: Recipe) -> tuple[Encoded, ...] | Skipped:
+    """Those of a sample; or why it is passed over, if one of them cannot be packed, or a pair has two sizes."""
+    found = []
+    for picture in pictures:
+        result = prepare(picture, recipe)
+        if isinstance(result, Skipped):
+            return result
+        found.append(result)
+        if result.size != found[0].size:
+            (height, width), (h, w) = result.size, found[0].size
+            return Skipped(picture.name, f'{height}x{width} pixels, the other of its pair {h}x{w}; both must have one size')
+    return tuple(found)
 
 
 def open_upright(picture: Member, limits: Limits, background: str, channels: int) -> Image.Image:
@@ -152,6 +171,13 @@ def to_colour(image: Image.Image, background: str, channels: int, white_level: i
         image = canvas
     image = image.convert(MODES[channels])
     image.info.clear()  # or the encoder would store the old profile and orientation once more
+    return image
+
+
+def check_sides(image: Image.Image) -> Image.Image:
+    """`image` itself. ValueError if no part of it is as large as a picture of a network, or WebP cannot hold it."""
+    if min(image.size) < SHORTEST_SIDE or max(image.size) > LONGEST_SIDE:
+        raise ValueError(f'{image.height}x{image.width} pixels, where each side must be {SHORTEST_SIDE} to {LONGEST_SIDE}')
     return image
 
 

@@ -6,15 +6,17 @@ import os
 import re
 import tarfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 from webdataset import TarWriter
 
 from trainer.data.checksums import LINE, append_checksums, checksum, padded
+from trainer.data.conditions import CONDITION, to_bytes
 from trainer.data.durable import sync_folder
-from trainer.data.manifest import FILE_NAME, MOST_IN_A_SHARD, Shard, find_manifest, sample_key
+from trainer.data.manifest import FILE_NAME, MOST_IN_A_SHARD, SINGLE, Shard, find_manifest, sample_key
 from trainer.wording import listed
 
 REPORT = 'report.json'
@@ -25,11 +27,12 @@ WRITTEN = re.compile(rf'shard-[0-9]{{5,}}\.tar|({re.escape(REPORT)}|{re.escape(F
 class ShardWriter:
     """Writes samples, numbered from 0 on, and their checksums into tars of at most `max_bytes`.
 
-    A larger sample gets a tar of its own.
+    A larger sample gets a tar of its own. Each has a picture of each of `domains`.
     """
 
-    def __init__(self, folder: Path, suffix: str, max_bytes: int):
-        self.folder, self.suffix, self.max_bytes = folder, suffix, max_bytes
+    def __init__(self, folder: Path, suffix: str, max_bytes: int, domains: tuple[str, ...] = SINGLE):
+        self.folder, self.max_bytes = folder, max_bytes
+        self.suffixes = [suffix] if domains == SINGLE else [f'{domain}.{suffix}' for domain in domains]
         self.shards: list[Shard] = []
         self.samples = 0          # in all
         self._file = None
@@ -45,8 +48,10 @@ class ShardWriter:
             with suppress(OSError), self._file:
                 self._tar.close()
 
-    def write(self, data: bytes, label: int | None) -> None:
-        members = {self.suffix: data} | ({} if label is None else {'cls': str(label).encode()})
+    def write(self, pictures: Sequence[bytes], label: int | None, condition: np.ndarray | None = None) -> None:
+        """Add a sample: its pictures, in the order of the domains, its class and its condition."""
+        members = dict(zip(self.suffixes, pictures, strict=True)) | ({} if label is None else {'cls': str(label).encode()})
+        members |= {} if condition is None else {CONDITION: to_bytes(condition)}
         size = sum(padded(len(content)) for content in members.values())
         if self._file and (len(self._sums) == MOST_IN_A_SHARD
                            or self._bytes + size + padded(LINE * (len(self._sums) + 1)) > self.max_bytes):

@@ -9,16 +9,17 @@ from pathlib import Path
 import yaml
 
 from trainer.config.load import load_config
-from trainer.config.resolution import base_and_doublings, largest_of_aspect, nearest_sizes
-from trainer.data.manifest import Manifest
+from trainer.config.resolution import base_and_doublings, largest_of_aspect, largest_square, nearest_sizes
+from trainer.data.manifest import SINGLE, Manifest
 from trainer.data.order import Order
-from trainer.pack.pictures import WHITEST, Skipped
+from trainer.pack.pictures import WHITEST, Encoded, Skipped
 from trainer.pack.shards import REPORT
 from trainer.wording import listed
 
 NAMED = 5              # skipped pictures named on the terminal; the report names all
 CONFIG = 'stylegan2-256'
 LONGEST_SIDE = 1024    # px, the most that is published for it
+LONGEST_CROP = 256     # px, of the command that is printed
 LONGEST_BASE = 64      # px, of the coarsest maps; D's last layers grow with their area
 
 
@@ -30,10 +31,21 @@ class Tally:
     pictures: int = 0
     enlarged: int = 0
     duplicates: int = 0
+    smallest: tuple[int, int] | None = None  # the least height and the least width, in px
     of_16_bits: int = 0
     coarse: int = 0                        # of these, of colours that were read by their upper 8 bits
     values: tuple[int, int] | None = None  # the smallest and the largest in files of 16 bits
     skipped: list[Skipped] = field(default_factory=list)
+
+    def add(self, picture: Encoded) -> None:
+        """Count what a packed picture was like."""
+        self.enlarged += picture.enlarged
+        self.smallest = tuple(map(min, self.smallest or picture.size, picture.size))
+        if picture.values:
+            self.of_16_bits += 1
+            self.coarse += picture.coarse
+            least, largest = self.values or picture.values
+            self.values = min(least, picture.values[0]), max(largest, picture.values[1])
 
 
 def summarize(out: str, manifest: Manifest, tally: Tally, ignored: dict[str, int], seconds: float) -> None:
@@ -41,11 +53,15 @@ def summarize(out: str, manifest: Manifest, tally: Tally, ignored: dict[str, int
         print(f'imago pack: skipped {skipped.name!r}: {skipped.reason}', file=sys.stderr)
     if len(tally.skipped) > NAMED:
         print(f'imago pack: {len(tally.skipped)} skipped in all, named in {out}/{REPORT}', file=sys.stderr)
-    height, width = manifest.resolution
+    height, width = manifest.resolution or manifest.smallest
+    what = 'pictures' if manifest.domains == SINGLE else 'pairs of pictures'
+    at_least = '' if manifest.resolution else 'at least '
     classes = f'{len(manifest.class_names)} classes' if manifest.class_names else 'no labels'
+    shape = manifest.condition_shape
+    conditions = f', conditions of {"x".join(map(str, shape))} values' if shape else ''
     others = sorted(ignored.items(), key=lambda entry: -entry[1])
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
-    print(f'packed    {tally.pictures} pictures of {height}x{width} px, {classes}, in {seconds:.1f} s '
+    print(f'packed    {tally.pictures} {what} of {at_least}{height}x{width} px, {classes}{conditions}, in {seconds:.1f} s '
           f'({(tally.pictures + len(tally.skipped)) / seconds:.0f} img/s)')
     if manifest.class_names:
         counts = [f'{plain(name)} {count}' for name, count in zip(manifest.class_names, manifest.class_counts) if count]
@@ -87,17 +103,20 @@ def full_scale(value: int) -> int:
 
 def train_command(out: str, manifest: Manifest) -> str:
     """An `imago train` command that starts on this dataset as it is. ValueError says why there is none."""
-    size = largest_of_aspect(manifest.resolution, LONGEST_SIDE)
+    size = largest_of_aspect(manifest.resolution, LONGEST_SIDE) if manifest.resolution else _crop_for(manifest.smallest)
     if size is None or not _is_moderate(size):
         height, width = manifest.resolution
         near = ' or '.join(f'{h}x{w}' for h, w in nearest_sizes(manifest.resolution) if _is_moderate((h, w))) or '256'
         raise ValueError(f'no network of moderate size makes {height}x{width}, nor smaller ones of this aspect; '
                          f'pack again with --resolution {near}')
+    if manifest.domains != SINGLE:
+        raise ValueError('pairs are for games of two domains, which take data.path=' + out)
     published = load_config(CONFIG)
     lanes = 1 << min(published.data.lanes, manifest.num_samples).bit_length() - 1
     path = str(Path(out).absolute()) if ':' in out or out.startswith('~') else out  # it would be a URL, or a home folder
     overrides = [f'data.path={_as_yaml(path)}']
     overrides += [f'data.resolution={size[0]}x{size[1]}'] if size != published.data.resolution else []
+    overrides += [] if manifest.resolution else [f'data.crop={size[0]}x{size[1]}']
     overrides += [f'data.lanes={lanes}'] if lanes != published.data.lanes else []
     config = load_config(CONFIG, overrides)
     config.check_world(1)
@@ -105,6 +124,12 @@ def train_command(out: str, manifest: Manifest) -> str:
     if config.data.path != path:
         raise ValueError(f'{out!r} is a name that no command line can give; rename it')
     return f'imago train {CONFIG} {shlex.join(overrides)}'
+
+
+def _crop_for(smallest: tuple[int, int]) -> tuple[int, int]:
+    """The largest usual square that can be cropped from every picture."""
+    side = min(largest_square(min(smallest)), LONGEST_CROP)
+    return side, side
 
 
 def _is_moderate(size: tuple[int, int]) -> bool:

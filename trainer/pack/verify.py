@@ -9,7 +9,7 @@ from tqdm import tqdm
 from trainer.command import Parser, tell_error
 from trainer.data.locations import scheme_of, shown
 from trainer.data.manifest import Shard, sample_key
-from trainer.data.shards import Dataset, Members, open_dataset
+from trainer.data.shards import Damaged, Dataset, Members, open_dataset, read_contents
 from trainer.data.sources import ShardError
 from trainer.wording import listed
 
@@ -50,8 +50,8 @@ def _damaged_samples(members: Members, dataset: Dataset) -> list[str]:
     lost = []
     for key in map(sample_key, range(members.shard.first, members.shard.first + members.shard.samples)):
         try:
-            members.read_sample(key, labelled=bool(dataset.manifest.class_names))
-        except ValueError:
+            read_contents(dataset.manifest, members, key)
+        except Damaged:
             lost.append(key)
     return lost
 

@@ -14,7 +14,7 @@ from torch import nn
 from trainer.command import Parser, tell_errors
 from trainer.config.load import Config, load_config
 from trainer.config.schedule import stage_at
-from trainer.config.sections import ParallelConfig
+from trainer.config.sections import CONTINUOUS, ParallelConfig
 from trainer.data.manifest import Manifest
 from trainer.engine.parallel import parts_of
 from trainer.models import num_parameters
@@ -135,9 +135,9 @@ def add(total: dict[str, float], more: dict[str, float], times: float) -> None:
 
 def at_full_size(config: Config, world: int) -> Config:
     """As the run ends, micro_batch no larger than a rank's share of the batch. ValueError where that cannot be divided."""
-    if config.data.resolution is None:
+    if config.data.size(None) is None:
         raise ValueError('data.resolution is not set, and the pictures are not looked at; give data.resolution=512, say')
-    stage = stage_at(config, config.data.resolution, config.total_nimg)
+    stage = stage_at(config, config.data.size(None), config.total_nimg)
     micro_batch = min(stage.micro_batch, max(stage.batch // world, 1))
     config = config.model_copy(update={'growth': None, 'batch': stage.batch, 'micro_batch': micro_batch})
     config.check_world(world)
@@ -193,10 +193,12 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         machine, memory_gb = machine_of(options)
         if config.data.conditional and not options.classes:
-            raise ValueError('data.conditional=true, and the pictures are not looked at; give --classes N')
+            raise ValueError(f'data.conditional={str(config.data.conditional).lower()}, and the pictures are not looked at; '
+                             'give --classes N')
         classes = options.classes if config.data.conditional else 0
-        names, counts = tuple(map(str, range(classes))), (1,) * classes
-        manifest = Manifest(config.data.resolution, options.channels, 'webp', names, counts, ())
+        shape = (classes,) if config.data.conditional == CONTINUOUS else None
+        names, counts = (tuple(map(str, range(classes))), (1,) * classes) if shape is None else ((), ())
+        manifest = Manifest(config.data.size(None), options.channels, 'webp', names, counts, (), condition_shape=shape)
         print(table(config, manifest, machine, memory_gb, options.nodes, options.gpus_per_node))
         return 0
     return tell_errors('imago cost', work)
@@ -208,7 +210,8 @@ def parser() -> Parser:
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, as imago train takes them')
     parser.add_argument('--nodes', type=int, nargs='+', default=[1], metavar='N')
     parser.add_argument('--gpus-per-node', type=int, default=8, metavar='N')
-    parser.add_argument('--classes', type=int, default=0, metavar='N', help='of a dataset with labels')
+    parser.add_argument('--classes', type=int, default=0, metavar='N',
+                        help='of a dataset with labels; or the values of each of its conditions')
     parser.add_argument('--channels', type=int, default=3, metavar='N', help='of the pictures')
     parser.add_argument('--gpu', choices=PEAKS, default='h200', help='whose peaks count where no speed is given')
     parser.add_argument('--sustained', type=float, default=0.25, metavar='SHARE', help='of the peak FLOP/s')

@@ -35,9 +35,11 @@ def describe_run(config: Config, manifest: Manifest, world: int) -> str:
     counts = '   '.join(f'{name} {num_parameters(network):,}' for name, network in networks.items())
     phase, activations = max(phase_activations(config, plan, networks), key=lambda entry: entry[1])
     height, width = plan.resolution
+    given = f'{len(plan.class_names) or "no"} classes'
+    if plan.condition_shape:
+        given = f'conditions of {plan.condition_shape[0]} values'
     return '\n'.join([
-        f'\n# pictures      {height} x {width}, {manifest.num_samples} in {len(manifest.shards)} shards, '
-        f'{len(plan.class_names) or "no"} classes',
+        f'\n# pictures      {height} x {width}, {manifest.num_samples} in {len(manifest.shards)} shards, {given}',
         f'# parameters    {counts}',
         f'# memory        {(own + whole + activations) / 1e9:.2f} GB a rank: state and gradients {own / 1e9:.2f}, '
         f'whole networks {whole / 1e9:.2f}, activations {activations / 1e9:.2f} ({phase}, '
@@ -100,7 +102,9 @@ def without_content(config: Config, plan: Plan, networks: dict[str, nn.Module], 
         memory = {name: torch.zeros(()) for name in plan.memory}
         state = TrainState(networks, {name: networks[name] for name in plan.averaged}, memory=memory)
         pictures = {domain: torch.zeros(n, plan.channels, *plan.resolution, dtype=torch.uint8) for domain in plan.domains}
-        yield make_game(eager, plan, state), Batch(pictures, torch.zeros(n, dtype=torch.int64), [], 0, [], 0, 1)
+        labels = torch.zeros(n, dtype=torch.int64)
+        conditions = torch.zeros(n, *plan.condition_shape) if plan.condition_shape else None
+        yield make_game(eager, plan, state), Batch(pictures, labels, [], 0, [], 0, 1, conditions, conditions)
 
 
 def full_size_micro_batch(config: Config, resolution: tuple[int, int]) -> int:

@@ -12,6 +12,7 @@ from trainer.config.load import Config
 from trainer.config.networks import NETWORK_NAMES, NetworkConfig
 from trainer.config.plan import Plan
 from trainer.config.schema import Resolution, Section, whole
+from trainer.data.conditions import from_text
 from trainer.data.sealed import Count
 from trainer.games import GAMES
 
@@ -81,6 +82,7 @@ class Description(Section):
     networks: dict[str, Network]            # that the maker of the game needs, by name
     class_names: tuple[str, ...]            # () of an unconditional generator
     class_counts: tuple[Count, ...]
+    conditions: str = ''                    # of a plan: some that pictures are made for, where they are no classes
     nimg: Count                             # images that they were trained on
     weights_sha256: str = ''                # of an export's weights
     checksum: str = ''                      # of the file that says all this; '' if that is an older one
@@ -107,6 +109,11 @@ class Description(Section):
         if {name: network.role for name, network in self.networks.items()} != GAMES[self.game].made_of:
             raise ValueError(f'its networks are not those of the game {self.game}: {", ".join(GAMES[self.game].made_of)}')
         classes, c_dims = len(self.class_names), [_inner(network.options).get('c_dim', 0) for network in self.networks.values()]
+        if self.conditions:
+            if classes or not all(c_dims):
+                raise ValueError(f'it has conditions, {classes} class names and c_dim={min(c_dims)}')
+            from_text(self.conditions, c_dims[0])
+            return self
         if len(self.class_counts) != classes or not {0, classes} >= set(c_dims):
             raise ValueError(f'it has {classes} class names, {len(self.class_counts)} counts and c_dim={max(c_dims)}')
         if classes and not any(self.class_counts):
@@ -119,7 +126,7 @@ def describe_maker(config: Config, plan: Plan) -> dict:
     networks = {name: {'role': spec.role, 'model': spec.model, 'options': spec.options}
                 for name, spec in plan.networks.items() if name in GAMES[config.game.name].made_of}
     return written({'game': config.game.name, 'networks': networks, 'class_names': plan.class_names,
-                    'class_counts': plan.class_counts})
+                    'class_counts': plan.class_counts} | ({'conditions': plan.conditions} if plan.conditions else {}))
 
 
 def written(about: dict) -> dict:
@@ -163,7 +170,7 @@ def without_content(about: dict) -> dict[str, nn.Module]:
     try:
         with torch.device('meta'):
             networks = build_networks(about)
-            GAMES[about['game']].maker(networks, about['class_counts'])
+            GAMES[about['game']].maker(networks, about['class_counts'], about['conditions'])
             return networks
     except Exception as error:  # of options that a stranger has put together constructors may raise anything
         names = ', '.join(f'{each["role"]} {each["model"]}' for each in about['networks'].values())

@@ -143,7 +143,8 @@ def build_maker(folder: Path, about: dict, device: str | torch.device = 'cpu') -
         if not folder.exists():
             return None
         raise
-    return GAMES[about['game']].maker({name: network.to(device) for name, network in networks.items()}, about['class_counts'])
+    return GAMES[about['game']].maker({name: network.to(device) for name, network in networks.items()}, about['class_counts'],
+                                      about['conditions'])
 
 
 def prefix_of(name: str, networks: dict[str, nn.Module]) -> str:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -77,18 +77,24 @@ class FolderPictures:
         return np.asarray(image), 0
 
 
-def find_pictures(path: str, config: EvaluateConfig, most: int, size: tuple[int, int] | None = None) -> Pictures:
-    """Of shards, at `size` (height, width) or as packed; or of a folder, zip or tars. ValueError if it holds none."""
+def find_pictures(path: str, config: EvaluateConfig, most: int, size: tuple[int, int] | None = None,
+                  crop: tuple[int, int] | None = None) -> Pictures:
+    """Of shards, at `size` (height, width) or as packed; or of a folder, zip or tars. ValueError if it holds none.
+
+    Of pictures in shards, the part that is compared has the size `crop`, or `size` where they keep their own sizes.
+    """
     if not scheme_of(path):
         if not Path(path).exists() and '{' not in path:
             raise ValueError(f'no such folder: {path}; give shards or pictures')
         if find_manifest(Path(path)) is None:
             return FolderPictures(path, most, config.seed)
     try:
-        dataset = open_dataset(path)
+        dataset = open_dataset(path, crop=crop)
     except ShardError as error:
         raise ValueError(str(error)) from error
-    size = size or dataset.manifest.resolution
+    if dataset.size is None:
+        dataset = replace(dataset, crop=size)
+    size = size or dataset.size
     if size is None:
         raise ValueError(f'{masked(path)} holds pictures of different sizes; pack them with imago pack --resolution')
     check_resolution(dataset, size)
@@ -129,8 +135,11 @@ def check_own_data(run: Path, location: str) -> None:
                          f'give the whole location as --data{or_so}') from None
 
 
-def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None]:
-    """The `evaluate` section of a run, or the defaults, under the options; and the dataset. ValueError for bad values."""
+def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None, tuple[int, int] | None]:
+    """The `evaluate` section of a run, or the defaults, under the options; the dataset; and the run's crop.
+
+    ValueError for bad values.
+    """
     source = Path(options.source)
     config = read_config(source) if (source / CONFIG_FILE).is_file() else None
     # the run may be a stranger's, and these are programs
@@ -142,7 +151,8 @@ def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None]:
     tree = (config.evaluate if config else EvaluateConfig()).model_dump()
     tree |= {name: value for name in tree if (value := getattr(options, name, None)) is not None}
     try:
-        return EvaluateConfig.model_validate(tree), options.data or (config.data.path if config else None)
+        evaluation = EvaluateConfig.model_validate(tree)
+        return evaluation, options.data or (config.data.path if config else None), config.data.crop if config else None
     except ValidationError as error:
         detail = error.errors()[0]
         message = detail['msg'].removeprefix('Value error, ')
@@ -151,7 +161,7 @@ def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None]:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate, print, and keep. All ranks call it together. ValueError for what the user can mend."""
-    config, data = dist.together(lambda: settings(options))
+    config, data, crop = dist.together(lambda: settings(options))
     if data is None:
         raise ValueError(f'--data is missing: {options.source} is no run folder, which would name its dataset')
     dist.init(options.device)
@@ -161,7 +171,7 @@ def run(options: argparse.Namespace) -> None:
         source, size, nimg = fakes_of(maker, config), maker.resolution, about['nimg']
     else:
         source, size = dist.together(lambda: find_pictures(options.source, config, config.images)), None
-    reference = dist.together(lambda: find_pictures(data, config, config.most_reals, size))
+    reference = dist.together(lambda: find_pictures(data, config, config.most_reals, size, crop))
     dist.together(lambda: check_evaluation(config, source, reference))
     extractor = dist.together(lambda: make_extractor(config, dist.device()))
     scores = evaluate(source, reference, extractor, config)

@@ -103,7 +103,7 @@ class Guard:
         """Reals, held-out ones and the latents of fakes; of the same classes all three."""
         config, manifest, count = self.config, dataset.manifest, self.config.guard.pictures
         labels, each = [], count
-        if config.data.conditional:
+        if self.game.plan.class_counts:
             labels = rarest_classes(manifest.class_counts, count // A_CLASS)
             each = count // len(labels)
         size = self.game.plan.resolution
@@ -186,7 +186,8 @@ def open_held_out(config: Config, manifest: Manifest) -> Dataset:
     """The pictures of `guard.data`. ValueError unless they are like those of `manifest`, and others."""
     where = masked(config.guard.data)
     try:
-        dataset = open_dataset(config.guard.data, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb)
+        dataset = open_dataset(config.guard.data, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb,
+                               crop=config.data.crop)
     except ShardError as error:
         raise ValueError(f'guard.data: {error}') from error
     other = dataset.manifest
@@ -197,7 +198,7 @@ def open_held_out(config: Config, manifest: Manifest) -> Dataset:
     if config.data.conditional and other.class_names != manifest.class_names:
         raise ValueError(f'guard.data={where} has other classes ({", ".join(other.class_names) or "none"}) than the '
                          'training data; pack the same sub-folders')
-    check_resolution(dataset, config.data.resolution or manifest.resolution)
+    check_resolution(dataset, config.data.size(manifest.resolution))
     return dataset
 
 

@@ -1,0 +1,157 @@
+"""Continuous conditions: of reals those that are packed with them, of fakes those of other pictures of the data."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families_for_tests import FAMILIES, config_of
+from runs_for_tests import differing, largest_difference, on_ranks, train_here
+from shards_for_tests import picture
+
+from trainer.data.conditions import from_text
+from trainer.data.manifest import Manifest
+from trainer.data.shards import open_dataset
+from trainer.data.stream import Batch, stream
+from trainer.games import make_game
+from trainer.pack.shards import ShardWriter
+from trainer.plan.preflight import describe_run
+from trainer.runs.export import load_generator, open_maker
+from trainer.start import prepare
+from trainer.tools.export import main as export
+from trainer.tools.sample import main as sample
+
+VALUES = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+CONTINUOUS = {'data': {'conditional': 'continuous'}}
+
+
+def pack(folder: Path, values: np.ndarray) -> Path:
+    """Pictures of 32 px in three shards, with these conditions."""
+    folder.mkdir(exist_ok=True)
+    with ShardWriter(folder, 'png', 10**6) as writer:
+        for number, row in enumerate(values):
+            if number in (13, 23):
+                writer.close()
+            writer.write([picture(number, size=32)], None, row)
+    Manifest((32, 32), 3, 'png', (), (), tuple(writer.shards), condition_shape=values.shape[1:]).write(folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    return pack(tmp_path_factory.mktemp('conditions'), VALUES)
+
+
+def take(folder: Path, steps: int, **changes) -> list[Batch]:
+    settings = dict(batch=12, lanes=12, seed=0, rank=0, world=1, nimg=0, resolution=(32, 32), flip=False, workers=0)
+    batches = stream(open_dataset(folder), **(settings | changes))
+    taken = list(itertools.islice(batches, steps))
+    batches.close()
+    return taken
+
+
+def numbers(conditions: torch.Tensor) -> list[int]:
+    """Of the samples whose conditions these are."""
+    return [int(np.flatnonzero((row.numpy() == VALUES).all(axis=1)).item()) for row in conditions]
+
+
+def test_fakes_have_the_conditions_of_others_in_the_shard_as_often_as_the_data(folder):
+    lent, shards = [], np.searchsorted([13, 23, 30], range(30), side='right')
+    for batch in take(folder, 100):
+        own, other = numbers(batch.conditions), numbers(batch.drawn_conditions)
+        assert own == [int(key) for key in batch.keys]
+        assert shards[own].tolist() == shards[other].tolist()
+        lent += [(a, b) for a, b in zip(own, other)]
+    counts = np.bincount([b for _, b in lent], minlength=30)
+    assert counts.min() > 15 and counts.max() < 75         # of 40
+    assert 60 < sum(a == b for a, b in lent) < 180          # of 1200, by chance, a tenth
+
+
+def test_ranks_and_the_start_do_not_change_them(folder):
+    whole = [batch.drawn_conditions.tolist() for batch in take(folder, 3)]
+    ranks = [take(folder, 3, rank=rank, world=2) for rank in (0, 1)]
+    assert [a.drawn_conditions.tolist() + b.drawn_conditions.tolist() for a, b in zip(*ranks)] == whole
+    assert [batch.drawn_conditions.tolist() for batch in take(folder, 2, nimg=12)] == whole[1:]
+    assert [batch.drawn_conditions.tolist() for batch in take(folder, 1, seed=1)] != whole[:1]
+
+
+@pytest.mark.parametrize('loss', ['nonsaturating', 'relativistic'])
+def test_a_game_shows_each_picture_with_its_condition(folder, tmp_path, loss):
+    run = prepare(config_of('stylegan2', folder, tmp_path / 'run', 1, **CONTINUOUS, loss={'name': loss}))
+    game = make_game(run.config, run.plan, run.state)
+    batch = take(folder, 1, resolution=(16, 16))[0]
+    micros = game.micro_batches(batch, game.phases()[0])
+    assert torch.equal(torch.cat([micro.labels for micro in micros]), batch.conditions)
+    # a loss that compares each fake with a real gives both one condition
+    of_fakes = batch.conditions if loss == 'relativistic' else batch.drawn_conditions
+    assert torch.equal(torch.cat([micro.fake_labels for micro in micros]), of_fakes)
+
+
+@pytest.mark.parametrize('name', ['stylegan2', 'r3gan', 'biggan'])
+def test_runs_train_resume_export_and_sample(name, folder, tmp_path):
+    half = config_of(name, folder, tmp_path / 'run', 1, **CONTINUOUS, total_kimg=0.024)
+    train_here(half)
+    resumed = train_here(config_of(name, folder, tmp_path / 'run', 1, **CONTINUOUS))
+    straight = train_here(config_of(name, folder, tmp_path / 'straight', 1, **CONTINUOUS))
+    assert all(torch.equal(resumed[key], straight[key]) for key in straight)
+    size = 32 if name == 'biggan' else 16
+    assert export([str(tmp_path / 'run'), str(tmp_path / 'export')]) == 0
+    for source in ('run', 'export'):
+        maker, about = open_maker(tmp_path / source)
+        assert about['class_names'] == () and maker.G.c_dim == 5 and maker.classes == 0
+        assert np.array_equal(maker.conditions, VALUES)      # those of the first pictures, here of all
+        inputs = maker.inputs(range(8))
+        assert torch.equal(maker.c(inputs.labels), torch.tensor(VALUES)[inputs.labels]) and len(set(inputs.labels.tolist())) > 3
+        z = inputs.z[:1].expand(2, -1)
+        a, b = load_generator(tmp_path / source)(z, torch.tensor(VALUES[:2]))
+        assert a.shape == (3, size, size) and not torch.equal(a, b)
+        assert sample([str(tmp_path / source), '--seeds', '0-3', '--out', str(tmp_path / f'of {source}')]) == 0
+        assert len(list((tmp_path / f'of {source}').iterdir())) == 4
+
+
+def test_two_ranks_train_like_one(folder, tmp_path):
+    together, other = on_ranks(2, train_here, config_of('r3gan', folder, tmp_path / 'two', 2, **CONTINUOUS))
+    assert not differing(together, other)
+    alone = train_here(config_of('r3gan', folder, tmp_path / 'one', 1, **CONTINUOUS))
+    assert largest_difference(together, alone) < 1e-3
+
+
+def test_no_more_conditions_are_kept_than_a_checkpoint_should_hold(tmp_path):
+    values = np.random.default_rng(1).normal(size=(80, 2048)).astype(np.float32)
+    config = config_of('stylegan2', pack(tmp_path / 'data', values), tmp_path / 'run', 1, **CONTINUOUS)
+    kept = from_text(prepare(config).plan.conditions, 2048)
+    assert np.array_equal(kept, values[:64])
+
+
+def test_the_dry_run_tells_of_them(folder, tmp_path):
+    config = config_of('stylegan2', folder, tmp_path / 'run', 1, **CONTINUOUS)
+    assert 'in 3 shards, conditions of 5 values' in describe_run(config, open_dataset(folder).manifest, 1)
+
+
+@pytest.mark.parametrize('name, changes, message', [
+    ('dcgan', {}, 'network.name=dcgan, which takes classes alone; use'),
+    ('mad-gan', {'network': FAMILIES['r3gan']['network']}, 'game.name=mad_gan with data.conditional=continuous'),
+    ('r3gan', {'loss': {'name': 'hinge', 'auxiliary': 0.5}}, 'loss.auxiliary=0.5 with .*=continuous: there are no classes'),
+    ('stylegan2', {'guard': {'data': 'held-out'}}, 'guard.data with data.conditional=continuous'),
+    ('stylegan2', {'evaluate': {'interval_kimg': 1, 'metrics': ['intra_fid']}}, 'intra_fid, which is of classes'),
+    ('stylegan2', {'data': {'conditional': 'yes and no'}}, 'data.conditional=yes and no: '),
+])
+def test_what_needs_classes_is_refused(folder, tmp_path, name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(name, folder, tmp_path / 'run', 1, **(CONTINUOUS | changes))
+
+
+def test_data_without_vectors_are_refused(wide_shards, tmp_path):
+    with pytest.raises(ValueError, match='a vector with each picture, and .* has no conditions; give imago pack --conditions'):
+        prepare(config_of('stylegan2', wide_shards, tmp_path / 'run', 1, **CONTINUOUS))
+    sequences = pack(tmp_path / 'data', VALUES.reshape(30, 5, 1))
+    with pytest.raises(ValueError, match=r'has conditions of \[5, 1\]'):
+        prepare(config_of('stylegan2', sequences, tmp_path / 'run', 1, **CONTINUOUS))
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('text', ['', 'AAAA', 'no base64', 'AADAfw=='])
+def test_conditions_of_an_export_that_make_no_sense_are_refused(text):
+    with pytest.raises(ValueError):
+        from_text(text, 1)

@@ -1,0 +1,53 @@
+"""Runs on parts of pictures, with conditions, are scored on the same parts."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from families_for_tests import config_of
+from peers_for_tests import write_extractor
+from PIL import Image
+from runs_for_tests import train_here
+
+from trainer.data.manifest import Manifest
+from trainer.pack.shards import ShardWriter
+from trainer.ranks import dist
+from trainer.runs.history import read_evaluations
+from trainer.tools import evaluate
+from trainer.tools.export import main as export
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """Thirty pictures of sizes from 16x20 px on, with conditions of three values."""
+    folder, rng = tmp_path_factory.mktemp('mixed'), np.random.default_rng(0)
+    with ShardWriter(folder, 'png', 10**6) as writer:
+        for number in range(30):
+            out = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (16 + number % 3, 20 + number % 2, 3), dtype=np.uint8)).save(out, 'png')
+            writer.write([out.getvalue()], None, rng.normal(size=3))
+    Manifest(None, 3, 'png', (), (), tuple(writer.shards), (16, 20), condition_shape=(3,)).write(folder)
+    return folder
+
+
+def test_a_run_an_evaluation_and_an_export_see_the_same_parts(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('IMAGO_METRICS_CACHE', str(tmp_path / 'cache'))
+    extractor = write_extractor(tmp_path / 'patches.pt')
+    section = {'interval_kimg': 0.024, 'metrics': ['kid', 'ppl'], 'images': 40, 'extractor': extractor[1], 'extractor_size': 8}
+    config = config_of('stylegan2', data, tmp_path / 'run', 1, data={'crop': 16, 'conditional': 'continuous'}, evaluate=section)
+    dist.init('cpu')
+    train_here(config)
+    kept = read_evaluations(tmp_path / 'run')
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path / 'run'), '--extractor', extractor[1], '--json']) == 0
+    assert json.loads(capsys.readouterr().out)['values'] == kept[-1]['values']
+    assert len(list((tmp_path / 'cache').iterdir())) == 1        # features of the same parts
+    # an export does not know the crop: parts of mixed sizes are as large as its pictures
+    assert export([str(tmp_path / 'run'), str(tmp_path / 'export')]) == 0
+    capsys.readouterr()
+    options = ['--metrics', 'kid,ppl', '--images', '40', '--extractor', extractor[1], '--extractor-size', '8', '--json']
+    assert evaluate.main([str(tmp_path / 'export'), '--data', str(data), *options]) == 0
+    assert json.loads(capsys.readouterr().out)['values'] == kept[-1]['values']
+    assert evaluate.main([str(tmp_path / 'run'), '--extractor', extractor[1], '--metrics', 'intra_fid']) == 2
+    assert 'intra_fid needs a conditional model and a dataset with classes' in capsys.readouterr().err

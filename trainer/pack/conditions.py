@@ -1,0 +1,114 @@
+"""A file of conditions, one for each picture."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data.conditions import MOST_VALUES
+from trainer.data.reading import open_regular, parse_json
+from trainer.pack.members import tidy
+from trainer.wording import listed
+
+MOST_BYTES = 1 << 30    # of a text of conditions; larger ones are arrays
+HOW = 'write an array [pictures, values] as .npy, lines path,value,value,... as .csv, or an object path -> [values] as .json'
+
+
+def read_conditions(path: Path, names: Sequence[str]) -> np.ndarray:
+    """Float32 [N, d] or [N, T, d], for pictures of these names, which are sorted.
+
+    A `.npy` holds them in that order; `.csv` and `.json` say which is whose. ValueError if the file is malformed, its values
+    are not finite, or it is not of these pictures.
+    """
+    readers = {'.npy': _read_npy, '.csv': _read_csv, '.json': _read_json}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f'--conditions {path} is no .npy, .csv or .json; {HOW}')
+    try:
+        found = readers[path.suffix.lower()](path)
+    except FileNotFoundError as error:
+        raise ValueError(f'--conditions {path} does not exist') from error
+    except (ValueError, EOFError, SyntaxError, csv.Error, RecursionError) as error:
+        raise ValueError(f'--conditions {path} cannot be read ({error}); {HOW}') from error
+    conditions = found if isinstance(found, np.ndarray) else _match(found, names, path)
+    numbers = conditions.dtype.kind in 'fiu' and conditions.ndim in (2, 3) and conditions.size
+    if not numbers or conditions[0].size > MOST_VALUES:
+        raise ValueError(f'--conditions {path} holds {conditions.dtype} {list(conditions.shape)}, where numbers [pictures, '
+                         f'values] or [pictures, length, values] are expected, 1 to {MOST_VALUES} of each picture')
+    if len(conditions) != len(names):
+        raise ValueError(f'--conditions {path} has {len(conditions)} rows, and SOURCE {len(names)} pictures; give one row a '
+                         f'picture, in the order of their names, of which {names[0]!r} is the first and {names[-1]!r} the last')
+    with np.errstate(over='ignore'):
+        conditions = conditions.astype('<f4')
+    odd = [name for name, condition in zip(names, conditions, strict=True) if not np.isfinite(condition).all()]
+    if odd:
+        raise ValueError(f'--conditions {path} has values that no float32 holds, or none, for {len(odd)} pictures: {listed(odd)}')
+    return conditions
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    open_regular(path).close()
+    return np.lib.format.open_memmap(path, mode='r')   # a header may promise any size, and objects, which are refused
+
+
+def _read_csv(path: Path) -> dict[str, list[float]]:
+    found = {}
+    rows = csv.reader(io.StringIO(_text(path), newline=''))
+    for row in rows:
+        if row and not (rows.line_num == 1 and row[0].strip().lower() == 'path'):
+            try:
+                values = [float(value) for value in row[1:]]
+            except ValueError as error:
+                raise ValueError(f'line {rows.line_num}: {error}') from error
+            _add(found, row[0], values)
+    return found
+
+
+def _read_json(path: Path) -> dict[str, list]:
+    tree, found = parse_json(_text(path)), {}
+    if not isinstance(tree, dict):
+        raise ValueError('it is no object path -> [values]')
+    for name, values in tree.items():
+        _add(found, name, values)
+    return found
+
+
+def _text(path: Path) -> str:
+    with open_regular(path) as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f'it has more than {MOST_BYTES} bytes; write an .npy')
+    return data.decode('utf-8-sig', 'surrogateescape')
+
+
+def _add(found: dict[str, list], name: str, values: object) -> None:
+    name = tidy(name)
+    if not isinstance(values, list):
+        raise ValueError(f'the condition of {name!r} is no list of numbers')
+    if name in found:
+        raise ValueError(f'{name!r} has two conditions')
+    found[name] = values
+
+
+def _match(found: Mapping[str, list], names: Sequence[str], path: Path) -> np.ndarray:
+    """The conditions of `names`, in their order."""
+    tidied = [tidy(name) for name in names]
+    lacking = [name for name in tidied if name not in found]
+    if lacking:
+        raise ValueError(f'--conditions {path} has none for {len(lacking)} pictures: {listed(lacking)}; give each one')
+    unknown = sorted(found.keys() - set(tidied))
+    if unknown:
+        raise ValueError(f'--conditions {path} has some for {len(unknown)} paths that are no picture in SOURCE: '
+                         f'{listed(unknown)}; paths are as seen from SOURCE, like {tidied[0]!r}')
+    shapes = {}
+    for name in tidied:
+        try:
+            shapes.setdefault(np.shape(found[name]), name)
+        except ValueError as error:
+            raise ValueError(f'--conditions {path}: the condition of {name!r} is ragged; make all of its rows as long') from error
+    if len(shapes) > 1:
+        (shape, first), (other, second) = list(shapes.items())[:2]
+        raise ValueError(f'--conditions {path}: that of {first!r} is {list(shape)}, that of {second!r} {list(other)}; all must '
+                         'have one shape')
+    return np.array([found[name] for name in tidied])

@@ -1,0 +1,39 @@
+"""Two sources of pictures, matched by name: the two pictures of each sample."""
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from trainer.pack.members import Member, tidy
+from trainer.pack.sources import list_source
+from trainer.wording import listed
+
+
+def partners_of(pictures: Sequence[Member], source: str, other: str) -> list[Member]:
+    """For each of `pictures`, those of `source`, the one of `other` that has its path, whatever the suffixes.
+
+    ValueError names pictures that have no partner, in either source, and those whose names only differ in their suffixes.
+    """
+    there = _by_stem(list_source(other, labels=False).pictures, other)
+    here = _by_stem(pictures, source)
+    lonely = [f'{len(names)} pictures of {one} have no partner of the same name in {another}: {listed(names)}'
+              for one, another, names in ((source, other, sorted(here.keys() - there.keys())),
+                                          (other, source, sorted(there.keys() - here.keys()))) if names]
+    if lonely:
+        raise ValueError(f'{"; ".join(lonely)}; name both pictures of a pair alike, and move the others away')
+    return [there[_stem(picture)] for picture in pictures]
+
+
+def _by_stem(pictures: Sequence[Member], source: str) -> dict[str, Member]:
+    found, twice = {}, []
+    for picture in pictures:
+        if found.setdefault(_stem(picture), picture) is not picture:
+            twice.append(picture.name)
+    if twice:
+        raise ValueError(f'{len(twice)} pictures of {source} have the name of another one but for the suffix: {listed(twice)}; '
+                         'rename them, or move them away')
+    return found
+
+
+def _stem(picture: Member) -> str:
+    """Its path without the suffix."""
+    return str(PurePosixPath(tidy(picture.name)).with_suffix(''))
