@@ -45,7 +45,8 @@ def test_imports_run_downward(path):
     own = '.'.join(path.with_suffix('').parts).removesuffix('.__init__')
     ours = {name for name in imports(path) if name.split('.')[0] in ('trainer', 'kernels', 'launch', 'tests')}
     if path.parts[0] == 'launch':
-        assert all(name.startswith(('launch', 'trainer.config', 'trainer.machine', 'trainer.data.locations', 'kernels')) for name in ours), ours
+        assert all(name.startswith(('launch', 'trainer.config', 'trainer.machine', 'trainer.data.locations', 'kernels'))
+                   for name in ours), ours
     elif path.parts[0] == 'kernels':
         assert all(name.startswith('kernels') for name in ours), ours
     else:

@@ -125,8 +125,8 @@ def open_checked(config: Config) -> Dataset:
         raise ValueError(f'data.path: {error}') from error
     manifest = dataset.manifest
     if config.data.conditional and not manifest.class_names:
-        raise ValueError(f'data.conditional=true, but {masked(config.data.path)} has no labels; pack a folder with one sub-folder '
-                         'a class, or give imago pack --labels FILE')
+        raise ValueError(f'data.conditional=true, but {masked(config.data.path)} has no labels; pack a folder with one '
+                         'sub-folder a class, or give imago pack --labels FILE')
     if config.data.pairs:
         check_pairs(manifest)
     if config.data.resolution is None and manifest.resolution is None:
