@@ -118,7 +118,8 @@ def opening_costs(folder: Path, rounds: int) -> str:
             Members(file, shard)
         return time.perf_counter() - start
     without, checked = map(statistics.median, zip(*((seconds(old), seconds(new)) for _ in range(4 * rounds))))
-    return f'opening a shard of {new.samples} pictures: {1e3 * without:.1f} ms without checksums, {1e3 * checked:.1f} ms with them'
+    return (f'opening a shard of {new.samples} pictures: {1e3 * without:.1f} ms without checksums, '
+            f'{1e3 * checked:.1f} ms with them')
 
 
 def main() -> None:

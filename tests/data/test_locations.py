@@ -31,12 +31,14 @@ ODD = {
     'PIPE:touch X; cat {}': "no reader for 'PIPE'", ' pipe:touch X; cat {}': "no reader for ' pipe'",
     '\x01pipe:touch X; cat {}': 'control character', 'pi\tpe:touch X; cat {}': 'control character', 'pipe:cat {}\n': 'line break',
     'pipe\u2028:cat {}': 'line break', 'pi pe:cat {}': "no reader for 'pi pe'", 'ｐｉｐｅ:cat {}': 'no reader',
-    'pipe:cat /data': 'no {} to stand for', 'scp://x/y': "no reader for 'scp'", 'sftp://x/y': 'no reader', 'ais://x/y': 'no reader',
-    'file:///etc': 'no reader', 's3://bucket/data': 'use pipe:', 'HTTP://x/y': 'no reader', 'a:b': './NAME', '': 'it is empty',
+    'pipe:cat /data': 'no {} to stand for', 'scp://x/y': "no reader for 'scp'", 'sftp://x/y': 'no reader',
+    'ais://x/y': 'no reader', 'file:///etc': 'no reader', 's3://bucket/data': 'use pipe:', 'HTTP://x/y': 'no reader',
+    'a:b': './NAME', '': 'it is empty',
     ' ': 'it is empty', '~': 'whole path', '~/shards': 'whole path', 'x' * 9000: '9000 characters', '\0': 'control character',
-    'http:/x': 'no URL', 'http://': 'no URL', 'http://host:port/': 'no URL', 'http://host:99999/': 'no URL', 'http://[::1': 'no URL',
-    'http://h/a b': '%20', 'http://h/#a': '%23', 'http://h\\@other/': 'no URL', 'http://h/ö': 'no URL', 'https://a:b/c@h/': '%40',
-    'gs://bucket/a b': 'letters', 'gs://bucket/$(touch X)': 'letters', "gs://b/';touch X": 'letters', 'gs://-v': 'letters',
+    'http:/x': 'no URL', 'http://': 'no URL', 'http://host:port/': 'no URL', 'http://host:99999/': 'no URL',
+    'http://[::1': 'no URL', 'http://h/a b': '%20', 'http://h/#a': '%23', 'http://h\\@other/': 'no URL', 'http://h/ö': 'no URL',
+    'https://a:b/c@h/': '%40', 'gs://bucket/a b': 'letters', 'gs://bucket/$(touch X)': 'letters',
+    "gs://b/';touch X": 'letters', 'gs://-v': 'letters',
     'hf://datasets/a': 'OWNER/NAME', 'hf://a/b c': 'OWNER/NAME', 'hf://datasets/a/b@r;x': 'OWNER/NAME'}
 
 

@@ -215,7 +215,8 @@ def test_buckets_are_read_by_gsutil_without_a_shell(folder, tmp_path, monkeypatc
     with pytest.raises(ShardError, match=r"1 of 6.*No such file.*'gsutil'"):
         open_dataset(location, cache_dir=tmp_path)
     program = tmp_path / 'gsutil'
-    program.write_text(f'#!/bin/sh\n[ "$1" = cat ] && [ $# = 2 ] && [ "$2" = {argument} ] && exec /bin/cat {folder}/dataset.json\n')
+    program.write_text(f'#!/bin/sh\n[ "$1" = cat ] && [ $# = 2 ] && [ "$2" = {argument} ] '
+                       f'&& exec /bin/cat {folder}/dataset.json\n')
     program.chmod(0o755)
     assert open_dataset(location, cache_dir=tmp_path).manifest == open_dataset(folder).manifest
 

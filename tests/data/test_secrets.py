@@ -123,7 +123,7 @@ def test_a_password_that_is_nowhere_is_asked_for(server, read, tmp_path, lines):
     host, seen = server
     write_netrc(tmp_path, *lines)
     for user in ('alice', 'alice:***'):
-        with pytest.raises(ValueError, match="the password of 'alice'; give it in .*IMAGO_DATA_PASSWORD.* machine 127.0.0.1 login"):
+        with pytest.raises(ValueError, match="the password of 'alice'; give it in .*IMAGO_DATA_PASSWORD.* machine 127.0.0.1"):
             read(f'http://{user}@{host}/data')
     assert seen == []
     assert find_login('http://default/x') is None   # a name for any host is none of a host
@@ -197,7 +197,8 @@ def evaluate_options(run: Path):
 
 
 @pytest.mark.parametrize('location, how', [
-    ('pipe:fetch --token s3cr {}', 'reads its dataset by a command'), ('https://host/x?token=s3cr', 'give the whole location as --data\n'),
+    ('pipe:fetch --token s3cr {}', 'reads its dataset by a command'),
+    ('https://host/x?token=s3cr', 'give the whole location as --data\n'),
     ('https://ghp_0123456789s3cr0123456@host/x', 'give the whole location as --data\n'), ('PIPE:touch s3cr {}', 'no reader'),
     ('https://alice@host/x', 'as --data, or the password in .netrc')])
 def test_what_a_run_lacks_is_asked_for_in_one_line(tmp_path, capsys, monkeypatch, location, how):
@@ -218,7 +219,8 @@ def test_a_masked_location_is_not_opened(location):
 
 
 WRONG = ['data.path=htps://alice:s3cr@host/x', 'data.path=https://alice:s3cr/t@host/x', "data.path='pipe:curl -u alice:s3cr x'",
-         'data.path=["https://alice:s3cr@host/x"]', 'data.path="https://alice:s3cr@host/x', 'data={path: "https://alice:s3cr@host", x: 1}',
+         'data.path=["https://alice:s3cr@host/x"]', 'data.path="https://alice:s3cr@host/x',
+         'data={path: "https://alice:s3cr@host", x: 1}',
          'guard.data=sftp://alice:s3cr@host/x', 'data=https://alice:s3cr@host', 'data.cache_dir=https://alice:s3cr@host/x']
 
 
@@ -257,7 +259,8 @@ def test_launchers_write_no_password(tmp_path, capfd, launcher):
     told = capfd.readouterr()
     assert re.search(r'password of data.path=https://alice:\*\*\*@host/x is not written down; .*netrc', told.err)
     out.unlink()
-    for secret in ('data.path=https://host/x?token=s3cr', "guard.data='pipe:curl -u alice:s3cr {}'", 'data={path: "pipe:K_TOKEN=s3cr {}"}'):
+    for secret in ('data.path=https://host/x?token=s3cr', "guard.data='pipe:curl -u alice:s3cr {}'",
+                   'data={path: "pipe:K_TOKEN=s3cr {}"}'):
         assert module.main([*command, secret]) == 2
         told = capfd.readouterr()
         assert 'has a secret in it' in told.err and 's3cr' not in told.out + told.err and not out.exists()
@@ -270,5 +273,6 @@ def test_launchers_write_no_password(tmp_path, capfd, launcher):
 def test_pods_see_held_out_pictures_too(tmp_path, capfd):
     path = tmp_path / 'c.yaml'
     path.write_text(yaml.safe_dump(tiny_tree('/lab/x', '/lab/run')))
-    assert kubernetes.main([str(path), '--nodes', '1', '--gpus-per-node', '1', *LAUNCHERS['kubernetes'][1], 'guard.data=/else/y']) == 2
+    assert kubernetes.main([str(path), '--nodes', '1', '--gpus-per-node', '1', *LAUNCHERS['kubernetes'][1],
+                            'guard.data=/else/y']) == 2
     assert 'guard.data=/else/y lies on no --pvc' in capfd.readouterr().err

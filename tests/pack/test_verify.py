@@ -59,7 +59,8 @@ def test_shards_that_are_missing_short_or_exchanged_are_named(packed, tmp_path, 
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['nowhere'], 'imago pack: error: nowhere is no packed dataset'), (['https://a:s3cr@host/x'], "'https://a:***@host/x' is no folder"),
+    (['nowhere'], 'imago pack: error: nowhere is no packed dataset'),
+    (['https://a:s3cr@host/x'], "'https://a:***@host/x' is no folder"),
     (['PIPE:touch x {}'], 'no reader')])
 def test_what_cannot_be_verified_is_one_line_and_status_2(capfd, arguments, message):
     assert main(['--verify', *arguments]) == 2
@@ -72,7 +73,7 @@ def test_training_from_old_pictures_says_what_cannot_be_found(packed, tmp_path, 
     prepare(tiny_config(packed, tmp_path / 'run', micro_batch=12, data={'path': str(packed), 'lanes': 12}))
     told = capfd.readouterr().err
     old = open_dataset(packed).manifest.shards[0].checksums is None
-    assert told.count('note: the pictures of') == old == told.count('imago pack --verify finds damage') and told.count('\n') == old
+    assert told.count('note: the pictures of') == told.count('imago pack --verify') == told.count('\n') == old
 
 
 @pytest.mark.parametrize('arguments', [[], ['a', 'b'], ['a', '--resolution', '64']])

@@ -82,9 +82,9 @@ def test_a_signal_while_a_run_waits_for_its_data_ends_it_at_once(shards, tmp_pat
     files = '|'.join(['none', *whole]).replace('first', first)
     pipe = f'pipe:case {{}} in {files}) cat {shards}/{{}};; *) echo $$ >> {tmp_path}/hanging; sleep 600;; esac'
     config = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml', total_kimg=1000)
-    process = subprocess.Popen([sys.executable, '-m', 'launch.cli', 'train', str(config), f'data.path={pipe}',
-                                f'data.cache_dir={tmp_path}/cache', *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True)
+    command = [sys.executable, '-m', 'launch.cli', 'train', str(config), f'data.path={pipe}',
+               f'data.cache_dir={tmp_path}/cache', *more]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for((tmp_path / 'hanging').exists, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=TIMEOUT)   # the pipe's own limit is at six times a minute
@@ -93,6 +93,22 @@ def test_a_signal_while_a_run_waits_for_its_data_ends_it_at_once(shards, tmp_pat
     pids = [int(pid) for pid in (tmp_path / 'hanging').read_text().split()]
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=TIMEOUT)
     assert not alive
+
+
+def test_a_signal_is_not_lost_while_signals_begin_to_be_held():
+    """The resource tracker unblocks SIGTERM for a moment."""
+    script = """if True:
+        import os, signal
+        from multiprocessing import resource_tracker
+        from trainer import signals
+        start = resource_tracker.ensure_running
+        resource_tracker.ensure_running = lambda: (os.kill(os.getpid(), signal.SIGTERM), start())
+        signals.hold_signals()
+        print(signals.asked_to_stop(), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, flush=True)
+        with signals.StopSignals() as stop:
+            print(stop.requested)"""
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ['True', 'True', 'True'], done
 
 
 def blocked_signals(pid):

@@ -1,5 +1,6 @@
 """SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a clean exit."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -25,8 +26,13 @@ def hold_signals() -> None:
     global _starting
     _starting = True
     signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULERS)
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     resource_tracker.ensure_running()   # now, as it would die of a SIGUSR1; and it unblocks SIGTERM
     signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULERS)
+    signal.signal(signal.SIGTERM, before)
+    if came:
+        os.kill(os.getpid(), signal.SIGTERM)   # it pends again
 
 
 @contextmanager
