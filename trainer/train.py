@@ -38,7 +38,7 @@ def train_on(run: Run) -> str:
 
     # the stream first: its processes start while the scheduler's signals are held, and never see them
     with (closing(open_stream(config, run.dataset, run.plan, state.nimg)) as data, StopSignals() as stop,
-          closing(Watch(run, game, lambda: stop.requested)) as watch):
+          closing(Watch(game, run.dataset, strategy, run.evaluation, lambda: stop.requested)) as watch):
         stopping = best = False
         while not stopping and watch.verdict is None and state.nimg < config.total_nimg:
             dist.begin_step(state.nimg)

@@ -57,7 +57,7 @@ class FourSection(GameSection):
     r1: Positive = 1.0
 
     def plan(self, config, manifest) -> Plan:
-        size = config.data.resolution or manifest.resolution
+        size = config.data.size(manifest.resolution)
         options = {'resolution': list(size), 'channels': manifest.channels, 'width': self.width}
         translator, critic = (NetworkSpec('tiny', role, options, player) for role, player in (('translator', 'g'), ('critic', 'd')))
         return Plan(networks=dict(zip(FOUR, (translator, translator, critic, critic), strict=True)), averaged=FOUR[:2],
@@ -92,7 +92,7 @@ def draw(count: int, channels: int, size: tuple[int, int], *purpose: object) -> 
 class FourMaker(Maker):
     """Drawings become pictures by G_ab."""
 
-    def __init__(self, networks: dict[str, nn.Module], class_counts: Iterable[int]) -> None:
+    def __init__(self, networks: dict[str, nn.Module], class_counts: Iterable[int], conditions: str = '') -> None:
         super().__init__(networks, networks['G_ab'].resolution)
         self.channels = networks['G_ab'][0].in_channels
 
