@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (   # from the bottom up: a package with all that is in it, or a module
-    'kernels', 'trainer.wording', 'trainer.command', 'trainer.ranks', 'trainer.data', 'trainer.config', 'trainer.models', 'trainer.engine',
-    'trainer.objectives', 'trainer.games', 'trainer.runs', 'trainer.metrics', 'trainer.watch', 'trainer.plan', 'trainer.start',
-    'trainer.train', 'trainer.__main__', 'trainer.pack', 'trainer.tools', 'launch')
+    'kernels', 'trainer.wording', 'trainer.command', 'trainer.ranks', 'trainer.data', 'trainer.config', 'trainer.models',
+    'trainer.engine', 'trainer.objectives', 'trainer.games', 'trainer.runs', 'trainer.metrics', 'trainer.watch', 'trainer.plan',
+    'trainer.start', 'trainer.train', 'trainer.__main__', 'trainer.pack', 'trainer.tools', 'launch')
 FOR_LAUNCH = (   # a command starts at once, without torch, which only the doctor needs
-    'launch', 'kernels', 'trainer.config', 'trainer.command', 'trainer.wording', 'trainer.data.locations', 'trainer.ranks.machine',
-    'trainer.runs.checkpoint_names')
+    'launch', 'kernels', 'trainer.config', 'trainer.command', 'trainer.wording', 'trainer.data.locations',
+    'trainer.ranks.machine', 'trainer.runs.checkpoint_names')
 FILES = {'.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
          for part in ('trainer', 'kernels', 'launch') for path in sorted((ROOT / part).rglob('*.py'))}
 
@@ -102,5 +102,6 @@ def test_rooms_are_regular_packages():
 
 def test_test_files_have_names_of_their_own():
     """pytest imports them by their last name, whatever folder they are in."""
-    names = Counter(path.name for path in (ROOT / 'tests').rglob('*.py') if path.parent.name != 'bench' and path.name != 'conftest.py')
+    paths = [path for path in (ROOT / 'tests').rglob('*.py') if path.parent.name != 'bench' and path.name != 'conftest.py']
+    names = Counter(path.name for path in paths)
     assert not [name for name, count in names.items() if count > 1]

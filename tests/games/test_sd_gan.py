@@ -11,7 +11,8 @@ from trainer.games.latent import Latent, MicroBatch
 @pytest.mark.parametrize('latents', ['normal', 'uniform'])
 def test_a_pair_shares_the_identity_and_nothing_else(wide_shards, tmp_path, latents):
     network = {'name': 'dcgan', 'z_dim': 8, 'channels': 4, 'latents': latents}
-    game = game_of(tiny_config(wide_shards, tmp_path, network=network, regularizers={}, game={'name': 'sd_gan', 'identity_dim': 3},
+    game = game_of(tiny_config(wide_shards, tmp_path, network=network, regularizers={},
+                               game={'name': 'sd_gan', 'identity_dim': 3},
                                data={'path': str(wide_shards), 'lanes': 32, 'workers': 0}, batch=64, micro_batch=4))
     draws, free = game.draw(640, 'G_main'), Latent.draw(game, 640, 'G_main')
     pairs = draws.z.unflatten(0, (-1, 2))     # [pairs, 2, z_dim]

@@ -30,8 +30,7 @@ def write_export(maker: Maker, about: dict, out: Path) -> None:
     After an error nothing of them is left. ValueError if `out` is something else, OSError if it cannot be written.
     """
     check_new(out)
-    weights = save({f'{prefix_of(name, maker.networks)}{key}': tensor.contiguous().clone()
-                    for name, network in maker.networks.items() for key, tensor in network.state_dict().items()})
+    weights = save({name: tensor.contiguous().clone() for name, tensor in as_one(maker.networks).state_dict().items()})
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -75,10 +74,9 @@ def describe(path: str | Path) -> tuple[Path, dict]:
 
 def _of_export(folder: Path) -> dict:
     about = facts(Description, read_sealed(folder / ABOUT, OLDER), folder / ABOUT).model_dump()
-    networks = without_content(about).values()
+    whole = as_one(without_content(about))
     with open_regular(folder / WEIGHTS) as file:
-        size, needed = os.fstat(file.fileno()).st_size, sum(
-            tensor.nbytes for network in networks for tensor in network.state_dict().values())
+        size, needed = os.fstat(file.fileno()).st_size, sum(tensor.nbytes for tensor in whole.state_dict().values())
     if not needed <= size <= needed + MOST_HEADER:
         raise ValueError(f'{folder / WEIGHTS} has {size} bytes, while the weights of the model that {ABOUT} describes have '
                          f'{needed}: it is damaged, or of another model')
@@ -128,11 +126,7 @@ def build_maker(folder: Path, about: dict, device: str | torch.device = 'cpu') -
     networks = build_networks(about)
     try:
         if os.path.lexists(folder / ABOUT):
-            weights = _read_weights(folder / WEIGHTS, about)
-            for name, network in networks.items():
-                prefix = prefix_of(name, networks)
-                network.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in weights.items()
-                                         if key.startswith(prefix)})
+            as_one(networks).load_state_dict(_read_weights(folder / WEIGHTS, about))
         else:
             load_tensors({f'{name}_ema': network.state_dict() for name, network in networks.items()}, CheckpointReader(folder),
                          no_dist=True)
@@ -147,9 +141,9 @@ def build_maker(folder: Path, about: dict, device: str | torch.device = 'cpu') -
                                       about['conditions'])
 
 
-def prefix_of(name: str, networks: dict[str, nn.Module]) -> str:
-    """Of a network's tensors in an export; a generator alone has none, as before there were games of several networks."""
-    return '' if networks.keys() == {'G'} else f'{name}.'
+def as_one(networks: dict[str, nn.Module]) -> nn.Module:
+    """Whose tensors an export has: a generator alone, as before there were games of several networks, or all by their names."""
+    return networks['G'] if networks.keys() == {'G'} else nn.ModuleDict(networks)
 
 
 def _read_weights(path: Path, about: dict) -> dict[str, torch.Tensor]:
