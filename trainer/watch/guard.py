@@ -140,10 +140,10 @@ class Guard:
         """(D(train) - D(held out)) / (D(train) - D(fake)), of means, not augmented. Karras et al. 2020 (ADA), equation 1."""
         if not self._held_out:
             return {}
-        shown = stacked(self._reals), stacked(self._held_out), (fakes, self._draws.labels)
-        train, held_out, fake = (self.game.judge(*pictures) for pictures in shown)
-        if train is None:   # the game has no such critic
+        fake = self.game.judge(fakes, self._draws.labels)
+        if fake is None:    # the game has no such critic
             return {}
+        train, held_out = self.game.judge(*stacked(self._reals)), self.game.judge(*stacked(self._held_out))
         found = {'held_out_sign': held_out.sign().mean().item()}
         gap = (train.mean() - fake.mean()).item()
         if gap > 0:     # else D tells nothing apart, and overfits least of all
