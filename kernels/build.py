@@ -22,7 +22,7 @@ VECTORISE = ('-fopenmp-simd', '-ffp-contract=fast', '-fno-math-errno', '-fno-tra
 X86 = {'base': [], 'v3': ['-march=x86-64-v3'], 'v4': ['-march=x86-64-v4']}
 STABLE_ABI = '-DTORCH_TARGET_VERSION=0x020b000000000000'   # torch 2.11: what it compiles to runs in all later ones
 # not `-ltorch_cpu`: then the library would miss the symbols of a CUDA torch
-LINK = ('-shared', '-Xlinker', '--no-as-needed', '-L', str(Path(torch.__file__).parent / 'lib'), '-ltorch')
+LINK = ('-shared', '-Xlinker', '--no-as-needed', '-ltorch')
 ERROR_LINE = re.compile(r'error\b.*:|error \w+:|\bfatal\b|undefined reference|cannot find|not found|No space left')
 SEAL_BYTES = hashlib.sha256().digest_size
 
@@ -37,7 +37,7 @@ class Plan:
 
     objects: dict[str, list[str]]
     link: list[str]
-    key: str   # changes with all that may change the library
+    key: str   # changes with all that may change the library, not with where the folders lie
 
 
 def source_digest(sources: Path = SOURCES) -> str:
@@ -52,7 +52,8 @@ def plan(device: str, architectures: Sequence[str] = ARCHITECTURES, sources: Pat
     """How this machine compiles the kernels for 'cpu' or 'cuda'. BuildError if it cannot."""
     compiler = find_compiler()
     # torch.utils.cpp_extension is not asked: its import queries the GPU, and forgets nvcc beside a CPU torch
-    torch_include = Path(torch.__file__).parent / 'include'
+    torch_folder = Path(torch.__file__).parent
+    torch_include = torch_folder / 'include'
     for needed in (torch_include / 'torch/csrc/stable/library.h', sources / 'ops.cpp'):
         if not needed.is_file():
             raise BuildError(f'{needed} is missing: reinstall {"torch" if needed.suffix == ".h" else "imago-gan"}')
@@ -74,11 +75,13 @@ def plan(device: str, architectures: Sequence[str] = ARCHITECTURES, sources: Pat
         objects = {f'{path.stem}.o': [*nvcc, '-c', str(path), '-o', f'{path.stem}.o']
                    for path in sorted(sources.glob('cuda/*.cu'))}
     objects['ops.o'] = [*cxx, *ops, '-c', str(sources / 'ops.cpp'), '-o', 'ops.o']
-    link = [*linker, *objects, *LINK, '-o', 'library.so']
+    link = [*linker, *objects, *LINK, '-L', str(torch_folder / 'lib'), '-o', 'library.so']
 
     ingredients = (source_digest(sources), objects, link, _version(compiler), _version(linker[:1]), torch.__version__,
                    platform.machine(), platform.libc_ver())
-    return Plan(objects, link, hashlib.sha256(repr(ingredients).encode()).hexdigest()[:16])
+    # two clones of one commit share a build: their folders are not in the key, what they hold is
+    told = repr(ingredients).replace(str(sources), 'SOURCES').replace(str(torch_folder), 'TORCH')
+    return Plan(objects, link, hashlib.sha256(told.encode()).hexdigest()[:16])
 
 
 def compile_library(device: str, target: Path, architectures: Sequence[str] = ARCHITECTURES,

@@ -178,6 +178,18 @@ def test_no_stale_library_is_taken(stand_in, tmp_path, monkeypatch):
     assert len(set(keys)) == len(keys)
 
 
+def test_two_clones_share_a_build(stand_in, tmp_path, monkeypatch):
+    sources = tmp_path / 'elsewhere' / 'csrc'
+    shutil.copytree(stand_in, sources)
+    mine = build.plan('cpu', sources=stand_in).key
+    (tmp_path / 'venv').mkdir()
+    (tmp_path / 'venv' / 'torch').symlink_to(Path(torch.__file__).parent)
+    monkeypatch.setattr(torch, '__file__', str(tmp_path / 'venv' / 'torch' / '__init__.py'))
+    assert build.plan('cpu', sources=sources).key == mine
+    (sources / 'ops.cpp').write_text(OPS.replace('2.0', '3.0'))
+    assert build.plan('cpu', sources=sources).key != mine
+
+
 def test_no_compiler(stand_in, tmp_path):
     way, err = use(stand_in, tmp_path, PATH=str(tmp_path))
     assert way == 'reference' and 'a C++ compiler is missing' in only_line(err) and 'install g++' in err
