@@ -63,6 +63,9 @@ EXAMPLES = [  # overrides, a piece of the message
     (['network.name=pggan', 'growth.fade_kimg=1', 'guard.data=d'], 'held-out pictures are judged at full size'),
     ([*SD_GAN, 'guard.data=d'], 'held-out pictures are judged one by one'),
     (['regularizers.orthogonal=1e-4'], 'demodulation cancels the scale'),
+    (['network.name=sngan', 'data.conditional=continuous'], 'which takes classes alone; use network.name=stylegan2'),
+    (['data.conditional=continuous', 'guard.data=d'], 'by conditions, which are not kept of held-out ones'),
+    (['data.conditional=continuous', 'evaluate.interval_kimg=5', 'evaluate.metrics=[fid,intra_fid]'], 'which is of classes'),
 ]
 
 

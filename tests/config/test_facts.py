@@ -19,7 +19,8 @@ from trainer.models import NETWORKS
 from trainer.objectives.losses import LOSSES
 from trainer.objectives.regularizers import GRADIENT_PENALTIES
 
-FIXED_KEYS = ('seed', 'network', 'data.resolution', 'data.conditional', 'game.name', 'game.generators', 'game.identity_dim',
+FIXED_KEYS = ('seed', 'network', 'data.resolution', 'data.crop', 'data.conditional', 'game.name', 'game.generators',
+              'game.identity_dim',
               'data.lanes', 'data.flip', 'growth.start_resolution', 'growth.fade_kimg', 'growth.stage_kimg', 'growth.batch',
               'growth.penalty_at', 'growth.restart', 'loss.auxiliary', 'regularizers.normalise', 'regularizers.normalise_g')
 
