@@ -15,7 +15,10 @@ def is_nhwc(x: Tensor) -> bool:
 
 
 def empty_map(like: Tensor, shape: Sequence[int] | None = None, nhwc: bool | None = None) -> Tensor:
-    """The maps that an operation returns for `like`: same type, and same layout unless `nhwc` says."""
+    """The maps that an operation returns for `like`: same type, and same layout unless `nhwc` says.
+
+    They are [*shape], or of the shape of `like`.
+    """
     nhwc = is_nhwc(like) if nhwc is None else nhwc
     return like.new_empty(like.shape if shape is None else shape).contiguous(
         memory_format=torch.channels_last if nhwc else torch.contiguous_format)

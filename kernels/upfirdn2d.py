@@ -126,7 +126,10 @@ _upfirdn2d = differentiable('upfirdn2d', _setup, _backward)
 
 
 class _UpFirDn2d(torch.autograd.Function):
-    """The twin in plain PyTorch, for 2-D taps. It has the same gradient: faster than that of the convolutions in it."""
+    """The twin in plain PyTorch, for x [NCHW] and 2-D taps [height, width], to [NCHW] of the size that `upfirdn2d` says.
+
+    It has the same gradient: faster than that of the convolutions in it.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, taps: Tensor, up: tuple[int, int], down: tuple[int, int], padding: Padding) -> Tensor:

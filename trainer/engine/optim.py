@@ -15,7 +15,10 @@ class Adam(torch.optim.Adam):
         start(self)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """Its state by the name of the parameter; the tensors share memory with it."""
+        """Its state by the name of the parameter; the tensors share memory with it.
+
+        `step` is a scalar [], `exp_avg` and `exp_avg_sq` have the shape of the parameter.
+        """
         return {name: self.state[parameter] for group in self.param_groups
                 for name, parameter in zip(group['param_names'], group['params'], strict=True)}
 

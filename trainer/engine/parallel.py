@@ -39,7 +39,7 @@ class FlatGradients:
             buffer.zero_()
 
     def norm(self) -> Tensor:
-        """L2 norm over all gradients, a scalar; not finite if one of them is not."""
+        """L2 norm over all gradients, a scalar []; not finite if one of them is not."""
         return torch.stack([buffer.float().norm() for buffer in self.buffers]).norm()
 
 
@@ -82,7 +82,7 @@ class Strategy:
         return norm, [] if math.isfinite(norm) else [0]
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Average small tensors over the ranks."""
+        """Average small tensors [...] over the ranks; names and shapes stay."""
         return values
 
 
@@ -198,7 +198,7 @@ class GradientParts:
                                                 stride=parameter.stride())
 
     def take_average(self, network: nn.Module) -> tuple[Tensor, Tensor]:
-        """From the gradients of the whole parameters, 0 where there is none. Returns two norms: its own, this rank's."""
+        """From the gradients of the whole parameters, 0 where there is none. Returns two norms []: its own, this rank's."""
         whole = self._buffer.new_zeros(self._count, len(self._buffer))
         for parameter, start in zip(network.parameters(), self._starts, strict=True):
             if parameter.grad is not None:
@@ -214,7 +214,7 @@ class GradientParts:
 
 
 class _DifferentiableSum(torch.autograd.Function):
-    """The sum over ranks, for statistics inside a network: what each rank does with it counts for all."""
+    """The sum over ranks, [...] -> [...], for statistics inside a network: what each rank does with it counts for all."""
 
     @staticmethod
     def forward(ctx: object, tensor: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def seed_micro_batch(seed: int, nimg: int, purpose: str, index: int) -> None:
 
 
 def truncated_normal(shape: tuple[int, ...], threshold: float, generator: torch.Generator) -> Tensor:
-    """N(0, 1), each value beyond +-threshold drawn again until it is within. Brock et al. 2019, section 3.1.
+    """N(0, 1), [*shape], each value beyond +-threshold drawn again until it is within. Brock et al. 2019, section 3.1.
 
     ValueError for a threshold below LEAST_TRUNCATION, where next to all draws are in vain.
     """

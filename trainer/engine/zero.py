@@ -34,25 +34,25 @@ class Part:
         self.length = sum(shape.numel() for shape in shapes.values())    # of all parts, without what fills them up
 
     def of(self, whole: Tensor) -> Tensor:
-        """A copy of this rank's part of a tensor of `length`."""
+        """A copy of this rank's part of a tensor of `length`: [length] -> [P], as long as the part's moments."""
         length = len(self.state[MOMENTS[0]])
         own = whole[dist.rank() * length:][:length]
         return nn.functional.pad(own, (0, length - len(own)))
 
     def whole(self, part: Tensor) -> dict[str, Tensor]:
-        """The parts of all ranks, by the name of the parameter. All ranks call it together."""
+        """The parts of all ranks, [P] each, by the name of the parameter and in its shape. All ranks call it together."""
         whole = part.new_empty(dist.world_size(), len(part))
         torch.distributed.all_gather(list(whole), part)
         pieces = whole.flatten()[:self.length].split([shape.numel() for shape in self._shapes.values()])
         return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """Whole copies, by the name of the parameter. All ranks call it together."""
+        """Whole copies, by the name of the parameter: `step` [], the others in its shape. All ranks call it together."""
         whole = {key: self.whole(self.state[key]) for key in MOMENTS}
         return {name: {'step': self.state['step'].clone()} | {key: whole[key][name] for key in MOMENTS} for name in self._shapes}
 
     def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
-        """This rank's part of those in `moments`. The group's parameters have all taken as many steps."""
+        """This rank's part of those in `moments`, which are whole. The group's parameters have all taken as many steps."""
         own = [moments[name] for name in self._shapes]
         for key in MOMENTS:
             self.state[key].copy_(self.of(torch.cat([state[key].flatten() for state in own])))
@@ -75,7 +75,7 @@ class ZeroAdam:
         self.parts = [Part(own, self.state[group['params'][0]]) for own, group in zip(shapes, adam.param_groups, strict=True)]
 
     def take_gradient(self, average: Tensor) -> None:
-        """Keep this rank's parts of the gradients of `parameters`, laid end to end."""
+        """Keep this rank's parts of the gradients of `parameters`, laid end to end: [sum of the parts' `length`]."""
         for part, gradient in zip(self.parts, average.split([part.length for part in self.parts]), strict=True):
             part.gradient = part.of(gradient)
 
@@ -89,11 +89,11 @@ class ZeroAdam:
             part.gradient = part.gradient.new_zeros(0)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """Whole copies, by the name of the parameter. All ranks call it together."""
+        """Whole copies, by the name of the parameter: `step` [], the others in its shape. All ranks call it together."""
         return {name: moments for part in self.parts for name, moments in part.moments().items()}
 
     def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
-        """This rank's part of those in `moments`."""
+        """This rank's part of those in `moments`, which are whole."""
         for part in self.parts:
             part.take_moments(moments)
 

@@ -14,9 +14,11 @@ class BEGAN(Latent):
     section = games.BEGAN
 
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """D's errors [N, 1] of reals and fakes -> the loss, a scalar []."""
         return began_d(real, fake, self.state.memory['began_k'])
 
     def g_loss(self, fake: Tensor, micro: MicroBatch) -> Tensor:
+        """D's errors [N, 1] of the fakes -> the loss, a scalar []."""
         return began_g(fake)
 
     def after_d(self, means: Means) -> None:

@@ -74,12 +74,18 @@ class Latent(Game):
 
     @cached_property
     def generator(self) -> Callable[..., Tensor]:
-        """G for the main phases; of a network with styles, its synthesis."""
+        """G for the main phases; of a network with styles, its synthesis.
+
+        z [N, z_dim], c [N, c_dim] -> fakes [NCHW]; of a network with styles, ws [N, num_ws, w_dim] -> fakes [NCHW].
+        """
         return self._maybe_compiled(self.G.synthesis if self.G.num_ws else self.G)
 
     @cached_property
     def discriminator(self) -> Callable[..., Tensor]:
-        """D for the main phases. Their penalties differentiate twice, which compiled code cannot."""
+        """D for the main phases. Their penalties differentiate twice, which compiled code cannot.
+
+        images [NCHW], c [N, c_dim] -> [N, outputs]
+        """
         return self._maybe_compiled(self.D)
 
     def _maybe_compiled(self, network: nn.Module) -> Callable[..., Tensor]:
@@ -211,6 +217,7 @@ class Latent(Game):
     # D's phases
 
     def d_main(self, micro: MicroBatch) -> tuple[Tensor, Means]:
+        """D's loss, a scalar [], and values [] by name."""
         penalties, loss = self.config.regularizers, self.config.loss
         joined = self.on_gradient and not self.lazy_d
         D = self.D if joined else self.discriminator     # compiled code differentiates only once
@@ -249,6 +256,7 @@ class Latent(Game):
         return LOSSES[self.config.loss.name].d_loss(real[:, :1], fake[:, :1])
 
     def d_reg(self, micro: MicroBatch) -> tuple[Tensor, Means]:
+        """D's gradient penalties, a scalar [], and values [] by name."""
         fakes = None
         if any(GRADIENT_PENALTIES[name].needs_fakes for name in self.on_gradient):
             with torch.no_grad():
@@ -258,7 +266,10 @@ class Latent(Game):
 
     def gradient_penalties(self, micro: MicroBatch, reals: Tensor, fakes: Tensor | None, real: Tensor | None = None,
                            fake: Tensor | None = None) -> tuple[Tensor, Means]:
-        """The weighted sum of D's gradient penalties; `real` and `fake` are logits already there, if any."""
+        """The weighted sum of D's gradient penalties, a scalar [], and each penalty [] by name, at reals and fakes [NCHW].
+
+        `real` and `fake` are logits [N, 1] already there, if any.
+        """
         total, means = reals.new_zeros(()), {}
         for name in self.on_gradient:
             penalty = GRADIENT_PENALTIES[name]
@@ -296,7 +307,7 @@ class Latent(Game):
             means['augment/p'] = memory['augment_p'].clone()
 
     def adapt_augmentation(self, sign: Tensor) -> None:
-        """Each `interval` steps, from the mean sign of D(real) over them."""
+        """Each `interval` steps, from the mean sign of D(real) over them; `sign` [] is one step's."""
         augment, memory = self.config.augment, self.state.memory
         memory['augment_signs'] += sign
         memory['augment_steps'] += 1
@@ -310,6 +321,7 @@ class Latent(Game):
     # G's phases
 
     def g_main(self, micro: MicroBatch) -> tuple[Tensor, Means]:
+        """G's loss, a scalar [], and values [] by name; of a network with styles, also `w_mean` [w_dim]."""
         loss, penalties = self.config.loss, self.config.regularizers
         fakes, w = self.generate(micro)
         outputs = self.outputs(self.discriminator, fakes, micro.fake_labels)
@@ -332,6 +344,7 @@ class Latent(Game):
         return chosen.g_loss(fake[:, :1], real)
 
     def g_reg(self, micro: MicroBatch) -> tuple[Tensor, Means]:
+        """G's path length penalty, a scalar [], and values [] by name."""
         penalties = self.config.regularizers
         count = max(micro.draws.z.shape[0] // penalties.path_length_shrink, 1)
         ws = self.styles(micro)[0][:count]

@@ -16,7 +16,9 @@ class MADGAN(Latent):
     maker = SeveralMaker
 
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """D's outputs [N, 1 + generators] for reals and fakes -> the loss, a scalar []."""
         return mad_gan_d(real, fake, torch.arange(len(fake), device=fake.device) % self.config.game.generators)
 
     def g_loss(self, fake: Tensor, micro: MicroBatch) -> Tensor:
+        """D's outputs [N, 1 + generators] for the fakes -> the loss, a scalar []."""
         return mad_gan_g(fake)

@@ -171,7 +171,10 @@ class LatentMaker(Maker):
         return self.G(z, self.c(labels), **options)
 
     def between(self, first: Draws, second: Draws, where: Tensor, sampling: Sampling) -> Tensor:
-        """In w along a line; else in z, along a circle, or a line, which does not leave the cube of uniform latents."""
+        """In w along a line; else in z, along a circle, or a line, which does not leave the cube of uniform latents.
+
+        where [N, 1] -> pictures [NCHW]
+        """
         if not self.G.num_ws:
             path = along_circle if self.latents == 'normal' else torch.lerp
             return self.run(path(first.z, second.z, where), first.labels)
@@ -188,6 +191,7 @@ class SeveralMaker(LatentMaker):
         self.class_counts = (1,) * len(self.G.generators)
 
     def run(self, z: Tensor, labels: Tensor, **options: object) -> Tensor:
+        """G on latents [N, z_dim]; labels [N] say which generator makes each picture."""
         return super().run(z, labels, made_by=labels.tolist(), **options)
 
 

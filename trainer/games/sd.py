@@ -24,4 +24,5 @@ class SDGAN(Latent):
         return D(self.augmented(images).unflatten(0, (-1, 2)).flatten(1, 2), labels[::2])
 
     def norms(self, squared: Tensor) -> Tensor:
+        """|gradient|^2 of each picture [N] -> of each pair [N / 2]"""
         return super().norms(squared.unflatten(0, (-1, 2)).sum(dim=1))

@@ -83,6 +83,7 @@ class Inception(nn.Module):
         self.wrapper = InceptionV3W(str(path.parent), download=False, resize_inside=legacy)
 
     def forward(self, x: Tensor, classes: bool) -> tuple[Tensor, Tensor | None]:
+        """x [N3HW] in 0 to 255 -> features [N, 2048], and class probabilities [N, C] if `classes`"""
         # the network's own resizing, inside `base`, leaves what is 299 px already
         return self.wrapper(x), self.wrapper.base(x) if classes else None
 
@@ -97,6 +98,7 @@ class EfficientNetLite0(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, classes: bool) -> tuple[Tensor, Tensor | None]:
+        """x [N3HW] in 0 to 255 -> features [N, 1280], and class probabilities [N, 1000] if `classes`"""
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
         features = self.network.extract_features(x).mean((2, 3))
         return features, self.network._fc(features).softmax(1) if classes else None
@@ -112,6 +114,7 @@ class FromFile(nn.Module):
         self.run = _onnx(path) if path.suffix == '.onnx' else torch.jit.load(path, map_location=device).eval()
 
     def forward(self, x: Tensor, classes: bool) -> tuple[Tensor, Tensor | None]:
+        """x [N3SS] in 0 to 255 -> features [N, d], and class probabilities [N, C] if `classes` and the file has logits"""
         out = self.run((x - self.mean) / self.std)
         outputs = [out] if isinstance(out, Tensor) else out
         if not isinstance(outputs, (list, tuple)) or len(outputs) not in (1, 2):

@@ -36,6 +36,7 @@ def intra_class_distance(fakes: Tensor, fake_labels: Tensor, reals: Tensor, real
                          fake_counts: Tensor | None = None, real_counts: Tensor | None = None) -> tuple[float, int]:
     """Mean over classes of the distance within a class, and of how many; Miyato & Koyama 2018, section 5.1.
 
+    fakes [N, d] with labels [N], reals [M, d] with labels [M]; counts as `frechet_distance` has them.
     Classes with fewer than two reals or fakes are left out. ValueError if that leaves none.
     """
     distances = []

@@ -15,6 +15,7 @@ SumOverRanks = Callable[[Tensor], Tensor]
 
 
 def identity(x: Tensor) -> Tensor:
+    """x [...] -> x: the sum over a single rank."""
     return x
 
 
@@ -66,6 +67,7 @@ class BatchNorm(Standardise):
         self.gain, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NCHW] -> [NCHW]"""
         return self.standardise(x, self.gain, self.bias)
 
 
@@ -80,6 +82,7 @@ class ConditionalBatchNorm(Standardise):
         nn.init.zeros_(self.bias.weight)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x [NCHW], condition [N, condition_dim] -> [NCHW]"""
         return self.standardise(x, 1 + self.gain(condition), self.bias(condition))
 
 

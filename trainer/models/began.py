@@ -38,6 +38,7 @@ class Decoder(nn.Module):
         self.torgb = nn.Conv2d(channels, img_channels, 3, padding=1)
 
     def forward(self, code: Tensor, c: Tensor) -> Tensor:
+        """code [N, code_dim], c [N, c_dim] -> pictures [N, img_channels, H, W]"""
         code = code if self.embed is None else torch.cat([code, self.embed(c)], dim=1)
         x = self.unflatten(self.fc(code))
         for index, stage in enumerate(self.stages):

@@ -43,6 +43,7 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NCHW] -> [NCHW]"""
         queries = self.theta(x).flatten(2)                      # [N, C/8, HW]
         keys = F.max_pool2d(self.phi(x), 2).flatten(2)          # [N, C/8, HW/4]
         values = F.max_pool2d(self.g(x), 2).flatten(2)          # [N, C/2, HW/4]
@@ -63,6 +64,7 @@ class GeneratorBlock(nn.Module):
         self.conv_sc = conv(in_channels, out_channels, 1, eps)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x [NIHW], condition [N, condition_dim] -> [N, O, 2H, 2W]"""
         x = as_maps(x, self.dtype)
         y = self.conv1(double(self.bn1(x, condition).relu()))
         y = self.conv2(self.bn2(y, condition).relu())
@@ -122,6 +124,7 @@ class DiscriminatorBlock(nn.Module):
         self.conv_sc = conv(in_channels, out_channels, 1, eps) if learned else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NIHW] -> [NOHW], or [N, O, H/2, W/2] with `down`"""
         x = as_maps(x, self.dtype)
         y = self.conv2(self.conv1(x if self.first else x.relu()).relu())
         if self.down:
@@ -159,6 +162,7 @@ class Conv2d(nn.Conv2d):
     """Computes in the type of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NIHW] -> [NOHW]"""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.conv2d(x, self.weight.to(x.dtype), bias, padding=self.padding)
 
@@ -204,6 +208,7 @@ def halves(block: int, doublings: int) -> bool:
 
 
 def double(x: Tensor) -> Tensor:
+    """[NCHW] -> [N, C, 2H, 2W], by the nearest pixel."""
     return F.interpolate(x, scale_factor=2)
 
 
@@ -218,7 +223,7 @@ def table_size(resolution: tuple[int, int]) -> tuple[tuple[int, int], int]:
 
 
 def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights for `load_state_dict`: normalised ones have their vector u0 and value sv0 beside them."""
+    """Published weights for `load_state_dict`: normalised ones have their vector u0 [1, out] and value sv0 [1] beside them."""
     renamed = {}
     for name, tensor in state_dict.items():
         layer, _, last = name.rpartition('.')

@@ -45,6 +45,7 @@ class GeneratorBlock(nn.Module):
         self.conv4 = conv(hidden, out_channels, 1, eps)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x [NIHW], condition [N, condition_dim] -> [NOHW], or [N, O, 2H, 2W] with `up`"""
         x = as_maps(x, self.dtype)
         y = self.conv1(self.bn1(x, condition).relu())
         y = self.bn2(y, condition).relu()
@@ -104,6 +105,7 @@ class DiscriminatorBlock(nn.Module):
         self.conv_sc = conv(in_channels, out_channels - in_channels, 1, eps) if out_channels > in_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NIHW] -> [NOHW], or [N, O, H/2, W/2] with `down`"""
         x = as_maps(x, self.dtype)
         y = self.conv1(x.relu())
         y = self.conv3(self.conv2(y.relu()).relu()).relu()

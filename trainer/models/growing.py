@@ -62,7 +62,7 @@ class GrowingSynthesis(Growing):
                                    for features in self.channels)
 
     def grow(self, x: Tensor | None, run_layer: Callable[[int, Tensor | None], Tensor]) -> Tensor:
-        """run_layer(index, x), where layer 0 gets this x. Returns pictures of the current size, float32."""
+        """run_layer(index, x), where layer 0 gets this x. Returns pictures [N, img_channels, H >> f, W >> f], float32."""
         finest, fade = self.stage()
         for i in range(finest + 1):
             coarse, x = x, as_maps(x, self.dtypes[i]) if i else x
@@ -126,7 +126,7 @@ class GrowingDiscriminator(Growing):
 
 
 def published_discriminator(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights of D for `load_state_dict`. There, sizes count from the finest."""
+    """Published weights of D for `load_state_dict`, each tensor under our name. There, sizes count from the finest."""
     doublings = sum(name.startswith('input') for name in state_dict) // 2 - 1
     last = 2 * doublings + 2
     renamed = {'lod': state_dict['lod']}

@@ -36,6 +36,7 @@ class FullyConnected(nn.Module):
         self.weight_gain = lr_multiplier / sqrt(in_features)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [N, in] -> [N, out]"""
         # scaling x rather than the weight: it is smaller
         return bias_act(F.linear(x * self.weight_gain, self.weight), self.bias * self.lr_multiplier, act=self.act)
 
@@ -58,6 +59,7 @@ class Conv2d(nn.Module):
             self.register_buffer('resample_filter', setup_filter([1, 3, 3, 1]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [N, in, H, W] -> [N, out, H, W], or [N, out, H/2, W/2] with `down`"""
         weight = (self.weight * self.weight_gain).to(x.dtype)
         if self.down:
             # the 4-tap blur takes 3 pixels, of which the stride of 2 needs only 2 back
@@ -78,6 +80,7 @@ class HalfSizeShortcut(nn.Module):
         self.register_buffer('resample_filter', setup_filter([1, 3, 3, 1]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NCHW] -> [N, out, H/2, W/2]"""
         x = upfirdn2d(x, self.resample_filter, down=2, padding=1)
         return F.conv2d(x, (self.weight * self.weight_gain).to(x.dtype))
 

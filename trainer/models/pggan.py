@@ -39,6 +39,7 @@ class LatentLayer(nn.Module):
         self.weight_gain = 1 / sqrt(in_features * size[0] * size[1])
 
     def forward(self, z: Tensor) -> Tensor:
+        """z [N, in] -> [N, channels, *size]"""
         weight = (self.weight * self.weight_gain).transpose(0, 1)
         return bias_act(F.conv_transpose2d(z[:, :, None, None], weight), self.bias, act='lrelu')
 
@@ -47,6 +48,7 @@ class UpConv2d(Conv2d):
     """[NIHW] -> [N, O, 2H, 2W]: nearest doubling, convolution, bias and activation."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NIHW] -> [N, O, 2H, 2W]"""
         x = up_conv2d(x, self.weight * self.weight_gain)
         return bias_act(x, self.bias, act=self.act, gain=self.gain, clamp=self.clamp)
 
@@ -55,6 +57,7 @@ class PooledConv2d(Conv2d):
     """[NIHW] -> [N, O, H/2, W/2]: convolution, bias and activation, then means of 2x2 pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NIHW] -> [N, O, H/2, W/2]"""
         return F.avg_pool2d(super().forward(x), 2)
 
 
@@ -98,7 +101,7 @@ class Discriminator(GrowingDiscriminator):
 
 
 def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights, of G or D, for `load_state_dict`."""
+    """Published weights, of G or D, for `load_state_dict`, each tensor under our name and in its published shape."""
     if 'input0.weight' in state_dict:
         return published_discriminator(state_dict)
     renamed = {}

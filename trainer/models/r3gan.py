@@ -25,6 +25,7 @@ class Convolution(nn.Conv2d):
         nn.init.kaiming_normal_(self.weight, nonlinearity='linear')
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [N, in, H, W] -> [N, out, H, W]"""
         return F.conv2d(x, self.weight.to(x.dtype), padding=self.padding, groups=self.groups)
 
 
@@ -48,6 +49,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NCHW] -> [NCHW]"""
         y = bias_act(self.conv0(x), self.bias0, act='lrelu', alpha=SLOPE, gain=1)
         y = bias_act(self.conv1(y), self.bias1, act='lrelu', alpha=SLOPE, gain=1)
         return x + self.conv2(y)
@@ -63,6 +65,7 @@ class Resample(nn.Module):
         self.register_buffer('taps', setup_filter([1, 3, 3, 1]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [N, in, H, W] -> [N, out, 2H, 2W] with `up`, else [N, out, H/2, W/2]"""
         # a 1x1 convolution commutes with the filter: it runs where there are fewer pixels
         return upsample2d(self.conv(x), self.taps) if self.up else self.conv(downsample2d(x, self.taps))
 
@@ -75,6 +78,7 @@ class Stage(nn.Sequential):
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NCHW] -> [NCHW], with the channels and the size that its layers make."""
         return super().forward(as_maps(x, self.dtype))
 
 

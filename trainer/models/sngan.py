@@ -30,6 +30,7 @@ class GeneratorBlock(nn.Module):
         self.skip = convolution(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
+        """x [NIHW], and c [N, c_dim] where there are classes -> [N, O, 2H, 2W]"""
         y = self.conv0(F.interpolate(self.norm0(x, *condition).relu(), scale_factor=2))
         # a 1x1 convolution commutes with resampling: it runs where there are fewer pixels
         return self.conv1(self.norm1(y, *condition).relu()) + F.interpolate(self.skip(x), scale_factor=2)
@@ -78,6 +79,7 @@ class DiscriminatorBlock(nn.Module):
         self.skip = spectral_norm(convolution(in_channels, out_channels, 1)) if learned else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NIHW] -> [NOHW], or [N, O, H/2, W/2] with `down`"""
         y = self.conv1(self.conv0(x if self.first else x.relu()).relu())
         if self.down:
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)

@@ -30,12 +30,14 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def power_iterate(self, weight: Tensor) -> None:
+        """Move u0 [1, out] by one iteration with weight [out, ...]."""
         matrix = weight.flatten(1)
         v = F.normalize(self.u0 @ matrix, eps=self.eps)            # [1, in]
         self.u0.copy_(F.normalize(v @ matrix.t(), eps=self.eps))   # [1, out]
         self.sv0.copy_(self.gain * (self.u0 @ matrix).norm())
 
     def forward(self, weight: Tensor) -> Tensor:
+        """weight [out, ...] -> [out, ...]"""
         return self.leading(weight)[0]
 
     def leading(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +50,7 @@ class SpectralNorm(nn.Module):
         return weight / (sigma.clamp(min=self.eps) * self.gain), u, v
 
     def unit_u(self) -> Tensor:
-        """A copy of u0, as what backward needs must outlive the next iteration, of length 1 whatever is stored.
+        """A copy of u0 [1, out], as what backward needs must outlive the next iteration, of length 1 whatever is stored.
 
         Published averages of weights average u0 as well, which makes it shorter. A length of 1 up to rounding keeps its bits.
         """
@@ -67,6 +69,7 @@ class StableRankNorm(SpectralNorm):
         self.rank = rank
 
     def forward(self, weight: Tensor) -> Tensor:
+        """weight [out, ...] -> [out, ...]"""
         normalised, u, v = self.leading(weight)
         first = (u.t() @ v).view_as(weight) / self.gain
         rest = normalised - first

@@ -49,6 +49,7 @@ class StyledLayer(nn.Module):
         self.register_buffer('blur', setup_filter(BLUR) if up else None, persistent=False)
 
     def forward(self, x: Tensor | None, w: Tensor, noise: str) -> Tensor:
+        """x [NIHW], None for the first layer, and w [N, w_dim] -> [N, O, *size]"""
         x = self._maps(x, len(w))
         if noise != 'none':
             plane = self.noise_const[None, None] if noise == 'const' else torch.randn(len(x), 1, *self.size, device=x.device)
@@ -113,6 +114,7 @@ class BlurredDownConv2d(Conv2d):
         self.register_buffer('blur', setup_filter(BLUR), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NIHW] -> [N, O, H/2, W/2]"""
         x = conv_down2d(filter2d(x, self.blur), self.weight * self.weight_gain)
         return bias_act(x, self.bias, act=self.act, gain=self.gain, clamp=self.clamp)
 
@@ -130,7 +132,10 @@ PUBLISHED_NAMES = {  # theirs: ours
 
 
 def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights, of G or D, for `load_state_dict`: without the blur filters, which are constants here."""
+    """Published weights, of G or D, for `load_state_dict`: without the blur filters, which are constants here.
+
+    The learned constant becomes [C, H, W], planes of noise [H, W].
+    """
     if 'input0.weight' in state_dict:
         return published_discriminator(state_dict)
     renamed = {}

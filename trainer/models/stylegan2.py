@@ -74,7 +74,7 @@ class Mapping(nn.Module):
 
     def forward(self, z: Tensor | None, c: Tensor, truncation_psi: float = 1.0,
                 truncation_cutoff: int | None = None) -> Tensor:
-        """Styles of the first `truncation_cutoff` layers (None: all) are drawn towards w_avg. Returns ws."""
+        """Styles of the first `truncation_cutoff` layers (None: all) are drawn towards w_avg. Returns ws [N, num_ws, w_dim]."""
         inputs = [normalize_second_moment(z)] if self.z_dim else []
         inputs += [normalize_second_moment(self.embed(c))] if self.c_dim else []
         x = torch.cat(inputs, dim=1)
@@ -101,6 +101,7 @@ class SynthesisLayer(nn.Module):
         self.register_buffer('up_filter', setup_filter([1, 3, 3, 1]) if up else None, persistent=False)
 
     def forward(self, x: Tensor, w: Tensor, noise: str) -> Tensor:
+        """x [NIHW], w [N, w_dim] -> [N, O, *size]"""
         plane = None
         if noise != 'none':
             plane = self.noise_const[None, None] if noise == 'const' else torch.randn(len(x), 1, *self.size, device=x.device)
@@ -120,6 +121,7 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(img_channels))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """x [NCHW], w [N, w_dim] -> [N, img_channels, H, W]"""
         return modulated_conv2d(x, self.weight, self.affine(w) * self.weight_gain, self.bias, demodulate=False,
                                 clamp=self.clamp)
 
@@ -140,7 +142,11 @@ class SynthesisBlock(nn.Module):
         self.torgb = ToRGB(out_channels, img_channels, w_dim, clamp)
 
     def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise: str) -> tuple[Tensor, Tensor]:
-        """ws: those from this block's first layer on. Returns features and picture (float32)."""
+        """x [N, I, H/2, W/2] and img [N, img_channels, H/2, W/2], both None for the coarsest.
+
+        ws [N, layers, w_dim]: those from this block's first layer on. Returns features [NOHW] and picture
+        [N, img_channels, H, W] (float32).
+        """
         if x is None:
             x = as_maps(self.const.expand(len(ws), -1, -1, -1), self.dtype)
         else:
@@ -209,6 +215,7 @@ class DiscriminatorBlock(nn.Module):
         self.skip = HalfSizeShortcut(in_channels, out_channels, gain=sqrt(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [NIHW], or a picture [N, img_channels, H, W] -> [N, O, H/2, W/2]"""
         x = self.fromrgb(as_maps(x, self.dtype))
         return self.skip(x) + self.conv1(self.conv0(x))
 
@@ -226,6 +233,7 @@ class DiscriminatorEpilogue(nn.Module):
         self.out = FullyConnected(channels, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, *size], or a picture [N, img_channels, *size] -> [N, out_features]"""
         x = append_minibatch_stddev(self.fromrgb(as_maps(x, torch.float32)), self.mbstd_group)
         return self.out(self.fc(self.conv(x).flatten(1)))
 
@@ -270,6 +278,9 @@ def mix_styles(ws: Tensor, ws2: Tensor, cutoff: Tensor) -> Tensor:
 
 
 def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights for `load_state_dict`: without the blur filters, which are constants here."""
+    """Published weights for `load_state_dict`: without the blur filters, which are constants here.
+
+    Strengths of noise become [1].
+    """
     return {name: tensor.reshape(1) if name.endswith('noise_strength') else tensor
             for name, tensor in state_dict.items() if not name.endswith('resample_filter')}

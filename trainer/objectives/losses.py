@@ -1,4 +1,4 @@
-"""Adversarial losses: pure functions on logits [N, 1]. Each returns a scalar, the mean over the batch.
+"""Adversarial losses: pure functions on logits [N, 1]. Each returns a scalar [], the mean over the batch.
 
 In the equations D is the logit, s the sigmoid, x a real, G(z) a fake. G's losses take the reals' logits last and all but
 the relativistic one ignore them.
@@ -103,6 +103,7 @@ def mad_gan_d(real: Tensor, fake: Tensor, generator: Tensor) -> Tensor:
 
 # Its non-saturating form for G_i: L_G = -log p_0(G_i(z)), in place of log(1 - p_0). Goodfellow et al. 2014, section 3.
 def mad_gan_g(fake: Tensor) -> Tensor:
+    """D's outputs [N, 1 + generators] for fakes -> the loss, a scalar []."""
     return -fake.log_softmax(dim=1)[:, 0].mean()
 
 

@@ -29,29 +29,33 @@ def gradient_norm_squared(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def at_reals(reals: Tensor, fakes: Tensor | None = None) -> Tensor:
+    """reals [N, ...] -> reals"""
     return reals
 
 
 def at_fakes(reals: Tensor, fakes: Tensor) -> Tensor:
+    """reals and fakes [N, ...] -> fakes"""
     return fakes
 
 
 def between(reals: Tensor, fakes: Tensor) -> Tensor:
-    """A random point on the line between each real and its fake."""
+    """A random point on the line between each real and its fake: [N, ...] each."""
     share = torch.rand(len(reals), *[1] * (reals.ndim - 1), dtype=reals.dtype, device=reals.device)
     return reals.lerp(fakes, share)
 
 
 def around_reals(reals: Tensor, fakes: Tensor | None = None) -> Tensor:
-    """Reals with uniform noise of half the batch's standard deviation."""
+    """Reals [N, ...] with uniform noise of half the batch's standard deviation."""
     return reals + 0.5 * reals.std() * torch.rand_like(reals)
 
 
 def squared(norm_squared: Tensor) -> Tensor:
+    """|grad_x D|^2 [N] -> the same"""
     return norm_squared
 
 
 def distance_to_one(norm_squared: Tensor) -> Tensor:
+    """|grad_x D|^2 [N] -> (|grad_x D| - 1)^2 [N]"""
     # a root at exactly 0 has no second derivative
     return ((norm_squared + 1e-12).sqrt() - 1).square()
 
@@ -83,7 +87,7 @@ def lecam(real: Tensor, fake: Tensor, real_mean: Tensor | float, fake_mean: Tens
 
 
 def move_mean_(mean: Tensor, value: Tensor, decay: float, steps: int) -> None:
-    """A moving average that began at 0, moved by the value of the step after `steps` others; see `unbiased`.
+    """A moving average [...] that began at 0, moved by the value of the step after `steps` others; see `unbiased`.
 
     One that is still 0, as of a penalty that was switched on since, takes the weight that those would have had.
     """
@@ -91,7 +95,7 @@ def move_mean_(mean: Tensor, value: Tensor, decay: float, steps: int) -> None:
 
 
 def unbiased(mean: Tensor, decay: float, steps: int) -> Tensor:
-    """The average that `mean` is after `steps`, one or more, without its beginning at 0. Kingma & Ba 2015, section 3."""
+    """The average [...] that `mean` is after `steps`, one or more, without its beginning at 0. Kingma & Ba 2015, section 3."""
     return mean / (1 - decay ** steps)
 
 

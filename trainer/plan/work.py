@@ -77,7 +77,7 @@ def touched(tensor: Tensor) -> int:
 
 
 class _Noted(torch.autograd.Function):
-    """Stands for a sum over ranks, forward and backward."""
+    """Stands for a sum over ranks, [...] -> [...], forward and backward."""
 
     @staticmethod
     def forward(ctx: object, tensor: Tensor, note: Callable[[int], None]) -> Tensor:

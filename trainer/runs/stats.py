@@ -41,6 +41,7 @@ class Stats:
                 self._events = Events(folder / 'tensorboard', purge_step=nimg + 1)
 
     def add(self, phase: str, means: dict[str, Tensor], gradient_norm: float, seconds: float) -> None:
+        """Take in the result of one run of a phase; `means` are scalars [] by name."""
         self.record({f'gradient_norm/{phase}': gradient_norm, f'seconds/{phase}': seconds})
         self.record({name: value.item() for name, value in means.items()})
 

@@ -80,7 +80,7 @@ assert tuple(SIGNALS) == SIGNAL_NAMES
 
 
 def new_alarms() -> dict[str, Tensor]:
-    """For each signal: bad and good reports in a row, whether it sounds, and the images shown when it was last good."""
+    """For each of [signals]: bad and good reports in a row, whether it sounds, and the images shown when it was last good."""
     return {name: torch.zeros(len(SIGNALS), dtype=torch.int64) for name in ('bad', 'calm', 'sounding', 'last_good')}
 
 
@@ -89,6 +89,7 @@ def update_alarms(alarms: dict[str, Tensor], values: dict[str, float], nimg: int
     """Take in a report's `values`; names of the signals that begin to sound, after `patience` bad reports in a row.
 
     They fall silent after as many good ones. A signal without a value, or that is NaN, counts as good.
+    alarms: of `new_alarms`, [signals] each, changed in place.
     """
     begin = []
     for index, (name, signal) in enumerate(SIGNALS.items()):
@@ -106,7 +107,7 @@ def update_alarms(alarms: dict[str, Tensor], values: dict[str, float], nimg: int
 
 
 def sounding(alarms: dict[str, Tensor]) -> dict[str, int]:
-    """{signal that sounds: images shown when it was last good}"""
+    """alarms, [signals] each -> {signal that sounds: images shown when it was last good}"""
     return {name: int(alarms['last_good'][index]) for index, name in enumerate(SIGNALS) if alarms['sounding'][index]}
 
 

@@ -34,7 +34,7 @@ def mean_distance(features: Tensor) -> float:
 
 
 def near_copies(features: Tensor) -> float:
-    """The share of rows that have another one nearer than NEAR_COPY."""
+    """The share of rows of [N, d] that have another one nearer than NEAR_COPY."""
     apart = distances(features).fill_diagonal_(float('inf'))
     return (apart.min(dim=1).values < NEAR_COPY).float().mean().item()
 

@@ -40,7 +40,7 @@ HALF_LIVES = 4           # of the EMA, that it takes to forget the networks of t
 
 
 def new_guard_memory(plan: Plan, state: TrainState) -> dict[str, Tensor]:
-    """What the guard of a new run has seen: nothing."""
+    """What the guard of a new run has seen: nothing. It joins what `new_memory` and `new_alarms` return."""
     return new_memory(plan.phases, state.networks.values()) | new_alarms()
 
 

@@ -16,7 +16,10 @@ MEANS = ('logits/real_sign', 'loss/D', 'loss/G')
 
 
 def new_memory(phases: tuple[str, ...], networks: Iterable[nn.Module]) -> dict[str, Tensor]:
-    """Empty. The history has a column for each phase's gradient norm and for each layer of `networks`."""
+    """Empty. The history has a column for each phase's gradient norm and for each layer of `networks`.
+
+    `sums`, `counts` and `peaks` are [values], as `seen_values` names them; `history` is [WINDOW, columns].
+    """
     layers, seen = sum(1 for network in networks for _ in weight_matrices(network)), len(seen_values(phases))
     return {'sums': torch.zeros(seen, dtype=torch.float64), 'counts': torch.zeros(seen, dtype=torch.float64),
             'peaks': torch.zeros(seen, dtype=torch.float64),
@@ -29,7 +32,7 @@ def seen_values(phases: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def see_step(memory: dict[str, Tensor], phases: tuple[str, ...], values: dict[str, float]) -> None:
-    """Count in those values of a step that are remembered."""
+    """Count in those values of a step that are remembered: in `sums`, `counts` and `peaks` [values]."""
     for index, name in enumerate(seen_values(phases)):
         if name in values:
             memory['sums'][index] += values[name]
@@ -41,6 +44,7 @@ def end_report(memory: dict[str, Tensor], phases: tuple[str, ...], layer_norms: 
     """Means over the steps since the last report, and growth: `gradient_norm`, `gradient_peak`, `spectral_growth`.
 
     Each is the largest factor over a median, of phases or layers; growth is empty until there are ENOUGH reports.
+    In `memory` the new norms push the oldest out of `history` [WINDOW, columns]; `sums`, `counts` and `peaks` [values] become 0.
     """
     means = memory['sums'] / memory['counts']                   # [values], NaN where nothing was seen
     norms = torch.cat([means[len(MEANS):], torch.tensor(layer_norms, dtype=torch.float64)])

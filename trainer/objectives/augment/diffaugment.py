@@ -12,7 +12,7 @@ from trainer.objectives.augment.sampling import take_pixels
 
 
 def random_color(images: Tensor) -> Tensor:
-    """Brightness +-0.5, then saturation times 0 ... 2, then contrast times 0.5 ... 1.5."""
+    """Brightness +-0.5, then saturation times 0 ... 2, then contrast times 0.5 ... 1.5. [NCHW] -> [NCHW]."""
     brightness, saturation, contrast = images.new_empty(3, len(images), 1, 1, 1).uniform_()
     images = images + (brightness - 0.5)
     grey = images.mean(dim=1, keepdim=True)
@@ -22,7 +22,7 @@ def random_color(images: Tensor) -> Tensor:
 
 
 def random_translation(images: Tensor) -> Tensor:
-    """By whole pixels, up to 1/8 of the sides; what comes in is 0."""
+    """By whole pixels, up to 1/8 of the sides; what comes in is 0. [NCHW] -> [NCHW]."""
     def sources(size: int) -> Tensor:
         """[N, size], in a picture padded by one pixel, the source of all that comes in."""
         furthest = round(size / 8)

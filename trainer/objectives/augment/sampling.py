@@ -17,7 +17,7 @@ def at_identity(matrices: Tensor) -> Tensor:
 
 
 def reflect(position: Tensor, size: int) -> Tensor:
-    """Integer positions, also outside of 0 ... size-1, to those inside: mirrored at the outermost pixels, without end."""
+    """Integer positions [...], also outside of 0 ... size-1, to those inside: mirrored at the outermost pixels, without end."""
     period = 2 * (size - 1)
     position = position % period
     return torch.minimum(position, period - position)
@@ -43,6 +43,7 @@ def read_bilinear(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
 class _Read(torch.autograd.Function):
     """Reading is linear in the picture, so its gradient is its transpose, and that one's gradient is reading again.
 
+    [NCHW] is read at x and y [N, h, w] -> [N, C, h, w].
     Kept for it are positions only: autograd's own record of the four gathers is several times as large.
     """
 
