@@ -8,7 +8,6 @@ from families_for_tests import config_of
 from runs_for_tests import train_here
 
 from trainer.config.load import load_config
-from trainer.data.sealed import write_sealed
 from trainer.engine.randomness import Draws, draw
 from trainer.games.makers import LatentMaker, Sampling
 from trainer.metrics.pictures import Fakes
@@ -65,12 +64,12 @@ def test_exports_from_before_have_normal_latents(wide_shards, tmp_path, capsys):
     path = tmp_path / 'export' / 'generator.json'
     about = {key: value for key, value in json.loads(path.read_text()).items() if key in OLDER}
     assert about['options'].pop('latents') == 'normal'
-    write_sealed(path, about)
+    path.write_text(json.dumps(about))
     maker, _ = open_maker(tmp_path / 'export')
     assert maker.latents == 'normal'
     maker.check(Sampling(truncation=0.5))
     about['options']['latents'] = 'cauchy'
-    write_sealed(path, about)
+    path.write_text(json.dumps(about))
     with pytest.raises(ValueError, match="latents: Input should be 'normal' or 'uniform'"):
         load_generator(tmp_path / 'export')
 

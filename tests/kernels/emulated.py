@@ -47,7 +47,8 @@ def emulated_library(sanitized: bool = False, mutation: tuple[str, str, str] | N
         objects = list(pool.map(lambda name: _compile(name, mutated if name in units else sources, flags), names))
     # the first definition of an inline function wins: the planted one
     objects.sort(key=lambda path: path.stem.split('-')[0] not in [Path(unit).stem for unit in units])
-    return _make('library.so', [*find_compiler(), *flags, *map(str, objects), *LINK])
+    torch_libraries = ('-L', str(Path(torch.__file__).parent / 'lib'))
+    return _make('library.so', [*find_compiler(), *flags, *map(str, objects), *LINK, *torch_libraries])
 
 
 def _compile(name: str, sources: Mapping[str, str], flags: Sequence[str]) -> Path:

@@ -59,7 +59,7 @@ def test_shards_that_are_missing_short_or_exchanged_are_named(packed, tmp_path, 
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['nowhere'], 'imago pack: error: nowhere is no packed dataset'),
+    (['nowhere'], 'imago pack --verify: error: nowhere is no packed dataset'),
     (['https://a:s3cr@host/x'], "'https://a:***@host/x' is no folder"),
     (['PIPE:touch x {}'], 'no reader')])
 def test_what_cannot_be_verified_is_one_line_and_status_2(capfd, arguments, message):

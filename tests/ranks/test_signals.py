@@ -100,12 +100,12 @@ def test_a_signal_is_not_lost_while_signals_begin_to_be_held():
     script = """if True:
         import os, signal
         from multiprocessing import resource_tracker
-        from trainer import signals
+        from trainer.ranks import stop_signals
         start = resource_tracker.ensure_running
         resource_tracker.ensure_running = lambda: (os.kill(os.getpid(), signal.SIGTERM), start())
-        signals.hold_signals()
-        print(signals.asked_to_stop(), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, flush=True)
-        with signals.StopSignals() as stop:
+        stop_signals.hold_signals()
+        print(stop_signals.asked_to_stop(), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, flush=True)
+        with stop_signals.StopSignals() as stop:
             print(stop.requested)"""
     done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ['True', 'True', 'True'], done

@@ -31,7 +31,7 @@ from trainer.start import prepare
 from trainer.tools import evaluate, export
 from trainer.train import train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class Payload:
