@@ -1,13 +1,18 @@
 """What a program writes, read as a file: it must begin and go on within a time, and goes with whoever reads it."""
 
+import atexit
 import os
 import select
 import signal
 import subprocess
+import threading
 from contextlib import suppress
+
+from trainer.ranks.stop_signals import undivided
 
 SILENCE = 60    # seconds without a byte, as of HTTP
 _running: set['Command'] = set()
+_starting = threading.RLock()    # a program that has begun is in `_running` before anybody asks
 
 
 class Command:
@@ -15,8 +20,9 @@ class Command:
 
     def __init__(self, arguments: list[str]):
         # a session of its own is a process group to kill, and has no terminal where it could ask for a password
-        self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
-        _running.add(self)
+        with undivided(), _starting:
+            self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+            _running.add(self)
         self._waiting = select.poll()
         self._waiting.register(self._process.stdout, select.POLLIN)
 
@@ -56,6 +62,10 @@ class Command:
 
 
 def kill_commands() -> None:
-    """Those of this process that still run, before it ends without closing them."""
+    """Those of this process that still run, before it ends without closing them. No other can start any more."""
+    _starting.acquire()
     for command in list(_running):
         command.kill()
+
+
+atexit.register(kill_commands)

@@ -12,6 +12,7 @@ SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
 ALL = (*SCHEDULERS, signal.SIGINT)
 _starting = False    # in a process that holds signals, until the first step
 _asked = False       # whether one was remembered
+_late: list[int] | None = None    # signals that came inside `undivided`
 
 
 class StopSignal(Exception):
@@ -54,6 +55,22 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Around what must not be torn, as a process just started that nobody knows yet: StopSignal is raised at its end."""
+    global _late
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _late = []
+    try:
+        yield
+    finally:
+        late, _late = _late, None
+    if late:
+        _interrupt(late[0], None)
+
+
 def asked_to_stop() -> bool:
     """Whether a signal has come since the process began, or is held."""
     return _asked or not signal.sigpending().isdisjoint(SCHEDULERS)
@@ -87,4 +104,7 @@ class StopSignals:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _asked
     _asked = True
+    if _late is not None:
+        _late.append(number)
+        return
     raise StopSignal(f'{signal.Signals(number).name} came')
