@@ -158,7 +158,8 @@ def test_every_number_has_bounds_and_is_no_boolean():
 @pytest.mark.parametrize('override', [
     'parallel.timeout_minutes=99999999999999999999999999', 'log.grid=[100000,100000]', 'batch=1000000000008',
     'network.z_dim=100000000000', 'network.mapping_layers=1000000', f'seed={10**4000}', 'growth.batch={8: 1000000000}',
-    'growth.batch={1000000000: 8}', 'log.interval_kimg=true', 'log.interval_kimg=1e-9', 'optim.g_lr={start: 1, end: 0, kimg: 1e30}',
+    'growth.batch={1000000000: 8}', 'log.interval_kimg=true', 'log.interval_kimg=1e-9',
+    'optim.g_lr={start: 1, end: 0, kimg: 1e30}',
     'optim.betas=[true, 0.9]', 'evaluate.truncation=1e-9', 'run_dir=', 'run_dir=~', 'run_dir=~/runs', 'run_dir="a\\nb"',
     f'run_dir={"r" * 5000}', 'evaluate.extractor=', 'evaluate.extractor_sha256=00', 'data.cache_dir=~/cache', 'data.workers=1e6',
 ])
