@@ -18,6 +18,7 @@ from trainer.config import (
     is_fixed,
     load_config,
 )
+from trainer.run_folder import refuse_changes
 from trainer.schema import to_size
 
 MINIMAL = {'run_dir': 'r', 'data': {'path': 'd'}}
@@ -212,6 +213,17 @@ def test_another_family_is_another_run(tmp_path):
     changes = changed_keys(load_config(path), load_config(path, ['network.name=dcgan']))
     assert changes['network.name'] == ('stylegan2', 'dcgan') and changes['network.channels'] == (None, 64)
     assert all(is_fixed(key) for key in changes)
+
+
+def test_ten_changes_are_named_and_all_are_counted(tmp_path):
+    path = write(tmp_path, 'c.yaml', MINIMAL)
+    before, after = load_config(path), load_config(path, ['network.name=dcgan', 'seed=7', f'data.cache_dir={"x/" * 200}x'])
+    with pytest.raises(ValueError, match=r'\(network.name: stylegan2 there, dcgan now, seed: 0 there, 7 now, .* in all\)') as caught:
+        refuse_changes(before, after, 'runs/old')
+    fixed = [key for key in changed_keys(before, after) if is_fixed(key)]
+    assert f'({len(fixed)} in all)' in str(caught.value) and len(fixed) > 10
+    allowed = refuse_changes(before, load_config(path, [f'data.cache_dir={"x/" * 200}x', 'batch=128']), 'runs/old')
+    assert allowed.startswith('batch: 64 there, 128 now, data.cache_dir: null there, x/x/') and len(allowed) < 350
 
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.yaml')), ids=lambda path: path.stem)

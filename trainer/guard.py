@@ -35,6 +35,7 @@ from trainer.schedule import at
 from trainer.spikes import MEANS, end_report, see_step
 from trainer.state import TrainState, picture_size
 from trainer.stats import Stats
+from trainer.wording import listed
 
 A_CLASS = 8              # fakes of a class, at least
 HALF_LIVES = 4           # of the EMA, that it takes to forget the networks of the start
@@ -200,7 +201,7 @@ def open_held_out(config: Config, manifest: Manifest) -> Dataset:
     if other.channels != manifest.channels:
         raise ValueError(f'guard.data={where} has {other.channels} channels, the training data {manifest.channels}')
     if config.data.conditional and other.class_names != manifest.class_names:
-        raise ValueError(f'guard.data={where} has other classes ({", ".join(other.class_names) or "none"}) than the '
+        raise ValueError(f'guard.data={where} has other classes ({listed(other.class_names) or "none"}) than the '
                          'training data; pack the same sub-folders')
     check_resolution(dataset, picture_size(config, manifest))
     return dataset

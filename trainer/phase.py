@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trainer import dist
 from trainer.parallel import Strategy
 from trainer.randomness import Draws, seed_micro_batch
+from trainer.wording import listed
 from trainer.zero import ZeroAdam
 
 
@@ -65,7 +66,7 @@ def run_phase(phase: Phase, micro_batches: list[MicroBatch], seed: int, nimg: in
         dist.moved()
         norm, bad_ranks = strategy.sync_gradients(phase.network)
     if not math.isfinite(norm):
-        where = f'rank {", ".join(map(str, bad_ranks))}' if bad_ranks else 'the sum over ranks'
+        where = f'rank {listed(bad_ranks)}' if bad_ranks else 'the sum over ranks'
         raise NonFiniteGradient(f'phase {phase.name} at {nimg} images: the gradient is not finite on {where}; {_what_then(nimg)}')
     phase.optimizer.step()
     means = strategy.mean(means)
