@@ -37,13 +37,15 @@ def spelled(pattern: str, advice: str, most: int = 253) -> Callable[[str], str]:
 REFERENCE = r'[A-Za-z0-9][\w.-]*(:[0-9]{1,5}(?=/))?(/[\w.-]+)*(:[\w][\w.-]{0,127})?(@[A-Za-z0-9]+:[0-9a-fA-F]{32,128})?'
 
 
-def run_parser(prog: str, about: str, nodes: Callable[[str], object] = up_to(MOST_NODES), nodes_help: str | None = None) -> Parser:
+def run_parser(prog: str, about: str, nodes: Callable[[str], object] = up_to(MOST_NODES),
+               nodes_help: str | None = None) -> Parser:
     """For a run of `--nodes` x `--gpus-per-node` ranks; overrides may stand between the options."""
     parser = Parser(prog=prog, description=about)
     parser.add_argument('config', help='a YAML file, or the name of one in configs/')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, as imago train takes them')
     parser.add_argument('--nodes', type=nodes, required=True, help=nodes_help)
-    parser.add_argument('--gpus-per-node', type=up_to(MOST_RANKS), required=True, help='ranks on each node; on CPUs with device=cpu')
+    parser.add_argument('--gpus-per-node', type=up_to(MOST_RANKS), required=True,
+                        help='ranks on each node; on CPUs with device=cpu')
     return parser
 
 

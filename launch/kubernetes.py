@@ -36,7 +36,8 @@ UNITS = {'': 1, 'k': 10 ** 3, 'M': 10 ** 6, 'G': 10 ** 9, 'T': 10 ** 12, 'P': 10
 
 def main(arguments: list[str] | None = None) -> int:
     parser = job_parser(PROG, 'Write a manifest for the PyTorch training operator: kubectl apply -f FILE starts it.')
-    parser.add_argument('--image', required=True, type=spelled(REFERENCE, 'write it as [REGISTRY/]NAME[:TAG]'), help='with imago in it')
+    parser.add_argument('--image', required=True, type=spelled(REFERENCE, 'write it as [REGISTRY/]NAME[:TAG]'),
+                        help='with imago in it')
     parser.add_argument('--pvc', action='append', required=True, metavar='NAME:/PATH', type=claim,
                         help='a volume claim that all nodes see, and where; repeatable; relative paths of the configuration '
                         'start from the first')

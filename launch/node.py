@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = run_parser(PROG, 'One node of several: torchrun, which every node starts with the same arguments.',
                         nodes=node_range, nodes_help='N, or MIN:MAX to go on with what is left after a loss')
     parser.add_argument('--rendezvous', required=True, metavar='HOST:PORT', help='where the nodes meet: on one of them')
-    parser.add_argument('--id', default='imago', type=spelled('[A-Za-z0-9_.-]+', 'take letters, digits and . _ -', 100), help='the same on all nodes, another one for each job')
+    parser.add_argument('--id', default='imago', type=spelled('[A-Za-z0-9_.-]+', 'take letters, digits and . _ -', 100),
+                        help='the same on all nodes, another one for each job')
     options = parser.parse_intermixed_args(arguments)
     return tell_errors(PROG, lambda: run_node(options))
 

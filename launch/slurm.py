@@ -29,7 +29,8 @@ from trainer.wording import shown
 PROG = 'imago launch slurm'
 TIME = re.compile('(?:(?P<days>[0-9]{1,6})-)?(?P<fields>[0-9]{1,9}(?::[0-9]{1,9}){0,2})')
 LONGEST = 366 * 86400     # s of one start
-NAMES = spelled(r'[A-Za-z0-9_][\w.@+-]*(,[A-Za-z0-9_][\w.@+-]*)*', 'take letters, digits and . @ + - _, and a comma between names')
+NAMES = spelled(r'[A-Za-z0-9_][\w.@+-]*(,[A-Za-z0-9_][\w.@+-]*)*',
+                'take letters, digits and . @ + - _, and a comma between names')
 
 SCRIPT = '''\
 #!/bin/bash
@@ -100,7 +101,7 @@ def container(text: str) -> str:
 def mounted(text: str) -> str:
     """An absolute path, at which a container sees it too."""
     if ':' in text or ',' in text:    # which part mounts, and their two sides
-        raise argparse.ArgumentTypeError(f'{shown(text)}: give one folder, without : or , in its name; it is seen at the same place')
+        raise argparse.ArgumentTypeError(f'{shown(text)}: give one folder without : or , in its name, seen at the same place')
     return os.path.abspath(a_path(text))
 
 
@@ -134,7 +135,8 @@ def batch_script(options: argparse.Namespace, config: Config) -> str:
     srun = [f'--cpus-per-task={cpus}', '--kill-on-bad-exit=0']
     if options.container:
         if re.search('[,:]', str(folder)):
-            raise ValueError(f'--container cannot see this folder, {shown(folder)}, as its name holds : or , ; start from another one')
+            raise ValueError(f'--container cannot see this folder, {shown(folder)}, whose name holds : or , ; '
+                             'start from another one')
         mounts = list(dict.fromkeys([str(folder), *options.mount]))
         srun += [f'--container-image={options.container}', f'--container-workdir={folder}',
                  f'--container-mounts={",".join(f"{mount}:{mount}" for mount in mounts)}']

@@ -14,8 +14,9 @@ from trainer.runs import stats
 ROOT = Path(__file__).parent.parent
 # of os, signal, select, resource, socket and libc; the test suite runs on Linux, where all of them are there
 LINUX_ONLY = {
-    'sched_getaffinity', 'sched_setaffinity', 'sched_setscheduler', 'O_TMPFILE', 'O_DIRECT', 'O_PATH', 'memfd_create', 'pidfd_open',
-    'splice', 'copy_file_range', 'posix_fadvise', 'posix_fallocate', 'eventfd', 'getrandom', 'setns', 'unshare', 'sigtimedwait',
+    'sched_getaffinity', 'sched_setaffinity', 'sched_setscheduler', 'O_TMPFILE', 'O_DIRECT', 'O_PATH', 'memfd_create',
+    'pidfd_open', 'splice', 'copy_file_range', 'posix_fadvise',
+    'posix_fallocate', 'eventfd', 'getrandom', 'setns', 'unshare', 'sigtimedwait',
     'sigwaitinfo', 'prlimit', 'epoll', 'fdatasync', 'getresuid', 'setresuid', 'prctl', 'mallopt', 'malloc_trim', 'cpu_affinity',
     'sendfile', 'listxattr', 'getxattr', 'setxattr'}
 FILES = sorted(path.relative_to(ROOT) for part in ('trainer', 'kernels', 'launch') for path in (ROOT / part).rglob('*.py'))

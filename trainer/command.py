@@ -15,6 +15,8 @@ class Parser(argparse.ArgumentParser):
         for argument in sys.argv[1:] if args is None else args:
             if any('\ud800' <= character <= '\udfff' for character in argument):
                 self.error(f'argument {shown(argument)} is no UTF-8 text')    # it could not even be printed
+            if argument.startswith('--') and argument.endswith('=--'):
+                self.error(f'argument {shown(argument)}: -- is no value')     # argparse would take an empty list for it
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

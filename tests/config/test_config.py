@@ -19,6 +19,7 @@ from trainer.config.load import (
     load_config,
 )
 from trainer.config.schema import to_size
+from trainer.runs.run_folder import refuse_changes
 
 MINIMAL = {'run_dir': 'r', 'data': {'path': 'd'}}
 
@@ -165,7 +166,8 @@ def test_every_number_has_bounds_and_is_no_boolean():
 @pytest.mark.parametrize('override', [
     'parallel.timeout_minutes=99999999999999999999999999', 'log.grid=[100000,100000]', 'batch=1000000000008',
     'network.z_dim=100000000000', 'network.mapping_layers=1000000', f'seed={10**4000}', 'growth.batch={8: 1000000000}',
-    'growth.batch={1000000000: 8}', 'log.interval_kimg=true', 'log.interval_kimg=1e-9', 'optim.g_lr={start: 1, end: 0, kimg: 1e30}',
+    'growth.batch={1000000000: 8}', 'log.interval_kimg=true', 'log.interval_kimg=1e-9',
+    'optim.g_lr={start: 1, end: 0, kimg: 1e30}',
     'optim.betas=[true, 0.9]', 'evaluate.truncation=1e-9', 'run_dir=', 'run_dir=~', 'run_dir=~/runs', 'run_dir="a\\nb"',
     f'run_dir={"r" * 5000}', 'evaluate.extractor=', 'evaluate.extractor_sha256=00', 'data.cache_dir=~/cache', 'data.workers=1e6',
 ])
@@ -218,6 +220,17 @@ def test_another_family_is_another_run(tmp_path):
     changes = changed_keys(load_config(path), load_config(path, ['network.name=dcgan']))
     assert changes['network.name'] == ('stylegan2', 'dcgan') and changes['network.channels'] == (None, 64)
     assert all(is_fixed(key) for key in changes)
+
+
+def test_ten_changes_are_named_and_all_are_counted(tmp_path):
+    path = write(tmp_path, 'c.yaml', MINIMAL)
+    before, after = load_config(path), load_config(path, ['network.name=dcgan', 'seed=7', f'data.cache_dir={"x/" * 200}x'])
+    with pytest.raises(ValueError, match=r'\(network.name: stylegan2 there, dcgan now, seed: 0 there, 7 now, .* in all\)') as caught:
+        refuse_changes(before, after, 'runs/old')
+    fixed = [key for key in changed_keys(before, after) if is_fixed(key)]
+    assert f'({len(fixed)} in all)' in str(caught.value) and len(fixed) > 10
+    allowed = refuse_changes(before, load_config(path, [f'data.cache_dir={"x/" * 200}x', 'batch=128']), 'runs/old')
+    assert allowed.startswith('batch: 64 there, 128 now, data.cache_dir: null there, x/x/') and len(allowed) < 350
 
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.yaml')), ids=lambda path: path.stem)

@@ -13,13 +13,14 @@ from trainer.wording import MOST_SHOWN, MOST_TOLD, one_line, shown
 # words that YAML 1.1 or 1.2 takes for booleans, nulls, dates, numbers of several bases, or for no plain words at all
 WORDS = ['off', 'on', 'yes', 'no', 'y', 'N', 'true', 'False', 'null', '~', 'NULL', '=', '<<', '2024-01-01', '2024-01-01 12:30:00',
          '1:30', '190:20:30', '12', '-12', '+12', '010', '0o17', '0x1F', '0b11', '1_000', '08', '1e3', '12e4567', '1e-3', '1.5',
-         '.5', '-.5', '+.5e3', '.inf', '-.INF', '.nan', 'a: b', 'a #b', '- a', '? a', '*a', '&a', '!a', '%a', '@a', '`a`', '|', '>',
-         "it's", '"quoted"', ' spaces ', 'a  b', 'x' * 200 + ' ' + 'y z ' * 60, '[a]', '{a: b}', 'ünï😀', 'a\\b', 'runs/a b', ',']
+         '.5', '-.5', '+.5e3', '.inf', '-.INF', '.nan', 'a: b', 'a #b', '- a', '? a', '*a', '&a', '!a', '%a', '@a', '`a`', '|',
+         '>', "it's", '"quoted"', ' spaces ', 'a  b', 'x' * 200 + ' ' + 'y z ' * 60, '[a]', '{a: b}', 'ünï😀',
+         'a\\b', 'runs/a b', ',']
 NUMBERS = [0, 1, 2, 3, 7, 16, 64, 1000, 99_999, 1 << 17, (1 << 63) - 1, 0.001, 0.1, 1 / 3, 0.25, 0.999, 1.5, 1e-8, 1e-5, 1e8, 1e9,
            123456789.125, -1, -0.5]
-OTHERS = [True, False, None, [4, 8], [0.1, 0.2], [0.1, 0.2, 0.3], ['fid', 'is'], ['blit'], ['color', 'cutout'], [64, 96], {}, {8: 16, 4: 2},
-          {8: 0.001}, {'real_sign': 0.9, 'duplicates': 1e-3}, {'start': 0, 'end': 1e-7, 'kimg': 0.5}, 'off', 'fsdp', 'hinge', 'ada',
-          'cpu', 'fid', 'f' * 64]
+OTHERS = [True, False, None, [4, 8], [0.1, 0.2], [0.1, 0.2, 0.3], ['fid', 'is'], ['blit'], ['color', 'cutout'], [64, 96],
+          {}, {8: 16, 4: 2}, {8: 0.001}, {'real_sign': 0.9, 'duplicates': 1e-3}, {'start': 0, 'end': 1e-7, 'kimg': 0.5}, 'off',
+          'fsdp', 'hinge', 'ada', 'cpu', 'fid', 'f' * 64]
 
 
 def tree_with(key, value, network):

@@ -77,10 +77,12 @@ def test_ranks_cut_the_global_batch_into_whole_lanes(world):
 
 
 def test_what_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r'data\.lanes=6 .* 4 ranks.*data\.lanes=24'):
-        batch_indices(0, 12, 6, 0, 4)
+    with pytest.raises(ValueError, match=r'data\.lanes=6 .* 4 ranks; use e.g. data\.lanes=12 and batch=24'):
+        batch_indices(0, 18, 6, 0, 4)
+    batch_indices(0, 24, 12, 0, 4)
     with pytest.raises(ValueError, match='batch=12 .*data.lanes=8.*batch=16'):
         batch_indices(0, 12, 8, 0, 1)
+    batch_indices(0, 16, 8, 0, 1)
     with pytest.raises(ValueError, match='nimg=12 .*data.lanes=8.*start at 8'):
         batch_indices(12, 16, 8, 0, 1)
     with pytest.raises(ValueError, match='data.lanes=11 .*10.*at most 10'):

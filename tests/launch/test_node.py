@@ -88,7 +88,8 @@ def test_local_is_train_on_several_ranks(shards, tmp_path):
     told = subprocess.run([*command, '--nproc', '2', 'micro_batch=12'], cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 2 and 'batch=12 is not a multiple of 2 ranks x micro_batch=12' in told.stderr
     told = subprocess.run([*command, '--nproc', '0'], cwd=ROOT, capture_output=True, text=True)
-    assert (told.returncode, told.stderr) == (2, 'imago launch local: error: argument --nproc: 0 is no whole number from 1 to 1024\n')
+    assert told.returncode == 2
+    assert told.stderr == 'imago launch local: error: argument --nproc: 0 is no whole number from 1 to 1024\n'
 
 
 def free_port():
@@ -124,7 +125,8 @@ def test_where_the_nodes_meet(monkeypatch):
     monkeypatch.delenv('GLOO_SOCKET_IFNAME', raising=False)
     for left_to_torchrun in 'localhost:1', 'not-known-yet.invalid:1':
         assert meeting_point(left_to_torchrun) == (left_to_torchrun, None)
-    for wrong in 'host', 'host:', ':1', 'host:port', 'host:0', 'host:65536', 'host:\u0663', 'a b:1', 'a\nb:1', '[::1:1', 'x' * 300 + ':1', 'host:' + '9' * 5000:
+    for wrong in ('host', 'host:', ':1', 'host:port', 'host:0', 'host:65536', 'host:\u0663', 'a b:1', 'a\nb:1', '[::1:1',
+                  'x' * 300 + ':1', 'host:' + '9' * 5000):
         with pytest.raises(ValueError, match='not of the form HOST:PORT'):
             meeting_point(wrong)
     assert 'GLOO_SOCKET_IFNAME' not in os.environ

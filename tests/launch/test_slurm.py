@@ -111,7 +111,8 @@ def test_the_script_is_bash_and_quotes_what_it_is_given(shards, tmp_path, capsys
     assert subprocess.run(['bash', '-n'], input=script, text=True, capture_output=True).stderr == ''
     command = script[script.index('srun '):script.index(' &\n')].replace('srun', 'printf %s\\\\n', 1)
     words = subprocess.run(['bash', '-c', command], text=True, capture_output=True, cwd=tmp_path).stdout.splitlines()
-    assert {str(config), "data.path=a b; touch 'harm'", '--container-image=i m.sqsh', f'--container-mounts={Path.cwd()}:{Path.cwd()},/c:/c'} <= set(words)
+    assert {str(config), "data.path=a b; touch 'harm'", '--container-image=i m.sqsh',
+            f'--container-mounts={Path.cwd()}:{Path.cwd()},/c:/c'} <= set(words)
     assert not (tmp_path / 'harm').exists()
 
 

@@ -140,7 +140,7 @@ def test_a_disk_too_small_from_the_start_is_refused(copied, monkeypatch):
 @pytest.mark.parametrize('changes, message', [
     ({'seed': 7}, 'seed: 0 there, 7 now'),
     ({'network': {'z_dim': 8}}, 'network.z_dim: 16 there, 8 now'),
-    ({'data': {'flip': True}}, 'data.flip: False there, True now'),
+    ({'data': {'flip': True}}, 'data.flip: false there, true now'),
 ])
 def test_another_configuration_is_refused_with_its_keys(copied, changes, message):
     config, state = copied

@@ -45,6 +45,17 @@ def test_what_a_run_went_back_behind_is_left_out(tmp_path):
     assert [(event.step, event.value) for event in read(tmp_path).Scalars('loss/D')] == [(12, 12), (24, 24), (36, 60), (48, 72)]
 
 
+def test_events_fail_where_they_are_added_and_not_once_more(tmp_path, capfd):
+    events = Events(tmp_path, purge_step=1)
+    with file_size_limit(100):
+        with pytest.raises(OSError, match='File too large'):
+            events.add({'loss/D': 0.5}, 12)
+        events.close()
+        del events
+        gc.collect()
+    assert capfd.readouterr().err == ''
+
+
 def test_a_full_disk_is_told_in_one_place(tmp_path, capfd):
     """In no thread, and in no file that fails once more when it is forgotten."""
     stats, before = Stats(tmp_path, 1000, 0, True), threading.active_count()

@@ -90,9 +90,11 @@ DAMAGED = [  # a line in place of the last one, a piece of the message
     ('{"nimg": "many", "speed/img_per_s": 1}', 'nimg=many is no count'), ('{"nimg": true, "speed/img_per_s": 1}', 'nimg=true is'),
     ('{"nimg": 48, "speed/img_per_s": 0}', 'speed/img_per_s=0 is no speed'), ('{"nimg": 48}', 'speed/img_per_s=null is no speed'),
     ('{"nimg": -1, "speed/img_per_s": 1}', 'nimg=-1 is no count'), ('{"nimg": 1e400, "speed/img_per_s": 1}', 'nimg=inf'),
-    ('{"nimg": ' + '9' * 5000 + '}', 'Exceeds the limit'), ('[' * 100_000, 'nested too deeply'), ('{"nimg": 4', "Expecting ',' delimiter"),
+    ('{"nimg": ' + '9' * 5000 + '}', 'Exceeds the limit'), ('[' * 100_000, 'nested too deeply'),
+    ('{"nimg": 4', "Expecting ',' delimiter"),
     ('{"nimg": 48, "speed/img_per_s": 1, "loss/D": [1]}', 'loss/D=[1] is no number'),
-    ('{"nimg": 48, "speed/img_per_s": 1, "loss/D": ' + '9' * 400 + '}', 'is no number'), ('\udcff\udcfe\x00', "can't decode byte"),
+    ('{"nimg": 48, "speed/img_per_s": 1, "loss/D": ' + '9' * 400 + '}', 'is no number'),
+    ('\udcff\udcfe\x00', "can't decode byte"),
     ('{"nimg": 48, "speed/img_per_s": NaN}', 'is no speed'),
 ]
 
@@ -111,7 +113,8 @@ def test_a_damaged_report_is_named_with_its_line(runs, capsys, command, line, me
 
 @pytest.mark.parametrize('change, message', [
     ({'values': 5}, 'values=5 is no table'), ({'values': {'kid_net': 'low'}}, 'kid_net=low is no number'),
-    ({'intervals': {}}, 'the interval of kid_net is null'), ({'intervals': {'kid_net': [0.1]}}, 'the interval of kid_net is [0.1]'),
+    ({'intervals': {}}, 'the interval of kid_net is null'),
+    ({'intervals': {'kid_net': [0.1]}}, 'the interval of kid_net is [0.1]'),
     ({'intervals': {'kid_net': [0.1, {}]}}, 'kid_net={} is no number'), ({'protocol': []}, 'protocol=[] is no table'),
     ({'nimg': None}, 'nimg=null is no count'),
 ])

@@ -28,7 +28,7 @@ def _wrong(config: 'Config', world: int) -> str | None:
 
 
 def advice(config: 'Config', world: int) -> str:
-    """Overrides that mend every division on `world` ranks at once: larger values, or where they alone do, smaller micro-batches."""
+    """Overrides that mend every division on `world` ranks at once: larger values, and smaller micro-batches if these suffice."""
     larger, smaller = fitting(config, world), _smaller(config, world)
     ways = [' '.join(f'{key}={value}' for key, value in changes.items())
             for changes in (larger, smaller) if changes and max(changes.values()) <= MOST_IMAGES]

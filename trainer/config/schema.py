@@ -77,7 +77,7 @@ Location = Annotated[str, AfterValidator(is_location), PlainSerializer(masked)]
 
 Seed = whole(0, (1 << 63) - 1)
 Count = whole(1, 1_000_000)          # of what repeats: steps, reports, checkpoints
-Images = whole(1, MOST_IMAGES)         # of one step: each rank draws the latents of all
+Images = whole(1, MOST_IMAGES)       # of one step: each rank draws the latents of all
 Pixels = whole(1, 99_999)
 Width = whole(1, 1 << 16)            # of a vector, or channels of a layer
 Depth = whole(1, 64)                 # of layers or blocks

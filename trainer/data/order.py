@@ -6,6 +6,7 @@ which s is [s*N//L, (s+1)*N//L). Lane l reads segment (l + e) % L, so over L epo
 """
 
 import hashlib
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -73,8 +74,9 @@ def batch_indices(nimg: int, batch: int, lanes: int, rank: int, world: int) -> n
     equal run of positions, hence whole lanes. ValueError if lanes, batch, ranks or `nimg` do not divide so.
     """
     if lanes % world:
+        fit = math.lcm(lanes, world)
         raise ValueError(f'data.lanes={lanes} is not a multiple of the {world} ranks; '
-                         f'use e.g. data.lanes={lanes * world}')
+                         f'use e.g. data.lanes={fit} and batch={max(1, -(-batch // fit)) * fit}')
     if batch < 1 or batch % lanes:
         raise ValueError(f'batch={batch} is not a positive multiple of data.lanes={lanes}; '
                          f'use e.g. batch={max(1, -(-batch // lanes)) * lanes}')

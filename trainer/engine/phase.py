@@ -13,6 +13,7 @@ from trainer.engine.parallel import Strategy
 from trainer.engine.randomness import seed_micro_batch
 from trainer.engine.state import TrainState
 from trainer.ranks import dist
+from trainer.wording import listed
 
 Means = dict[str, Tensor]
 MicroBatch = TypeVar('MicroBatch')   # what one forward pass sees, on the device; only the game looks into it
@@ -65,7 +66,7 @@ def run_phase(phase: Phase[MicroBatch], micro_batches: list[MicroBatch], state: 
         dist.moved()
         norm, bad_ranks = strategy.sync_gradients(*trained)
     if not math.isfinite(norm):
-        where = f'rank {", ".join(map(str, bad_ranks))}' if bad_ranks else 'the sum over ranks'
+        where = f'rank {listed(bad_ranks)}' if bad_ranks else 'the sum over ranks'
         raise NonFiniteGradient(f'phase {phase.name} at {nimg} images: the gradient is not finite on {where}; {_what_then(nimg)}')
     for name in phase.trains:
         state.optimizers[name].step()

@@ -130,5 +130,5 @@ def _check_evaluation(line: object) -> None:
 
 
 def _check_number(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or isinstance(value, int) and abs(value) > MOST_NIMG ** 2:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or isinstance(value, int) and abs(value) > MOST_NIMG:
         raise ValueError(f'{shown(name)}={shown(value)} is no number')

@@ -15,6 +15,7 @@ from trainer.config.load import (
 )
 from trainer.data.durable import write_text
 from trainer.data.locations import could_hold_secrets
+from trainer.wording import listed, shown
 
 CONFIG_FILE = 'config.yaml'
 
@@ -78,12 +79,14 @@ def nearest(path: Path) -> Path:
 
 def refuse_changes(old: Config, new: Config, where: str) -> str:
     """ValueError unless a run under `old` may go on under `new`. Returns the changes that are allowed, for people."""
-    listed = {key: f'{key}: {before} there, {after} now' for key, (before, after) in changed_keys(old, new).items()}
-    fixed = [text for key, text in listed.items() if is_fixed(key)]
+    # names first, as they bring the rest
+    changed = sorted(changed_keys(old, new).items(), key=lambda change: not change[0].endswith('.name'))
+    changes = {key: f'{key}: {shown(before)} there, {shown(after)} now' for key, (before, after) in changed}
+    fixed = [text for key, text in changes.items() if is_fixed(key)]
     if fixed:
-        raise ValueError(f'{where} belongs to another configuration ({", ".join(fixed)}); '
+        raise ValueError(f'{where} belongs to another configuration ({listed(fixed)}); '
                          'set these back to resume it, or choose another run_dir')
-    return ', '.join(listed.values())
+    return listed(changes.values())
 
 
 def told_of_micro_batches(old: Config, new: Config, ranks: tuple[int, int], batch_norm: bool) -> str:

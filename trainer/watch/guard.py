@@ -34,6 +34,7 @@ from trainer.runs.stats import Stats
 from trainer.watch.alarms import SIGNALS, new_alarms, sounding, update_alarms, warning
 from trainer.watch.diversity import area_colours, diversity_of
 from trainer.watch.spikes import MEANS, end_report, new_memory, see_step
+from trainer.wording import listed
 
 A_CLASS = 8              # fakes of a class, at least
 HALF_LIVES = 4           # of the EMA, that it takes to forget the networks of the start
@@ -196,7 +197,7 @@ def open_held_out(config: Config, manifest: Manifest) -> Dataset:
     if other.channels != manifest.channels:
         raise ValueError(f'guard.data={where} has {other.channels} channels, the training data {manifest.channels}')
     if config.data.conditional and other.class_names != manifest.class_names:
-        raise ValueError(f'guard.data={where} has other classes ({", ".join(other.class_names) or "none"}) than the '
+        raise ValueError(f'guard.data={where} has other classes ({listed(other.class_names) or "none"}) than the '
                          'training data; pack the same sub-folders')
     check_resolution(dataset, config.data.size(manifest.resolution))
     return dataset

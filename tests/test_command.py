@@ -1,0 +1,36 @@
+"""How every command reads its arguments and tells an error."""
+
+import pytest
+
+from trainer.command import Parser, tell_errors
+from trainer.wording import MOST_TOLD
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--seed=--'], 'argument --seed=--: -- is no value'),    # argparse reads [] here
+    (['--seed=\udcff'], r'argument --seed=\udcff is no UTF-8 text'),
+    (['--seed', 'a\nb'], r"invalid int value: 'a\nb'"),
+    (['--seed', '9' * 5000], ' characters)'),
+    (['--seed=1', 'x' * 5000], ' characters)'),
+    ([], 'the following arguments are required: --seed'),
+])
+def test_wrong_arguments_are_one_line_and_status_2(capsys, arguments, message):
+    parser = Parser(prog='imago test')
+    parser.add_argument('--seed', type=int, required=True)
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(arguments)
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.startswith('imago test: error: ') and message in told
+    assert told.count('\n') == 1 and len(told) < MOST_TOLD + 100
+
+
+def test_what_the_user_can_mend_is_one_line_and_other_errors_are_ours(capsys):
+    def fail(error):
+        raise error
+    for error in (ValueError('a\nb\x1b[2J'), OSError(28, 'No space left on device', 'a\nb'), UnicodeError('x' * 10_000)):
+        assert tell_errors('imago test', lambda error=error: fail(error)) == 2
+        told = capsys.readouterr().err
+        assert told.startswith('imago test: error: ') and told.count('\n') == 1 and '\x1b' not in told and len(told) < 2000
+    assert tell_errors('imago test', lambda: 3) == 3
+    with pytest.raises(KeyError):
+        tell_errors('imago test', lambda: fail(KeyError('ours')))
