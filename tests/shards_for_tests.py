@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from webdataset import TarWriter
 
 from trainer.data.checksums import append_checksums, checksum
 from trainer.data.manifest import Manifest, Shard, sample_key
+from trainer.data.shards import Dataset
+from trainer.data.stream import Batch, stream
 
 SIZE = 8  # pixels
 
@@ -59,3 +62,12 @@ def rewrite_shard(folder: Path, number: int, content: bytes) -> None:
 
 def copy_dataset(source: Path, folder: Path) -> Path:
     return Path(shutil.copytree(source, folder))
+
+
+def take(dataset: Dataset, steps: int = 6, **changes) -> list[Batch]:
+    """The first batches of its stream, for one rank unless `changes` says otherwise."""
+    settings = dict(batch=8, lanes=4, seed=1, rank=0, world=1, nimg=0, resolution=dataset.size, flip=True, workers=0)
+    batches = stream(dataset, **(settings | changes))
+    taken = list(itertools.islice(batches, steps))
+    batches.close()
+    return taken

@@ -1,7 +1,6 @@
 """Parts of pictures at places that the index draws."""
 
 import io
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 from runs_for_tests import tiny_config, train_here
-from shards_for_tests import picture, write_dataset
+from shards_for_tests import picture, take, write_dataset
 
 from trainer.data.manifest import Manifest, Shard
 from trainer.data.order import Order
-from trainer.data.shards import Dataset, SampleReader, open_dataset
-from trainer.data.stream import Batch, check_resolution, stream
+from trainer.data.shards import SampleReader, open_dataset
+from trainer.data.stream import Batch, check_resolution
 from trainer.metrics.pictures import ShardPictures
 from trainer.pack.shards import ShardWriter
 from trainer.start import prepare
@@ -46,14 +45,6 @@ def write_mixed(folder: Path, pictures: list[np.ndarray], smallest: tuple[int, i
             writer.write([out.getvalue()], None)
     Manifest(None, 3, 'png', (), (), tuple(writer.shards), smallest).write(folder)
     return folder
-
-
-def take(dataset: Dataset, steps: int = 6, **changes) -> list[Batch]:
-    settings = dict(batch=8, lanes=4, seed=1, rank=0, world=1, nimg=0, resolution=dataset.size, flip=True, workers=0)
-    batches = stream(dataset, **(settings | changes))
-    taken = list(itertools.islice(batches, steps))
-    batches.close()
-    return taken
 
 
 def joined(ranks: list[list[Batch]]) -> list[torch.Tensor]:

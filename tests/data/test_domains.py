@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 from runs_for_tests import tiny_config
-from shards_for_tests import copy_dataset, picture, rewrite_shard, write_dataset
+from shards_for_tests import copy_dataset, picture, rewrite_shard, take, write_dataset
 
 from trainer.config.games import Latent
 from trainer.config.plan import Plan
 from trainer.data.manifest import Manifest
 from trainer.data.order import Order
 from trainer.data.shards import Dataset, open_dataset
-from trainer.data.stream import Batch, stream
+from trainer.data.stream import Batch
 from trainer.pack.shards import ShardWriter
 from trainer.start import open_checked
 
@@ -52,14 +52,6 @@ def singles(tmp_path_factory) -> Path:
 def others(tmp_path_factory) -> Path:
     """Classes make shards with other bytes."""
     return write_dataset(tmp_path_factory.mktemp('data') / 'others', (9, 4), classes=2)
-
-
-def take(dataset: Dataset, steps: int = 6, **changes) -> list[Batch]:
-    settings = dict(batch=8, lanes=4, seed=1, rank=0, world=1, nimg=0, resolution=dataset.size, flip=True, workers=0)
-    batches = stream(dataset, **(settings | changes))
-    taken = list(itertools.islice(batches, steps))
-    batches.close()
-    return taken
 
 
 def joined(ranks: list[list[Batch]]) -> list[tuple]:

@@ -111,6 +111,32 @@ def test_a_signal_is_not_lost_while_signals_begin_to_be_held():
     assert done.stdout.split() == ['True', 'True', 'True'], done
 
 
+def test_a_program_that_a_signal_meets_as_it_begins_goes_with_the_process():
+    """The signal comes when the program runs and nothing but its constructor knows of it."""
+    script = """if True:
+        import os, signal, subprocess
+        from trainer.data.commands import Command
+        from trainer.ranks import stop_signals
+        start = subprocess.Popen
+        def begin(*arguments, **options):
+            process = start(*arguments, **options)
+            print(process.pid, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return process
+        subprocess.Popen = begin
+        stop_signals.hold_signals()
+        try:
+            with stop_signals.interruptible():
+                Command(['sleep', '600'])
+        except stop_signals.StopSignal as stop:
+            print(stop)"""
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+    pid, told = done.stdout.split('\n', 1)
+    assert told == 'SIGTERM came\n' and done.returncode == 0, done
+    _, alive = psutil.wait_procs([psutil.Process(int(pid))] if psutil.pid_exists(int(pid)) else [], timeout=TIMEOUT)
+    assert not alive
+
+
 def blocked_signals(pid):
     status = Path(f'/proc/{pid}/status').read_text()
     return int(next(line for line in status.splitlines() if line.startswith('SigBlk:')).split()[1], 16)
