@@ -1,7 +1,7 @@
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -9,17 +9,13 @@ ZERO = ['deepspeed>=0.19,<0.20']   # trainer/engine/zero.py sets an attribute of
 
 
 class BuildKernels(build_ext):
-    """Compiles the kernels that this machine can; the others are compiled at first use. No failure stops an install."""
+    """`python setup.py build_ext --inplace` compiles the kernels that this machine can. Others are compiled at first use."""
 
     def run(self) -> None:
         sys.path.insert(0, str(ROOT))
-        try:
-            from kernels.build import BuildError, compile_library
-            from kernels.library import library_name
-        except ImportError as error:   # pip's isolated builds have no torch
-            print(f'imago: kernels will be compiled at first use, as the build lacks {error.name}')
-            return
-        folder = (ROOT if self.inplace else Path(self.build_lib)) / 'kernels' / 'lib'
+        from imago.kernels.build import BuildError, compile_library
+        from imago.kernels.library import library_name
+        folder = ROOT / 'kernels' / 'lib'
         for device in ('cpu', 'cuda'):
             for stale in folder.glob(f'imago_{device}-*'):
                 stale.unlink()
@@ -29,12 +25,6 @@ class BuildKernels(build_ext):
             except BuildError as error:
                 print(f'imago: {device} kernels will be compiled at first use: {error}')
 
-    def get_outputs(self) -> list[str]:
-        return []   # build_ext expects Python modules
-
-    def get_output_mapping(self) -> dict[str, str]:
-        return {}
-
 
 setup(
     name='imago-gan',
@@ -42,9 +32,8 @@ setup(
     description='Trains GANs for high-resolution pictures, from one laptop to many nodes',
     license='Apache-2.0',
     python_requires='>=3.11',
-    packages=find_packages(include=['trainer*', 'kernels*', 'launch*', 'configs*']),
-    package_data={'configs': ['*.yaml'], 'kernels': ['csrc/**/*', 'lib/*.so']},
-    ext_modules=[Extension('kernels.lib.imago', [])],
+    packages=find_packages(include=['imago*']),   # follows the links in imago/
+    package_data={'imago.configs': ['*.yaml'], 'imago.kernels': ['csrc/**/*']},
     cmdclass={'build_ext': BuildKernels},
     install_requires=[
         'torch>=2.11,<2.14',
@@ -65,5 +54,5 @@ setup(
         'ninja>=1.11',
     ],
     extras_require={'zero': ZERO, 'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'torch-fidelity>=0.4', 'onnxruntime>=1.20', *ZERO]},
-    entry_points={'console_scripts': ['imago=launch.cli:main']},
+    entry_points={'console_scripts': ['imago=imago.launch.cli:main']},
 )

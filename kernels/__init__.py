@@ -1,11 +1,11 @@
 """Operations on feature maps that PyTorch lacks. They know nothing of GANs."""
 
-from kernels.adain import adain
-from kernels.bias_act import bias_act
-from kernels.epilogue import epilogue
-from kernels.library import reference_path, status
-from kernels.modulate import modulate
-from kernels.upfirdn2d import (
+from imago.kernels.adain import adain
+from imago.kernels.bias_act import bias_act
+from imago.kernels.epilogue import epilogue
+from imago.kernels.library import reference_path, status
+from imago.kernels.modulate import modulate
+from imago.kernels.upfirdn2d import (
     downsample2d,
     filter2d,
     setup_filter,

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.library import serves
-from kernels.ops import differentiable, empty_map, small_dtype
+from imago.kernels.library import serves
+from imago.kernels.ops import differentiable, empty_map, small_dtype
 
 
 def adain(x: Tensor, scale: Tensor, shift: Tensor, noise: Tensor | None = None, b: Tensor | None = None,

@@ -6,11 +6,11 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from kernels.bias_act import NUMBERS, bias_act, bias_act_grad
-from kernels.library import serves
-from kernels.modulate import modulate
-from kernels.ops import differentiable, empty_map, small_dtype
-from kernels.upfirdn2d import Padding, gradient_padding, resample, upfirdn2d
+from imago.kernels.bias_act import NUMBERS, bias_act, bias_act_grad
+from imago.kernels.library import serves
+from imago.kernels.modulate import modulate
+from imago.kernels.ops import differentiable, empty_map, small_dtype
+from imago.kernels.upfirdn2d import Padding, gradient_padding, resample, upfirdn2d
 
 
 def epilogue(x: Tensor, scale: Tensor | None = None, noise: Tensor | None = None, b: Tensor | None = None,

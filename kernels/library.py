@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from kernels import build
-from kernels.build import BuildError
+from imago.kernels import build
+from imago.kernels.build import BuildError
 
 MODES = ('auto', 'reference', 'strict')
 DEVICES = ('cpu', 'cuda')

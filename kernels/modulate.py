@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from kernels.library import serves
-from kernels.ops import differentiable, empty_map, small_dtype
+from imago.kernels.library import serves
+from imago.kernels.ops import differentiable, empty_map, small_dtype
 
 
 def modulate(x: Tensor, scale: Tensor) -> Tensor:

@@ -6,20 +6,20 @@ import sys
 from importlib import metadata
 from typing import NoReturn
 
-from launch import local
-from trainer.command import Parser
+from imago.launch import local
+from imago.trainer.command import Parser
 
 MODULES = {
-    'pack': ('trainer.pack.command', 'a folder, a zip or tars of pictures -> shards to train from'),
-    'train': ('trainer', 'train, or go on training; --gpus N for several processes on this machine'),
-    'sample': ('trainer.tools.sample', 'pictures from a run, a checkpoint or an export'),
-    'export': ('trainer.tools.export', 'the trained generator as safetensors'),
-    'evaluate': ('trainer.tools.evaluate', 'scores of a generator or of pictures beside a dataset; --gpus N as for train'),
-    'plot': ('trainer.tools.plot', 'learning curves of one or several runs as one PNG'),
-    'compare': ('trainer.tools.compare', 'one table of several runs and their scores'),
-    'cost': ('trainer.plan.cost', 'seconds, traffic and memory of a run on GPUs and nodes that need not be there'),
+    'pack': ('imago.trainer.pack.command', 'a folder, a zip or tars of pictures -> shards to train from'),
+    'train': ('imago.trainer', 'train, or go on training; --gpus N for several processes on this machine'),
+    'sample': ('imago.trainer.tools.sample', 'pictures from a run, a checkpoint or an export'),
+    'export': ('imago.trainer.tools.export', 'the trained generator as safetensors'),
+    'evaluate': ('imago.trainer.tools.evaluate', 'scores of a generator or of pictures beside a dataset; --gpus N as for train'),
+    'plot': ('imago.trainer.tools.plot', 'learning curves of one or several runs as one PNG'),
+    'compare': ('imago.trainer.tools.compare', 'one table of several runs and their scores'),
+    'cost': ('imago.trainer.plan.cost', 'seconds, traffic and memory of a run on GPUs and nodes that need not be there'),
     'launch': ('', 'the same run elsewhere: slurm, kubernetes, node (one of several), or local with --nproc N'),
-    'doctor': ('launch.doctor', 'what this machine has, and what it means for a run'),
+    'doctor': ('imago.launch.doctor', 'what this machine has, and what it means for a run'),
 }
 LAUNCHERS = ('slurm', 'kubernetes', 'node', 'local')
 
@@ -34,10 +34,10 @@ def main() -> int:
     parser.add_argument('command', choices=MODULES, metavar='COMMAND')
     parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='...')
     options = parser.parse_args()
-    # a folder named `kernels` where the command is typed must not hide ours
+    # a folder named `imago` where the command is typed must not hide ours
     os.environ.setdefault('PYTHONSAFEPATH', '1')
     if options.command == 'train':
-        return local.start('trainer', options.arguments, 'imago train')
+        return local.start('imago.trainer', options.arguments, 'imago train')
     if options.command == 'evaluate':
         return local.start(MODULES['evaluate'][0], options.arguments, 'imago evaluate')
     if options.command == 'launch':
@@ -51,8 +51,8 @@ def launch(arguments: list[str]) -> int:
     parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='...')
     options = parser.parse_args(arguments)
     if options.where == 'local':
-        return local.start('trainer', options.arguments, 'imago launch local', '--nproc')
-    run_module(f'launch.{options.where}', options.arguments)
+        return local.start('imago.trainer', options.arguments, 'imago launch local', '--nproc')
+    run_module(f'imago.launch.{options.where}', options.arguments)
 
 
 def run_module(name: str, arguments: list[str]) -> NoReturn:

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.command import Parser
-from trainer.config.load import Config, load_config
-from trainer.data.locations import could_hold_secrets, lacks_only_password, masked
-from trainer.wording import shown
+from imago.trainer.command import Parser
+from imago.trainer.config.load import Config, load_config
+from imago.trainer.data.locations import could_hold_secrets, lacks_only_password, masked
+from imago.trainer.wording import shown
 
 MOST_NODES, MOST_RANKS = 10_000, 1024   # of a run; of a node
 

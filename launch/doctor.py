@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.distributed
 
-import kernels
-from kernels.build import BuildError, find_compiler, find_nvcc
-from trainer.command import Parser
-from trainer.config.load import CONFIGS
+from imago import kernels
+from imago.kernels.build import BuildError, find_compiler, find_nvcc
+from imago.trainer.command import Parser
+from imago.trainer.config.load import CONFIGS
 
 TESTED_TORCH = ('2.11', '2.14')   # from, below
 PACKAGES = ('accelerate', 'webdataset', 'tensorboard', 'pillow', 'numpy', 'pydantic', 'safetensors')

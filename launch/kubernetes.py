@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import yaml
 
-from launch.cluster import (
+from imago.launch.cluster import (
     REFERENCE,
     check_masked,
     job_name,
@@ -19,11 +19,11 @@ from launch.cluster import (
     up_to,
     write_new,
 )
-from trainer.command import tell_errors
-from trainer.config.load import Config, to_yaml
-from trainer.config.schema import check_path
-from trainer.data.locations import scheme_of
-from trainer.wording import shown
+from imago.trainer.command import tell_errors
+from imago.trainer.config.load import Config, to_yaml
+from imago.trainer.config.schema import check_path
+from imago.trainer.data.locations import scheme_of
+from imago.trainer.wording import shown
 
 PROG = 'imago launch kubernetes'
 PORT = 23456             # the one that the operator's services open
@@ -118,7 +118,7 @@ def pod(options: argparse.Namespace, config: Config, name: str) -> dict:
         'name': 'pytorch',    # the operator looks for this name
         'image': options.image,
         'workingDir': options.pvc[0][1],
-        'command': ['python', '-m', 'launch.node', f'{CONFIG_FOLDER}/config.yaml', f'--nodes={options.nodes}',
+        'command': ['python', '-m', 'imago.launch.node', f'{CONFIG_FOLDER}/config.yaml', f'--nodes={options.nodes}',
                     f'--gpus-per-node={gpus}', f'--rendezvous={name}-master-0:{PORT}', f'--id={name}'],
         'env': [{'name': 'PYTHONSAFEPATH', 'value': '1'}],
         'ports': [{'name': 'pytorchjob-port', 'containerPort': PORT}],

@@ -3,9 +3,9 @@
 import os
 import sys
 
-from launch.cluster import MOST_RANKS, up_to
-from launch.torchrun import run_torchrun
-from trainer.command import Parser
+from imago.launch.cluster import MOST_RANKS, up_to
+from imago.launch.torchrun import run_torchrun
+from imago.trainer.command import Parser
 
 
 def start(module: str, arguments: list[str], prog: str, flag: str = '--gpus') -> int:

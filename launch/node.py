@@ -14,12 +14,12 @@ from pathlib import Path
 
 import psutil
 
-from launch.cluster import MOST_NODES, load_run, run_parser, spelled
-from launch.torchrun import STOPPED, run_torchrun
-from trainer.command import tell_errors
-from trainer.config.load import Config
-from trainer.runs.checkpoint_names import list_checkpoints
-from trainer.wording import shown
+from imago.launch.cluster import MOST_NODES, load_run, run_parser, spelled
+from imago.launch.torchrun import STOPPED, run_torchrun
+from imago.trainer.command import tell_errors
+from imago.trainer.config.load import Config
+from imago.trainer.runs.checkpoint_names import list_checkpoints
+from imago.trainer.wording import shown
 
 PROG, MAX_RESTARTS = 'imago launch node', 3
 HOST = re.compile(r'[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]', re.ASCII)   # a name or an address
@@ -55,7 +55,7 @@ def run_node(options: argparse.Namespace) -> int:
         status = run_torchrun(options.gpus_per_node, [
             f'--nnodes={options.nodes[0]}:{options.nodes[-1]}', f'--max-restarts={MAX_RESTARTS}', '--rdzv-backend=c10d',
             f'--rdzv-id={options.id}', f'--rdzv-endpoint={endpoint}', f'--rdzv-conf=last_call_timeout={LAST_CALL}',
-            *([f'--local-addr={address}'] if address else []), '-m', 'trainer', options.config, *options.overrides])
+            *([f'--local-addr={address}'] if address else []), '-m', 'imago.trainer', options.config, *options.overrides])
     except (RendezvousError, DistError) as error:
         print(f'{PROG}: lost the other nodes: {error}', file=sys.stderr)
         return STOPPED

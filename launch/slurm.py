@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.cluster import (
+from imago.launch.cluster import (
     REFERENCE,
     check_masked,
     job_name,
@@ -20,11 +20,11 @@ from launch.cluster import (
     up_to,
     write_new,
 )
-from trainer.command import tell_errors
-from trainer.config.load import Config
-from trainer.config.schema import check_path
-from trainer.data.locations import masked
-from trainer.wording import shown
+from imago.trainer.command import tell_errors
+from imago.trainer.config.load import Config
+from imago.trainer.config.schema import check_path
+from imago.trainer.data.locations import masked
+from imago.trainer.wording import shown
 
 PROG = 'imago launch slurm'
 TIME = re.compile('(?:(?P<days>[0-9]{1,6})-)?(?P<fields>[0-9]{1,9}(?::[0-9]{1,9}){0,2})')
@@ -44,7 +44,7 @@ port=$((20000 + SLURM_JOB_ID % 10000))
 
 # One task a node; each is torchrun, which meets the others at the first node.
 srun {srun} \\
-    {python} -m launch.node {run} \\
+    {python} -m imago.launch.node {run} \\
     --rendezvous "$head:$port" --id "$SLURM_JOB_ID" &
 srun=$!
 

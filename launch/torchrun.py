@@ -9,8 +9,8 @@ from types import FrameType
 
 import psutil
 
-from trainer.command import tell_error
-from trainer.ranks.machine import usable_cores
+from imago.trainer.command import tell_error
+from imago.trainer.ranks.machine import usable_cores
 
 STOPPED = 128 + signal.SIGTERM   # exit status of what is to be started again; schedulers tell it from a failure
 

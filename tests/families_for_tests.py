@@ -4,7 +4,7 @@ from pathlib import Path
 
 from runs_for_tests import tiny_config
 
-from trainer.config.load import Config
+from imago.trainer.config.load import Config
 
 EQUALISED = {'z_dim': 16, 'channel_base': 256, 'channel_max': 16, 'mbstd_group': 3}
 STYLES = EQUALISED | {'w_dim': 16, 'mapping_layers': 2}

@@ -3,11 +3,11 @@
 import torch
 from runs_for_tests import game_of, whole
 
-from trainer.data.shards import open_dataset
-from trainer.engine.parallel import make_strategy
-from trainer.engine.phase import run_phase
-from trainer.engine.zero import ZeroAdam
-from trainer.start import open_stream
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.engine.parallel import make_strategy
+from imago.trainer.engine.phase import run_phase
+from imago.trainer.engine.zero import ZeroAdam
+from imago.trainer.start import open_stream
 
 
 def gradients_of_each_phase(config, nimg=0):

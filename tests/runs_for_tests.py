@@ -15,13 +15,13 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from torch.distributed.tensor import DTensor
 
-from trainer.config.load import Config, parse_config
-from trainer.data.shards import open_dataset
-from trainer.engine.parallel import Strategy
-from trainer.engine.state import make_state
-from trainer.games import make_game
-from trainer.games.game import Game
-from trainer.models import layers
+from imago.trainer.config.load import Config, parse_config
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.engine.parallel import Strategy
+from imago.trainer.engine.state import make_state
+from imago.trainer.games import make_game
+from imago.trainer.games.game import Game
+from imago.trainer.models import layers
 
 
 def tiny_tree(data: Path, run_dir: Path) -> dict:
@@ -53,8 +53,8 @@ def game_of(config: Config, strategy: Strategy | None = None) -> Game:
 
 def train_here(config: Config) -> dict[str, torch.Tensor]:
     """Train in this process (one rank of its world) and return a copy of the whole state, flat."""
-    from trainer.start import prepare
-    from trainer.train import train
+    from imago.trainer.start import prepare
+    from imago.trainer.train import train
     run = prepare(config)
     train(run)
     return {name: whole(tensor).clone() for name, tensor in flat(run.state.tree()).items()}
@@ -124,14 +124,14 @@ def on_ranks(world: int, work: Callable, *arguments: object) -> list:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['trainer.train'])
+    context.set_forkserver_preload(['imago.trainer.train'])
     with ProcessPoolExecutor(world, context) as pool:
         return [future.result() for future in
                 [pool.submit(_as_rank, rank, world, port, work, arguments) for rank in range(world)]]
 
 
 def _as_rank(rank: int, world: int, port: int, work: Callable, arguments: tuple) -> object:
-    from trainer.ranks import dist
+    from imago.trainer.ranks import dist
     torch.set_num_threads(1)
     os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(world), 'LOCAL_WORLD_SIZE': str(world),
                    'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'OMP_NUM_THREADS': '1'}

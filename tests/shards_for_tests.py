@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 from webdataset import TarWriter
 
-from trainer.data.checksums import append_checksums, checksum
-from trainer.data.manifest import Manifest, Shard, sample_key
-from trainer.data.shards import Dataset
-from trainer.data.stream import Batch, stream
+from imago.trainer.data.checksums import append_checksums, checksum
+from imago.trainer.data.manifest import Manifest, Shard, sample_key
+from imago.trainer.data.shards import Dataset
+from imago.trainer.data.stream import Batch, stream
 
 SIZE = 8  # pixels
 

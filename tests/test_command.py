@@ -2,8 +2,8 @@
 
 import pytest
 
-from trainer.command import Parser, tell_errors
-from trainer.wording import MOST_TOLD
+from imago.trainer.command import Parser, tell_errors
+from imago.trainer.wording import MOST_TOLD
 
 
 @pytest.mark.parametrize('arguments, message', [

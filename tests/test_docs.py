@@ -9,11 +9,11 @@ import torch
 import yaml
 from runs_for_tests import tiny_config, train_here
 
-from trainer.config.networks import OF_D, OF_G, NetworkSection, discriminator_options, generator_options
-from trainer.games import GAMES
-from trainer.games.latent import Latent
-from trainer.objectives.regularizers import gradient_norm_squared
-from trainer.ranks import dist
+from imago.trainer.config.networks import OF_D, OF_G, NetworkSection, discriminator_options, generator_options
+from imago.trainer.games import GAMES
+from imago.trainer.games.latent import Latent
+from imago.trainer.objectives.regularizers import gradient_norm_squared
+from imago.trainer.ranks import dist
 
 DOCS = Path(__file__).parents[1] / 'docs'
 

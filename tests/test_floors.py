@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ('trainer', 'kernels', 'launch', 'configs')
 ROOMS = (   # from the bottom up: a package with all that is in it, or a module
     'kernels', 'trainer.wording', 'trainer.command', 'trainer.ranks', 'trainer.data', 'trainer.config', 'trainer.models',
     'trainer.engine', 'trainer.objectives', 'trainer.games', 'trainer.runs', 'trainer.metrics', 'trainer.watch', 'trainer.plan',
@@ -40,7 +41,7 @@ def nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports(module: str) -> set[str]:
-    """Dotted names, those inside functions too."""
+    """Dotted names, those inside functions too; ours without the `imago.` that all of them carry."""
     names = set()
     for node in nodes(ast.parse(FILES[module].read_text())):
         if isinstance(node, ast.Import):
@@ -48,12 +49,14 @@ def imports(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f'{module} imports relatively'
             names |= {f'{node.module}.{alias.name}' for alias in node.names}
-    return names
+    bare = {name for name in names if name.split('.')[0] in PACKAGES}
+    assert not bare, f'{module} imports {bare} without imago: other distributions have packages of these names'
+    return {name.removeprefix('imago.') for name in names}
 
 
 def imported_modules(module: str) -> set[str]:
     """Those of ours, without itself."""
-    ours = {name for name in imports(module) if name.split('.')[0] in ('trainer', 'kernels', 'launch', 'tests', 'configs')}
+    ours = {name for name in imports(module) if name.split('.')[0] in (*PACKAGES, 'tests')}
     found = {max((other for other in FILES if within(name, other)), key=len, default=name) for name in ours}
     return found - {module}
 

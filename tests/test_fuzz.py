@@ -23,22 +23,22 @@ import yaml
 from runs_for_tests import tiny_config, tiny_tree, train_here
 from shards_for_tests import picture, write_dataset
 
-import launch.cli
-import launch.doctor
-import launch.kubernetes
-import launch.local
-import launch.node
-import launch.slurm
-import trainer.pack.command
-import trainer.plan.cost
-import trainer.tools.compare
-import trainer.tools.evaluate
-import trainer.tools.export
-import trainer.tools.plot
-import trainer.tools.sample
-import trainer.train
-from trainer.config.load import Config, _known_keys
-from trainer.ranks import dist
+import imago.launch.cli
+import imago.launch.doctor
+import imago.launch.kubernetes
+import imago.launch.local
+import imago.launch.node
+import imago.launch.slurm
+import imago.trainer.pack.command
+import imago.trainer.plan.cost
+import imago.trainer.tools.compare
+import imago.trainer.tools.evaluate
+import imago.trainer.tools.export
+import imago.trainer.tools.plot
+import imago.trainer.tools.sample
+import imago.trainer.train
+from imago.trainer.config.load import Config, _known_keys
+from imago.trainer.ranks import dist
 
 FIRST, LAST = map(int, os.environ.get('IMAGO_FUZZ', '0:200').split(':'))
 PATIENCE = 20    # seconds after which a case is taken for one that never ends

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.ranks import dist
-from trainer.runs import stats
+from imago.trainer.ranks import dist
+from imago.trainer.runs import stats
 
 ROOT = Path(__file__).parent.parent
 # of os, signal, select, resource, socket and libc; the test suite runs on Linux, where all of them are there

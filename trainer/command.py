@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from trainer.wording import one_line, shown
+from imago.trainer.wording import one_line, shown
 
 
 class Parser(argparse.ArgumentParser):

@@ -5,30 +5,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.config.division import most_lanes
-from trainer.config.load import Config, parse_kept
-from trainer.config.plan import Plan
-from trainer.config.resolution import base_and_doublings
-from trainer.config.schedule import check_growth, stage_at
-from trainer.config.sections import CONTINUOUS
-from trainer.data.conditions import to_text
-from trainer.data.locations import masked
-from trainer.data.manifest import SINGLE
-from trainer.data.reals import first_conditions
-from trainer.data.shards import Dataset, ShardError, open_dataset
-from trainer.data.stream import Batch, check_resolution, stream
-from trainer.engine.parallel import Strategy, make_strategy
-from trainer.engine.state import TrainState, make_state
-from trainer.models import num_parameters
-from trainer.models.batch_norm import has_batch_norm
-from trainer.plan.preflight import check_disk, check_memory
-from trainer.ranks import dist
-from trainer.ranks.backend import agree_on_kernels
-from trainer.runs.checkpoint import Checkpoints
-from trainer.runs.description import describe_maker
-from trainer.runs.run_folder import RunFolder, check_same_run, refuse_changes, told_of_micro_batches
-from trainer.watch.evaluation import Evaluation, make_evaluation
-from trainer.watch.guard import new_guard_memory, open_held_out
+from imago.trainer.config.division import most_lanes
+from imago.trainer.config.load import Config, parse_kept
+from imago.trainer.config.plan import Plan
+from imago.trainer.config.resolution import base_and_doublings
+from imago.trainer.config.schedule import check_growth, stage_at
+from imago.trainer.config.sections import CONTINUOUS
+from imago.trainer.data.conditions import to_text
+from imago.trainer.data.locations import masked
+from imago.trainer.data.manifest import SINGLE
+from imago.trainer.data.reals import first_conditions
+from imago.trainer.data.shards import Dataset, ShardError, open_dataset
+from imago.trainer.data.stream import Batch, check_resolution, stream
+from imago.trainer.engine.parallel import Strategy, make_strategy
+from imago.trainer.engine.state import TrainState, make_state
+from imago.trainer.models import num_parameters
+from imago.trainer.models.batch_norm import has_batch_norm
+from imago.trainer.plan.preflight import check_disk, check_memory
+from imago.trainer.ranks import dist
+from imago.trainer.ranks.backend import agree_on_kernels
+from imago.trainer.runs.checkpoint import Checkpoints
+from imago.trainer.runs.description import describe_maker
+from imago.trainer.runs.run_folder import RunFolder, check_same_run, refuse_changes, told_of_micro_batches
+from imago.trainer.watch.evaluation import Evaluation, make_evaluation
+from imago.trainer.watch.guard import new_guard_memory, open_held_out
 
 
 @dataclass(frozen=True)

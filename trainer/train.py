@@ -2,19 +2,19 @@
 
 from contextlib import closing
 
-from trainer.command import Parser, tell_error
-from trainer.config.load import load_config, to_yaml
-from trainer.data.shards import ShardError
-from trainer.engine.ema import ema_decay, update_ema
-from trainer.engine.phase import NonFiniteGradient, run_phase
-from trainer.games import make_game
-from trainer.plan.preflight import describe_run
-from trainer.ranks import dist
-from trainer.ranks.stop_signals import StopSignal, StopSignals, asked_to_stop
-from trainer.runs.checkpoint import CheckpointError
-from trainer.start import Run, open_checked, open_stream, prepare
-from trainer.watch.guard import roll_back
-from trainer.watch.watch import Watch, due
+from imago.trainer.command import Parser, tell_error
+from imago.trainer.config.load import load_config, to_yaml
+from imago.trainer.data.shards import ShardError
+from imago.trainer.engine.ema import ema_decay, update_ema
+from imago.trainer.engine.phase import NonFiniteGradient, run_phase
+from imago.trainer.games import make_game
+from imago.trainer.plan.preflight import describe_run
+from imago.trainer.ranks import dist
+from imago.trainer.ranks.stop_signals import StopSignal, StopSignals, asked_to_stop
+from imago.trainer.runs.checkpoint import CheckpointError
+from imago.trainer.start import Run, open_checked, open_stream, prepare
+from imago.trainer.watch.guard import roll_back
+from imago.trainer.watch.watch import Watch, due
 
 FINISHED, STOPPED, ROLLED_BACK, GUARDED = 'finished', 'stopped', 'rolled back', 'stopped by the guard'
 GUARD_STATUS = 3   # exit status of GUARDED: to start it again would change nothing

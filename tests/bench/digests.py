@@ -24,7 +24,7 @@ from families_for_tests import FAMILIES, RECIPES, config_of  # noqa: E402
 from runs_for_tests import on_ranks, train_here  # noqa: E402
 from shards_for_tests import write_dataset  # noqa: E402
 
-from trainer.config.load import Config  # noqa: E402
+from imago.trainer.config.load import Config  # noqa: E402
 
 KIMG = 0.144   # 12 steps of 12 images
 QUIET = {'checkpoint': {'interval_kimg': 1.0}, 'log': {'interval_kimg': 1.0, 'grid_kimg': 1.0}}

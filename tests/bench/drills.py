@@ -32,19 +32,19 @@ os.environ |= {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'no_proxy': '*'}
 from runs_for_tests import differing, read_checkpoint, write_tiny  # noqa: E402
 from shards_for_tests import write_dataset  # noqa: E402
 
-from trainer.runs.checkpoint import find_damage, list_checkpoints  # noqa: E402
+from imago.trainer.runs.checkpoint import find_damage, list_checkpoints  # noqa: E402
 
 SCRATCH = Path(tempfile.mkdtemp(prefix='imago-drills-'))
 with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     PORT = probe.getsockname()[1]
-TRAIN = '-m', 'trainer'
-NODE = '-m', 'launch.node', '--nodes', '1', '--gpus-per-node', '2', '--rendezvous', f'localhost:{PORT}'
+TRAIN = '-m', 'imago.trainer'
+NODE = '-m', 'imago.launch.node', '--nodes', '1', '--gpus-per-node', '2', '--rendezvous', f'localhost:{PORT}'
 STEPS = 40
 # the clock leaps by up to a hundred days, forwards and backwards, at every look
 LEAPING = '''import random, time, sys; true = time.time
 time.time = lambda: true() + random.uniform(-1, 1) * 8640000
-from trainer.train import main; sys.exit(main(sys.argv[1:]))'''
+from imago.trainer.train import main; sys.exit(main(sys.argv[1:]))'''
 
 
 class Run:
@@ -143,7 +143,7 @@ def kills(count: int = 30, steps: int = 120) -> str:
 
 def ranks_of(launcher: subprocess.Popen) -> list[psutil.Process]:
     try:
-        return [child for child in psutil.Process(launcher.pid).children() if 'trainer' in child.cmdline()]
+        return [child for child in psutil.Process(launcher.pid).children() if 'imago.trainer' in child.cmdline()]
     except psutil.Error:
         return []
 

@@ -10,10 +10,10 @@ import math
 import time
 from pathlib import Path
 
-from trainer.config.load import load_config
-from trainer.ranks import dist
-from trainer.start import prepare
-from trainer.train import train
+from imago.trainer.config.load import load_config
+from imago.trainer.ranks import dist
+from imago.trainer.start import prepare
+from imago.trainer.train import train
 
 DATA = Path(__file__).parents[1] / 'data' / 'fluent-emoji'
 COMMON = [f'data.path={DATA}', 'data.resolution=32', 'data.lanes=16', 'data.workers=0', 'data.flip=false', 'batch=16', 'micro_batch=16',

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from trainer.config.losses import LOSS_FACTS
-from trainer.models.spectral import normalise_weights, power_iterate
-from trainer.objectives.losses import LOSSES, began_balance, began_d, began_g, mad_gan_d, mad_gan_g
-from trainer.objectives.regularizers import (
+from imago.trainer.config.losses import LOSS_FACTS
+from imago.trainer.models.spectral import normalise_weights, power_iterate
+from imago.trainer.objectives.losses import LOSSES, began_balance, began_d, began_g, mad_gan_d, mad_gan_g
+from imago.trainer.objectives.regularizers import (
     GRADIENT_PENALTIES,
     clip_weights_,
     gradient_norm_squared,

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.config.load import load_config
-from trainer.data.shards import SampleReader, open_dataset
-from trainer.pack.command import main as pack
-from trainer.ranks import dist
-from trainer.start import prepare
-from trainer.train import train
-from trainer.watch.alarms import SIGNALS
+from imago.trainer.config.load import load_config
+from imago.trainer.data.shards import SampleReader, open_dataset
+from imago.trainer.pack.command import main as pack
+from imago.trainer.ranks import dist
+from imago.trainer.start import prepare
+from imago.trainer.train import train
+from imago.trainer.watch.alarms import SIGNALS
 
 EMOJI = Path(__file__).parents[1] / 'data' / 'fluent-emoji'
 SIZE = 16   # px

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import kernels
-from kernels.library import serves
-from trainer.ranks import dist
+from imago import kernels
+from imago.kernels.library import serves
+from imago.trainer.ranks import dist
 
 LAYOUTS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
 RESAMPLING = {'up 2': (2, 1, (2, 1, 2, 1)), 'down 2': (1, 2, (1, 1, 1, 1)), 'same': (1, 1, (2, 1, 2, 1))}

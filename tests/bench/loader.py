@@ -24,11 +24,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from trainer.data.checksums import checksum
-from trainer.data.manifest import Manifest
-from trainer.data.shards import Members, open_dataset
-from trainer.data.stream import stream
-from trainer.pack.shards import ShardWriter
+from imago.trainer.data.checksums import checksum
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.data.shards import Members, open_dataset
+from imago.trainer.data.stream import stream
+from imago.trainer.pack.shards import ShardWriter
 
 SIZE = 256       # pixels
 SHARD_BYTES = 10_000_000

@@ -30,9 +30,9 @@ METRICS = {'fid': ('imago', 'torch-fidelity', 'clean-fid'), 'kid': ('imago', 'to
 
 
 def imago(metric: str) -> Callable[[Tensor, Tensor], object]:
-    from trainer.metrics.frechet import frechet_distance
-    from trainer.metrics.kid import kernel_distance
-    from trainer.metrics.manifold import compare_manifolds
+    from imago.trainer.metrics.frechet import frechet_distance
+    from imago.trainer.metrics.kid import kernel_distance
+    from imago.trainer.metrics.manifold import compare_manifolds
 
     def manifolds(x: Tensor, y: Tensor) -> tuple[float, float]:
         found = compare_manifolds(x, y)

@@ -15,13 +15,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from trainer.config.load import load_config
-from trainer.data.manifest import Manifest, Shard
-from trainer.engine.parallel import Strategy
-from trainer.engine.state import make_state
-from trainer.plan.preflight import tensor_bytes
-from trainer.ranks import dist
-from trainer.runs.checkpoint import Checkpoints
+from imago.trainer.config.load import load_config
+from imago.trainer.data.manifest import Manifest, Shard
+from imago.trainer.engine.parallel import Strategy
+from imago.trainer.engine.state import make_state
+from imago.trainer.plan.preflight import tensor_bytes
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import Checkpoints
 
 ROUNDS = 5
 

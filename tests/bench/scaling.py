@@ -26,13 +26,13 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), 
 from runs_for_tests import on_ranks
 from step import DEFAULTS, Trainer
 
-from trainer.config.load import Config, load_config
-from trainer.data.shards import open_dataset
-from trainer.plan.cost import Cost, Machine, cost
-from trainer.plan.traffic import PASSES
-from trainer.plan.work import count_work
-from trainer.ranks import dist
-from trainer.start import open_stream
+from imago.trainer.config.load import Config, load_config
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.plan.cost import Cost, Machine, cost
+from imago.trainer.plan.traffic import PASSES
+from imago.trainer.plan.work import count_work
+from imago.trainer.ranks import dist
+from imago.trainer.start import open_stream
 
 OWN = 4         # pictures a rank
 TURNS, ROUNDS = 5, 3

@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), 
 from runs_for_tests import on_ranks
 from step import Trainer
 
-from trainer.config.load import Config, load_config
+from imago.trainer.config.load import Config, load_config
 
 DEFAULTS = ['device=cpu', 'data.resolution=32', 'data.conditional=false', 'data.lanes=4', 'batch=4', 'micro_batch=1',
             'network.z_dim=512', 'network.w_dim=512', 'network.mapping_layers=8', 'network.channel_base=32768',

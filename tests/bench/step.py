@@ -23,16 +23,16 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import kernels
-from trainer.config.load import Config, load_config
-from trainer.data.manifest import Manifest, Shard
-from trainer.data.stream import Batch
-from trainer.engine.parallel import make_strategy
-from trainer.engine.phase import run_phase
-from trainer.engine.state import make_state
-from trainer.games import make_game
-from trainer.models import stylegan2
-from trainer.ranks import dist
+from imago import kernels
+from imago.trainer.config.load import Config, load_config
+from imago.trainer.data.manifest import Manifest, Shard
+from imago.trainer.data.stream import Batch
+from imago.trainer.engine.parallel import make_strategy
+from imago.trainer.engine.phase import run_phase
+from imago.trainer.engine.state import make_state
+from imago.trainer.games import make_game
+from imago.trainer.models import stylegan2
+from imago.trainer.ranks import dist
 
 DEFAULTS = ['data.resolution=64', 'data.conditional=false', 'data.lanes=1', 'batch=8', 'micro_batch=8', 'network.z_dim=512',
             'network.w_dim=512', 'network.mapping_layers=8', 'network.channel_base=4096', 'network.channel_max=128',
@@ -45,7 +45,7 @@ def unfused() -> Iterator[None]:
     """Epilogues and modulation from their parts."""
     with contextlib.ExitStack() as stack:
         for module in ('epilogue', 'modulate'):
-            stack.enter_context(mock.patch.object(sys.modules[f'kernels.{module}'], 'serves', lambda device: False))
+            stack.enter_context(mock.patch.object(sys.modules[f'imago.kernels.{module}'], 'serves', lambda device: False))
         yield
 
 

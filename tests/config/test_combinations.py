@@ -7,9 +7,9 @@ import pytest
 import yaml
 from families_for_tests import FAMILIES, RECIPES, config_of
 
-from trainer.config.games import SECTIONS
-from trainer.config.load import load_config
-from trainer.config.rules import _mends, _refusing, _rules
+from imago.trainer.config.games import SECTIONS
+from imago.trainer.config.load import load_config
+from imago.trainer.config.rules import _mends, _refusing, _rules
 
 BEGAN = ['network.name=began', 'game.name=began']
 MAD_GAN = ['network.name=dcgan', 'game.name=mad_gan', 'game.generators=2']

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from trainer.config.load import (
+from imago.trainer.config.load import (
     CONFIGS,
     UNCHECKED,
     Config,
@@ -18,8 +18,8 @@ from trainer.config.load import (
     is_fixed,
     load_config,
 )
-from trainer.config.schema import to_size
-from trainer.runs.run_folder import refuse_changes
+from imago.trainer.config.schema import to_size
+from imago.trainer.runs.run_folder import refuse_changes
 
 MINIMAL = {'run_dir': 'r', 'data': {'path': 'd'}}
 

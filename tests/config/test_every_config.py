@@ -6,11 +6,11 @@ import pytest
 import torch
 from runs_for_tests import flat
 
-from trainer.config.load import CONFIGS, load_config
-from trainer.engine.phase import run_phase
-from trainer.ranks import dist
-from trainer.start import prepare
-from trainer.train import train
+from imago.trainer.config.load import CONFIGS, load_config
+from imago.trainer.engine.phase import run_phase
+from imago.trainer.ranks import dist
+from imago.trainer.start import prepare
+from imago.trainer.train import train
 
 BATCH = 4
 EQUALISED = ['z_dim=16', 'channel_base=256', 'channel_max=16']
@@ -52,7 +52,7 @@ def test_a_config_trains(wide_shards, tmp_path, monkeypatch, name):
         taken[phase.name] += 1
         return run_phase(phase, *arguments)
 
-    monkeypatch.setattr('trainer.train.run_phase', counting)
+    monkeypatch.setattr('imago.trainer.train.run_phase', counting)
     run = prepare(cut_down(name, wide_shards, tmp_path / 'run'))
     before = [parameter.clone() for parameter in weights(run.state)]
     train(run)

@@ -6,18 +6,18 @@ import pytest
 import torch
 from families_for_tests import FAMILIES, RECIPES, config_of
 
-from trainer.config import games
-from trainer.config.load import Config, _known_keys, flatten, is_fixed, load_config
-from trainer.config.losses import GRADIENT_PENALTY_NAMES, LOSS_FACTS
-from trainer.config.networks import SECTIONS
-from trainer.config.sections import RegularizerConfig
-from trainer.data.shards import open_dataset
-from trainer.engine.parallel import make_strategy
-from trainer.engine.state import make_networks, make_state
-from trainer.games import GAMES, make_game
-from trainer.models import NETWORKS
-from trainer.objectives.losses import LOSSES
-from trainer.objectives.regularizers import GRADIENT_PENALTIES
+from imago.trainer.config import games
+from imago.trainer.config.load import Config, _known_keys, flatten, is_fixed, load_config
+from imago.trainer.config.losses import GRADIENT_PENALTY_NAMES, LOSS_FACTS
+from imago.trainer.config.networks import SECTIONS
+from imago.trainer.config.sections import RegularizerConfig
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.engine.parallel import make_strategy
+from imago.trainer.engine.state import make_networks, make_state
+from imago.trainer.games import GAMES, make_game
+from imago.trainer.models import NETWORKS
+from imago.trainer.objectives.losses import LOSSES
+from imago.trainer.objectives.regularizers import GRADIENT_PENALTIES
 
 FIXED_KEYS = ('seed', 'network', 'data.resolution', 'data.crop', 'data.conditional', 'game.name', 'game.generators',
               'game.identity_dim',

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from trainer.config.resolution import base_and_doublings, is_size, largest_of_aspect, largest_square, nearest_sizes
+from imago.trainer.config.resolution import base_and_doublings, is_size, largest_of_aspect, largest_square, nearest_sizes
 
 
 @pytest.mark.parametrize('resolution, expected', [

@@ -7,15 +7,15 @@ import pytest
 import torch
 from runs_for_tests import game_of, tiny_config
 
-from trainer.config.load import EMAConfig, OptimConfig, load_config
-from trainer.config.schedule import at, check_growth, stage_at
-from trainer.config.sections import Ramp
-from trainer.engine.ema import ema_decay
-from trainer.engine.optim import Adam, set_rates
-from trainer.games import make_game
-from trainer.runs.run_folder import refuse_changes
-from trainer.start import prepare
-from trainer.train import train
+from imago.trainer.config.load import EMAConfig, OptimConfig, load_config
+from imago.trainer.config.schedule import at, check_growth, stage_at
+from imago.trainer.config.sections import Ramp
+from imago.trainer.engine.ema import ema_decay
+from imago.trainer.engine.optim import Adam, set_rates
+from imago.trainer.games import make_game
+from imago.trainer.runs.run_folder import refuse_changes
+from imago.trainer.start import prepare
+from imago.trainer.train import train
 
 NARROW = {'name': 'pggan', 'z_dim': 8, 'channel_base': 128, 'channel_max': 4}
 # 8 px to image 24, fading to 16 px by 72, 16 px to 96, fading to 32 px by 144

@@ -5,10 +5,10 @@ import random
 import pytest
 import yaml
 
-from trainer.config.load import UNCHECKED, Config, flatten, load_config, to_yaml
-from trainer.config.networks import SECTIONS
-from trainer.config.yaml_words import parse_yaml
-from trainer.wording import MOST_SHOWN, MOST_TOLD, one_line, shown
+from imago.trainer.config.load import UNCHECKED, Config, flatten, load_config, to_yaml
+from imago.trainer.config.networks import SECTIONS
+from imago.trainer.config.yaml_words import parse_yaml
+from imago.trainer.wording import MOST_SHOWN, MOST_TOLD, one_line, shown
 
 # words that YAML 1.1 or 1.2 takes for booleans, nulls, dates, numbers of several bases, or for no plain words at all
 WORDS = ['off', 'on', 'yes', 'no', 'y', 'N', 'true', 'False', 'null', '~', 'NULL', '=', '<<', '2024-01-01', '2024-01-01 12:30:00',

@@ -3,7 +3,7 @@
 import torch
 from runs_for_tests import differing, largest_difference, tiny_config, train_here
 
-import kernels
+from imago import kernels
 
 
 def networks_after_fifty_steps(shards, folder, seed):

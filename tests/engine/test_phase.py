@@ -5,11 +5,11 @@ import torch
 from runs_for_tests import on_ranks, whole
 from torch import nn
 
-from trainer.config.load import OptimConfig, ParallelConfig, is_fixed
-from trainer.engine.parallel import make_strategy
-from trainer.engine.phase import NonFiniteGradient, Phase, run_phase
-from trainer.engine.state import TrainState
-from trainer.ranks import dist
+from imago.trainer.config.load import OptimConfig, ParallelConfig, is_fixed
+from imago.trainer.engine.parallel import make_strategy
+from imago.trainer.engine.phase import NonFiniteGradient, Phase, run_phase
+from imago.trainer.engine.state import TrainState
+from imago.trainer.ranks import dist
 
 
 def strategy_of(*networks, name='data'):

@@ -1,9 +1,9 @@
 import torch
 
-from trainer.config.load import EMAConfig, OptimConfig
-from trainer.engine.ema import ema_decay, update_ema
-from trainer.engine.optim import Adam, set_rates
-from trainer.engine.randomness import draw, seed_for
+from imago.trainer.config.load import EMAConfig, OptimConfig
+from imago.trainer.engine.ema import ema_decay, update_ema
+from imago.trainer.engine.optim import Adam, set_rates
+from imago.trainer.engine.randomness import draw, seed_for
 
 SIZES = {'z_dim': 4, 'num_ws': 6, 'style_mixing': 0.5}
 

@@ -17,12 +17,12 @@ from runs_for_tests import (
 )
 from torch.distributed.tensor import DTensor
 
-from trainer.data.shards import open_dataset
-from trainer.engine.parallel import make_strategy
-from trainer.engine.state import make_networks
-from trainer.ranks import dist
-from trainer.runs.checkpoint import list_checkpoints
-from trainer.runs.export import load_generator
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.engine.parallel import make_strategy
+from imago.trainer.engine.state import make_networks
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import list_checkpoints
+from imago.trainer.runs.export import load_generator
 
 FSDP, HYBRID = {'strategy': 'fsdp'}, {'strategy': 'fsdp', 'replicas': 2}
 SELDOM = {'checkpoint': {'interval_kimg': 1.0}, 'log': {'interval_kimg': 1.0, 'grid_kimg': 1.0, 'singular_values': True}}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trainer.engine.randomness import truncated_normal
+from imago.trainer.engine.randomness import truncated_normal
 
 
 def test_truncated_normal_draws_again():

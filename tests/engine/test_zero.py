@@ -12,10 +12,10 @@ from gradients_for_tests import assert_same_gradients, gradients_of_each_phase
 from runs_for_tests import differing, game_of, largest_difference, on_ranks, read_checkpoint, tiny_config, train_here
 from test_sharding import FSDP, MID_FADE, SELDOM
 
-from trainer.engine.parallel import make_strategy
-from trainer.engine.zero import MOMENTS
-from trainer.ranks import dist
-from trainer.runs.checkpoint import list_checkpoints
+from imago.trainer.engine.parallel import make_strategy
+from imago.trainer.engine.zero import MOMENTS
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import list_checkpoints
 
 ZERO = {'strategy': 'zero'}
 CASES = {'stylegan2': 0, 'biggan': 0, 'pggan': MID_FADE}     # images shown
@@ -102,7 +102,7 @@ def test_moments_are_in_parts_and_nothing_is_said_or_compiled(wide_shards, tmp_p
 
 
 def test_a_missing_deepspeed_is_told_before_any_work(shards, tmp_path, monkeypatch):
-    from trainer.start import prepare
+    from imago.trainer.start import prepare
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ValueError, match=r'needs the package deepspeed.*pip install imago-gan\[zero\]'):
         prepare(tiny_config(shards, tmp_path / 'run', parallel=ZERO))

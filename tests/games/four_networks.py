@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import softplus
 
-from trainer.config.games import GameSection
-from trainer.config.plan import NetworkSpec, Plan
-from trainer.config.schedule import stage_at
-from trainer.config.schema import Positive, Width
-from trainer.data.stream import Batch
-from trainer.engine.optim import set_rates
-from trainer.engine.phase import Means, Phase
-from trainer.engine.randomness import seed_for
-from trainer.games import add_game
-from trainer.games.game import Game
-from trainer.games.makers import Maker, Sampling
-from trainer.models import NETWORKS
-from trainer.objectives.regularizers import gradient_norm_squared
+from imago.trainer.config.games import GameSection
+from imago.trainer.config.plan import NetworkSpec, Plan
+from imago.trainer.config.schedule import stage_at
+from imago.trainer.config.schema import Positive, Width
+from imago.trainer.data.stream import Batch
+from imago.trainer.engine.optim import set_rates
+from imago.trainer.engine.phase import Means, Phase
+from imago.trainer.engine.randomness import seed_for
+from imago.trainer.games import add_game
+from imago.trainer.games.game import Game
+from imago.trainer.games.makers import Maker, Sampling
+from imago.trainer.models import NETWORKS
+from imago.trainer.objectives.regularizers import gradient_norm_squared
 
 COARSE = 4    # px of a drawing that one random number colours
 FOUR = ('G_ab', 'G_ba', 'D_a', 'D_b')

@@ -10,17 +10,17 @@ from families_for_tests import FAMILIES, config_of
 from runs_for_tests import differing, largest_difference, on_ranks, train_here
 from shards_for_tests import picture
 
-from trainer.data.conditions import from_text
-from trainer.data.manifest import Manifest
-from trainer.data.shards import open_dataset
-from trainer.data.stream import Batch, stream
-from trainer.games import make_game
-from trainer.pack.shards import ShardWriter
-from trainer.plan.preflight import describe_run
-from trainer.runs.export import load_generator, open_maker
-from trainer.start import prepare
-from trainer.tools.export import main as export
-from trainer.tools.sample import main as sample
+from imago.trainer.data.conditions import from_text
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.data.stream import Batch, stream
+from imago.trainer.games import make_game
+from imago.trainer.pack.shards import ShardWriter
+from imago.trainer.plan.preflight import describe_run
+from imago.trainer.runs.export import load_generator, open_maker
+from imago.trainer.start import prepare
+from imago.trainer.tools.export import main as export
+from imago.trainer.tools.sample import main as sample
 
 VALUES = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
 CONTINUOUS = {'data': {'conditional': 'continuous'}}

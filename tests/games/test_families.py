@@ -9,9 +9,9 @@ from families_for_tests import FAMILIES, RECIPES, config_of
 from gradients_for_tests import assert_same_gradients, gradients_of_each_phase
 from runs_for_tests import differing, game_of, largest_difference, on_ranks, train_here
 
-from trainer.ranks import dist
-from trainer.runs.export import load_generator
-from trainer.tools.sample import main as sample
+from imago.trainer.ranks import dist
+from imago.trainer.runs.export import load_generator
+from imago.trainer.tools.sample import main as sample
 
 ALL = [*FAMILIES, *RECIPES]
 

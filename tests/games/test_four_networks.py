@@ -13,21 +13,21 @@ from runs_for_tests import differing, on_ranks, tiny_config, train_here
 from safetensors.torch import load_file
 from shards_for_tests import write_dataset
 
-from trainer.config import games
-from trainer.config.load import is_fixed
-from trainer.data.shards import open_dataset
-from trainer.engine.state import make_networks
-from trainer.games import GAMES, add_game
-from trainer.metrics.pictures import Fakes, ShardPictures
-from trainer.metrics.protocol import check_evaluation
-from trainer.models import NETWORKS, num_parameters
-from trainer.plan.cost import cost, machine_of, parser
-from trainer.plan.preflight import describe_run, phase_activations, rank_bytes
-from trainer.plan.work import count_work
-from trainer.ranks import dist
-from trainer.runs.checkpoint import list_checkpoints
-from trainer.runs.export import load_generator, open_maker
-from trainer.tools import export, sample
+from imago.trainer.config import games
+from imago.trainer.config.load import is_fixed
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.engine.state import make_networks
+from imago.trainer.games import GAMES, add_game
+from imago.trainer.metrics.pictures import Fakes, ShardPictures
+from imago.trainer.metrics.protocol import check_evaluation
+from imago.trainer.models import NETWORKS, num_parameters
+from imago.trainer.plan.cost import cost, machine_of, parser
+from imago.trainer.plan.preflight import describe_run, phase_activations, rank_bytes
+from imago.trainer.plan.work import count_work
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import list_checkpoints
+from imago.trainer.runs.export import load_generator, open_maker
+from imago.trainer.tools import export, sample
 
 STRATEGIES = ('data', 'fsdp', 'zero')
 GAME = {'name': 'four_networks', 'width': 3}
@@ -162,7 +162,7 @@ def test_a_forged_or_foreign_export_is_refused(trained, tmp_path):
 
 def forged(path, tree):
     """With a checksum that is right."""
-    from trainer.data.sealed import CHECKSUM, write_sealed
+    from imago.trainer.data.sealed import CHECKSUM, write_sealed
     write_sealed(path, {key: value for key, value in tree.items() if key != CHECKSUM})
 
 

@@ -7,15 +7,15 @@ import torch
 from families_for_tests import config_of
 from runs_for_tests import train_here
 
-from trainer.config.load import load_config
-from trainer.engine.randomness import Draws, draw
-from trainer.games.makers import LatentMaker, Sampling
-from trainer.metrics.pictures import Fakes
-from trainer.models import began, dcgan
-from trainer.ranks import dist
-from trainer.runs.description import OLDER
-from trainer.runs.export import load_generator, open_maker
-from trainer.tools import export, sample
+from imago.trainer.config.load import load_config
+from imago.trainer.engine.randomness import Draws, draw
+from imago.trainer.games.makers import LatentMaker, Sampling
+from imago.trainer.metrics.pictures import Fakes
+from imago.trainer.models import began, dcgan
+from imago.trainer.ranks import dist
+from imago.trainer.runs.description import OLDER
+from imago.trainer.runs.export import load_generator, open_maker
+from imago.trainer.tools import export, sample
 
 SIZES = {'z_dim': 50, 'num_ws': 0, 'style_mixing': 0.0, 'class_counts': ()}
 

@@ -8,10 +8,10 @@ from families_for_tests import config_of
 from runs_for_tests import game_of
 from torch import nn
 
-from trainer.data.shards import open_dataset
-from trainer.models import r3gan
-from trainer.ranks import dist
-from trainer.start import open_stream
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.models import r3gan
+from imago.trainer.ranks import dist
+from imago.trainer.start import open_stream
 
 
 class ByClass(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from families_for_tests import config_of
 from runs_for_tests import game_of, tiny_config
 
-from trainer.games.latent import Latent, MicroBatch
+from imago.trainer.games.latent import Latent, MicroBatch
 
 
 @pytest.mark.parametrize('latents', ['normal', 'uniform'])

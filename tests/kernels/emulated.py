@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from kernels.build import LINK, SOURCES, STABLE_ABI, find_compiler
+from imago.kernels.build import LINK, SOURCES, STABLE_ABI, find_compiler
 
 EMULATION = Path(__file__).with_name('emulation.h')
 STAND_INS = ('cuda_runtime.h', 'cuda_fp16.h', 'cuda_bf16.h')

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernels.build import find_compiler
+from imago.kernels.build import find_compiler
 
 HERE = Path(__file__).parent
 SUITES = ('bias_act', 'filter_paths', 'layer_ends', 'upfirdn2d')

@@ -5,7 +5,7 @@ import subprocess
 from emulated import SANITIZERS
 from suites import SUITES, run_suites, sanitizers
 
-from kernels.build import plan
+from imago.kernels.build import plan
 
 
 def test_suites_pass_on_plain_pytorch():

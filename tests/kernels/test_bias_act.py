@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from torch.autograd import grad, gradcheck, gradgradcheck
 
-from kernels import bias_act
-from kernels.bias_act import ACTIVATIONS
+from imago.kernels import bias_act
+from imago.kernels.bias_act import ACTIVATIONS
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'bias_act.safetensors'
 

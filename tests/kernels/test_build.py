@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import build, library
+from imago.kernels import build, library
 
 ROOT = Path(__file__).parents[2]
 COMPILER = build.find_compiler()[0]
@@ -37,7 +37,7 @@ USE = '''
 import sys
 from pathlib import Path
 import torch, kernels
-from kernels import library
+from imago.kernels import library
 library.SOURCES, library.PREBUILT = Path(sys.argv[1]), Path(sys.argv[1]) / 'none'
 library.WAIT_SECONDS = float(sys.argv[2])
 y = kernels.modulate(torch.ones(1, 1, 2, 2), torch.ones(1, 1))
@@ -273,8 +273,8 @@ def test_import_and_use_on_cpu_query_no_gpu(stand_in, warm):
         def forbidden(*_): raise AssertionError('a GPU is queried')
         for name in ('is_available', 'device_count', 'get_device_capability', '_lazy_init'):
             setattr(torch.cuda, name, forbidden)
-        import kernels
-        from kernels import library
+        from imago import kernels
+        from imago.kernels import library
         library.SOURCES, library.PREBUILT = Path({str(stand_in)!r}), Path('none')
         print(len(torch.ops.loaded_libraries))
         kernels.modulate(torch.ones(1, 1, 2, 2), torch.ones(1, 1))
@@ -287,7 +287,7 @@ def test_first_use_may_be_inside_a_compiled_function(stand_in, warm):
     code = f'''
         from pathlib import Path
         import torch
-        from kernels import library
+        from imago.kernels import library
         library.SOURCES, library.PREBUILT = Path({str(stand_in)!r}), Path('none')
 
         @torch.compile(fullgraph=True, backend='eager')

@@ -13,7 +13,7 @@ import pytest
 from emulated import emulated_library
 from suites import SUITES, run_suites, sanitizers
 
-from kernels.build import ARCHITECTURES, SOURCES, BuildError, find_nvcc, plan
+from imago.kernels.build import ARCHITECTURES, SOURCES, BuildError, find_nvcc, plan
 
 
 @dataclass(frozen=True)

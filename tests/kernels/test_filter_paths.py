@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import epilogue, upfirdn2d
+from imago.kernels import epilogue, upfirdn2d
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 # in low precision plain PyTorch rounds after each operation

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from kernels import adain, bias_act, epilogue, modulate, setup_filter
+from imago.kernels import adain, bias_act, epilogue, modulate, setup_filter
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SIZES = [(2, 3, 5, 6), (3, 70, 9, 7), (1, 4, 37, 70), (2, 5, 1, 1), (0, 3, 4, 4), (2, 16, 64, 65)]

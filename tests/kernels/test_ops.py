@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.autograd import grad
 
-import kernels
-from kernels import adain, bias_act, epilogue, modulate, setup_filter, upfirdn2d
-from kernels.bias_act import NUMBERS
-from kernels.library import serves
+from imago import kernels
+from imago.kernels import adain, bias_act, epilogue, modulate, setup_filter, upfirdn2d
+from imago.kernels.bias_act import NUMBERS
+from imago.kernels.library import serves
 
 TAPS = setup_filter([1, 3, 3, 1])
 compiled_kernels = pytest.mark.skipif(not serves(os.environ['IMAGO_TEST_DEVICE']), reason='plain PyTorch serves: no operation')

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch.autograd import gradcheck, gradgradcheck
 
-from kernels import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from imago.kernels import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'upfirdn2d.safetensors'
 

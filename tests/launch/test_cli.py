@@ -9,13 +9,13 @@ import yaml
 from runs_for_tests import tiny_tree, write_tiny
 from shards_for_tests import write_dataset
 
-from trainer.train import main
+from imago.trainer.train import main
 
 ROOT = Path(__file__).parents[2]
 
 
 def imago(*arguments):
-    return subprocess.run([sys.executable, '-m', 'launch.cli', *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, '-m', 'imago.launch.cli', *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_help_version_and_doctor():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from runs_for_tests import differing, on_ranks, read_checkpoint, tiny_config, train_here, write_tiny
 
-from trainer.runs.checkpoint import list_checkpoints
+from imago.trainer.runs.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240
@@ -51,7 +51,7 @@ class Nodes:
 
     def __init__(self, hosts, config, nodes):
         self._hosts, self._all = hosts, []
-        self._command = [sys.executable, '-m', 'launch.node', str(config), '--nodes', nodes, '--gpus-per-node', '1',
+        self._command = [sys.executable, '-m', 'imago.launch.node', str(config), '--nodes', nodes, '--gpus-per-node', '1',
                          '--rendezvous', f'{HEAD}:29400']
 
     def __enter__(self):

@@ -4,8 +4,8 @@ import pytest
 import yaml
 from runs_for_tests import write_tiny
 
-from launch.kubernetes import main
-from trainer.config.load import load_config, parse_config
+from imago.launch.kubernetes import main
+from imago.trainer.config.load import load_config, parse_config
 
 OBJECT = {'metadata!': {'name!': str, 'namespace': str}, 'apiVersion!': str, 'kind!': str}
 # a key with ! is required, an unknown one is an error; [x] is a list of x, {str: x} a map

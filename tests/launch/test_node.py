@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from runs_for_tests import tiny_config, write_tiny
 
-from launch.cluster import load_run, run_parser
-from launch.node import finished, main, meeting_point, node_range
-from launch.torchrun import STOPPED
+from imago.launch.cluster import load_run, run_parser
+from imago.launch.node import finished, main, meeting_point, node_range
+from imago.launch.torchrun import STOPPED
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
@@ -42,7 +42,7 @@ def test_nodes_times_gpus_are_the_ranks(shards, tmp_path):
 
 
 def start_node(config, port, **environment):
-    return subprocess.Popen([sys.executable, '-m', 'launch.node', str(config), '--nodes', '2', '--gpus-per-node', '1',
+    return subprocess.Popen([sys.executable, '-m', 'imago.launch.node', str(config), '--nodes', '2', '--gpus-per-node', '1',
                              '--rendezvous', f'localhost:{port}'], cwd=ROOT, env=os.environ | environment)
 
 
@@ -76,7 +76,7 @@ def test_one_node_told_to_stop_stops_all_and_none_takes_the_run_for_finished(sha
 
 def test_bad_input_is_one_line_and_status_2(shards, tmp_path):
     path = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml')
-    told = subprocess.run([sys.executable, '-m', 'launch.cli', 'launch', 'node', str(path), 'batch=18', '--nodes', '1',
+    told = subprocess.run([sys.executable, '-m', 'imago.launch.cli', 'launch', 'node', str(path), 'batch=18', '--nodes', '1',
                            '--gpus-per-node', '2', '--rendezvous', 'localhost:1'], cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 2
     assert told.stderr.startswith('imago launch node: error: batch=18 is not') and told.stderr.count('\n') == 1
@@ -84,7 +84,7 @@ def test_bad_input_is_one_line_and_status_2(shards, tmp_path):
 
 def test_local_is_train_on_several_ranks(shards, tmp_path):
     path = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml')
-    command = [sys.executable, '-m', 'launch.cli', 'launch', 'local', str(path)]
+    command = [sys.executable, '-m', 'imago.launch.cli', 'launch', 'local', str(path)]
     told = subprocess.run([*command, '--nproc', '2', 'micro_batch=12'], cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 2 and 'batch=12 is not a multiple of 2 ranks x micro_batch=12' in told.stderr
     told = subprocess.run([*command, '--nproc', '0'], cwd=ROOT, capture_output=True, text=True)

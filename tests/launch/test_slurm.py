@@ -10,8 +10,8 @@ import pytest
 import slurm_for_tests
 from runs_for_tests import file_size_limit, read_checkpoint, tiny_tree, write_tiny
 
-from launch.slurm import main
-from trainer.runs.checkpoint import list_checkpoints
+from imago.launch.slurm import main
+from imago.trainer.runs.checkpoint import list_checkpoints
 
 TIMEOUT = 120
 

@@ -10,12 +10,12 @@ from peers_for_tests import write_extractor
 from PIL import Image
 from runs_for_tests import train_here
 
-from trainer.data.manifest import Manifest
-from trainer.pack.shards import ShardWriter
-from trainer.ranks import dist
-from trainer.runs.history import read_evaluations
-from trainer.tools import evaluate
-from trainer.tools.export import main as export
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.pack.shards import ShardWriter
+from imago.trainer.ranks import dist
+from imago.trainer.runs.history import read_evaluations
+from imago.trainer.tools import evaluate
+from imago.trainer.tools.export import main as export
 
 
 @pytest.fixture(scope='module')

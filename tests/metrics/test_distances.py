@@ -7,12 +7,12 @@ import pytest
 import torch
 from peers_for_tests import clean_fid, torch_fidelity
 
-from trainer.metrics.bootstrap import interval, mean_interval, resample
-from trainer.metrics.frechet import frechet_distance, frechet_from_moments, intra_class_distance
-from trainer.metrics.inception_score import inception_score, score_replicates
-from trainer.metrics.kid import kernel_distance, kernel_replicates
-from trainer.metrics.manifold import compare_manifolds
-from trainer.metrics.moments import mean_and_covariance
+from imago.trainer.metrics.bootstrap import interval, mean_interval, resample
+from imago.trainer.metrics.frechet import frechet_distance, frechet_from_moments, intra_class_distance
+from imago.trainer.metrics.inception_score import inception_score, score_replicates
+from imago.trainer.metrics.kid import kernel_distance, kernel_replicates
+from imago.trainer.metrics.manifold import compare_manifolds
+from imago.trainer.metrics.moments import mean_and_covariance
 
 
 def features(count, width=24, seed=0, shift=0.0, scale=1.0):

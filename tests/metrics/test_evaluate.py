@@ -15,16 +15,16 @@ from runs_for_tests import differing, on_ranks, tiny_config, train_here
 from shards_for_tests import picture, rewrite_shard, write_dataset
 from torch import nn
 
-from trainer.config.load import load_config
-from trainer.data.shards import open_dataset
-from trainer.games.makers import LatentMaker, Sampling
-from trainer.metrics import features, reference
-from trainer.metrics.extractors import Extractor
-from trainer.metrics.path_length import path_lengths
-from trainer.metrics.pictures import Fakes, ShardPictures
-from trainer.ranks import dist, progress
-from trainer.runs.export import build_maker, describe, load_generator, open_maker, write_export
-from trainer.tools import evaluate
+from imago.trainer.config.load import load_config
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.games.makers import LatentMaker, Sampling
+from imago.trainer.metrics import features, reference
+from imago.trainer.metrics.extractors import Extractor
+from imago.trainer.metrics.path_length import path_lengths
+from imago.trainer.metrics.pictures import Fakes, ShardPictures
+from imago.trainer.ranks import dist, progress
+from imago.trainer.runs.export import build_maker, describe, load_generator, open_maker, write_export
+from imago.trainer.tools import evaluate
 
 ALL = 'fid,kid,is,precision,recall,density,coverage,ppl,intra_fid'
 
@@ -240,8 +240,8 @@ def test_evaluation_while_training_changes_nothing_else(shards, patches, tmp_pat
 
 
 def train_in_parts(config):
-    from trainer.start import prepare
-    from trainer.train import train
+    from imago.trainer.start import prepare
+    from imago.trainer.train import train
     train(prepare(config))
 
 

@@ -9,10 +9,10 @@ import torch
 from cleanfid.resize import build_resizer
 from peers_for_tests import FakeInception, Patches, write_onnx
 
-from trainer.config.sections import EvaluateConfig
-from trainer.metrics import weights
-from trainer.metrics.extractors import make_extractor
-from trainer.metrics.protocol import score_name
+from imago.trainer.config.sections import EvaluateConfig
+from imago.trainer.metrics import weights
+from imago.trainer.metrics.extractors import make_extractor
+from imago.trainer.metrics.protocol import score_name
 
 CPU = torch.device('cpu')
 

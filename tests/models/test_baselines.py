@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from trainer.config.resolution import base_and_doublings
-from trainer.models import began, dcgan, num_parameters, r3gan, sngan
+from imago.trainer.config.resolution import base_and_doublings
+from imago.trainer.models import began, dcgan, num_parameters, r3gan, sngan
 
 FAMILIES = {'dcgan': dcgan, 'sngan': sngan, 'r3gan': r3gan, 'began': began}
 WITHOUT_BATCH_NORM = ('sngan', 'r3gan', 'began')

@@ -6,7 +6,7 @@ from torch import nn
 from torch.autograd import gradgradcheck
 from torch.nn import functional as F
 
-from trainer.models.batch_norm import MOMENTUM, BatchNorm, ConditionalBatchNorm, standing_statistics, synchronise
+from imago.trainer.models.batch_norm import MOMENTUM, BatchNorm, ConditionalBatchNorm, standing_statistics, synchronise
 
 
 def maps(*size, dtype=torch.float64, offset=3.0):

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch.autograd import gradgradcheck
 from torch.nn import functional as F
 
-from trainer.models import biggan, biggan_deep, num_parameters
-from trainer.models.spectral import power_iterate
-from trainer.objectives.regularizers import orthogonal_penalty
+from imago.trainer.models import biggan, biggan_deep, num_parameters
+from imago.trainer.models.spectral import power_iterate
+from imago.trainer.objectives.regularizers import orthogonal_penalty
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 FAMILIES = {'biggan': biggan, 'biggan_deep': biggan_deep}

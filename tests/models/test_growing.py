@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from trainer.config.load import OptimConfig
-from trainer.engine.optim import Adam, set_rates
-from trainer.games.latent import MicroBatch
-from trainer.models import num_parameters, pggan, stylegan1
-from trainer.models.growing import conv_down2d, up_conv2d
-from trainer.objectives.regularizers import GRADIENT_PENALTIES
+from imago.trainer.config.load import OptimConfig
+from imago.trainer.engine.optim import Adam, set_rates
+from imago.trainer.games.latent import MicroBatch
+from imago.trainer.models import num_parameters, pggan, stylegan1
+from imago.trainer.models.growing import conv_down2d, up_conv2d
+from imago.trainer.objectives.regularizers import GRADIENT_PENALTIES
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 FAMILIES = {'pggan': pggan, 'stylegan1': stylegan1}

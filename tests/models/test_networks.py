@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.models import NETWORKS, build_network
+from imago.trainer.models import NETWORKS, build_network
 
 OF_BOTH = {'c_dim': 0, 'resolution': [8, 8], 'img_channels': 3}
 

@@ -5,14 +5,14 @@ import torch
 from families_for_tests import FAMILIES, config_of
 from runs_for_tests import train_here
 
-from trainer.config.load import OptimConfig
-from trainer.engine.optim import Adam, set_rates
-from trainer.games.makers import SeveralMaker, generate
-from trainer.models import build_network
-from trainer.models.spectral import power_iterate
-from trainer.ranks import dist
-from trainer.runs.export import load_generator
-from trainer.tools import export
+from imago.trainer.config.load import OptimConfig
+from imago.trainer.engine.optim import Adam, set_rates
+from imago.trainer.games.makers import SeveralMaker, generate
+from imago.trainer.models import build_network
+from imago.trainer.models.spectral import power_iterate
+from imago.trainer.ranks import dist
+from imago.trainer.runs.export import load_generator
+from imago.trainer.tools import export
 
 WITHOUT_STYLES = [name for name in FAMILIES if not name.startswith('stylegan')]
 COUNT, CLASSES = 3, 2

@@ -8,8 +8,8 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from trainer.models import stylegan2
-from trainer.models.spectral import (
+from imago.trainer.models import stylegan2
+from imago.trainer.models.spectral import (
     SpectralNorm,
     normalise_weights,
     power_iterate,

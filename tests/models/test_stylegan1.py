@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainer.models import mix_styles
-from trainer.models.stylegan1 import Generator, from_published
+from imago.trainer.models import mix_styles
+from imago.trainer.models.stylegan1 import Generator, from_published
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'stylegan1.safetensors'
 

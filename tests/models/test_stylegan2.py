@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainer.models import mix_styles, num_parameters
-from trainer.models.layers import append_minibatch_stddev
-from trainer.models.stylegan2 import (
+from imago.trainer.models import mix_styles, num_parameters
+from imago.trainer.models.layers import append_minibatch_stddev
+from imago.trainer.models.stylegan2 import (
     Discriminator,
     Generator,
     from_published,

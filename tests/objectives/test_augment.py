@@ -7,13 +7,22 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from trainer.objectives.augment import ADA, DiffAugment, adapt_p, make_augment
-from trainer.objectives.augment.ada import GROUPS
-from trainer.objectives.augment.color import color_matrix, random_colors, recolor
-from trainer.objectives.augment.corruption import add_noise, cut_out, random_cutout
-from trainer.objectives.augment.diffaugment import POLICIES
-from trainer.objectives.augment.filters import HALF_BAND, filter_bands, octave_bands, random_gains
-from trainer.objectives.augment.geometry import SYM6, move, random_affine, random_blit, resample, rotation, scaling, translation
+from imago.trainer.objectives.augment import ADA, DiffAugment, adapt_p, make_augment
+from imago.trainer.objectives.augment.ada import GROUPS
+from imago.trainer.objectives.augment.color import color_matrix, random_colors, recolor
+from imago.trainer.objectives.augment.corruption import add_noise, cut_out, random_cutout
+from imago.trainer.objectives.augment.diffaugment import POLICIES
+from imago.trainer.objectives.augment.filters import HALF_BAND, filter_bands, octave_bands, random_gains
+from imago.trainer.objectives.augment.geometry import (
+    SYM6,
+    move,
+    random_affine,
+    random_blit,
+    resample,
+    rotation,
+    scaling,
+    translation,
+)
 
 MANY = 20000
 INSIDE = (..., slice(12, -12), slice(12, -12))

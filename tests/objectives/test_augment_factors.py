@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainer.config.load import load_config
-from trainer.games.latent import Latent
-from trainer.objectives.augment import ADA
-from trainer.objectives.augment.ada import GROUPS
+from imago.trainer.config.load import load_config
+from imago.trainer.games.latent import Latent
+from imago.trainer.objectives.augment import ADA
+from imago.trainer.objectives.augment.ada import GROUPS
 
 
 @pytest.fixture(autouse=True)

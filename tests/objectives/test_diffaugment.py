@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainer.objectives.augment import DiffAugment
-from trainer.objectives.augment.diffaugment import random_color, random_translation
+from imago.trainer.objectives.augment import DiffAugment
+from imago.trainer.objectives.augment.diffaugment import random_color, random_translation
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from trainer.config.losses import LOSS_FACTS
-from trainer.objectives.losses import LOSSES, auxiliary_loss, began_balance, mad_gan_d, mad_gan_g
+from imago.trainer.config.losses import LOSS_FACTS
+from imago.trainer.objectives.losses import LOSSES, auxiliary_loss, began_balance, mad_gan_d, mad_gan_g
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn.utils import parametrize
 
-from trainer.models.layers import Conv2d
-from trainer.objectives.regularizers import (
+from imago.trainer.models.layers import Conv2d
+from imago.trainer.objectives.regularizers import (
     GRADIENT_PENALTIES,
     clip_weights_,
     drift,

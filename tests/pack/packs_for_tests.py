@@ -6,8 +6,8 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from trainer.data.manifest import Manifest
-from trainer.pack.command import main
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.pack.command import main
 
 
 def noise(seed: int, height: int = 24, width: int = 24) -> Image.Image:

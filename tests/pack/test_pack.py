@@ -224,7 +224,7 @@ def test_interrupted_run_leaves_nothing_that_looks_complete(tmp_path, capsys, nu
     (tmp_path / 'in').mkdir()
     for i in range(200):
         (tmp_path / 'in' / f'{i}.png').symlink_to(tmp_path / 'one.png')
-    command = [sys.executable, '-m', 'trainer.pack.command', 'in', 'out', '--workers=2', '--shard-mb=0.5', '--lossless']
+    command = [sys.executable, '-m', 'imago.trainer.pack.command', 'in', 'out', '--workers=2', '--shard-mb=0.5', '--lossless']
     environment = os.environ | {'PYTHONPATH': os.getcwd()}
     # a shell's background job, as the suite may be one, would hand down an ignored SIGINT
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from packs_for_tests import folder_of, manifest_of, noise, run, samples
 
-from trainer.data.shards import SampleReader, open_dataset
-from trainer.data.stream import stream
+from imago.trainer.data.shards import SampleReader, open_dataset
+from imago.trainer.data.stream import stream
 
 NAMES = [f'x/{number}.png' for number in range(4)] + [f'y/{number}.png' for number in range(3)]
 VALUES = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from packs_for_tests import manifest_of, noise, run, samples
 
-from trainer.pack.labels import number_classes
-from trainer.pack.sources import list_source
+from imago.trainer.pack.labels import number_classes
+from imago.trainer.pack.sources import list_source
 
 
 def png(seed: int) -> bytes:

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from packs_for_tests import folder_of, manifest_of, noise, run, save
 
-from trainer.pack import sources as pack_sources
-from trainer.pack.members import tidy
-from trainer.pack.sources import FORMATS, MOST_TARS, expand_braces, list_source
+from imago.trainer.pack import sources as pack_sources
+from imago.trainer.pack.members import tidy
+from imago.trainer.pack.sources import FORMATS, MOST_TARS, expand_braces, list_source
 
 FOLDERS = ['', '', 'cat/', 'dog/', 'cat/deep/', 'clip.a/', 'train/cat/', '.hidden/', '__MACOSX/', './cat/', 'l' * 120 + '/']
 STEMS = ['0', '1', 'a.b', 't0.25', 'photo.v1', 'photo.v2', 'x.y.z', '._a', 'öl']

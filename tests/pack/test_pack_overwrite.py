@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from packs_for_tests import folder_of, manifest_of, noise, run, save
 
-from trainer.data.manifest import find_manifest
-from trainer.pack import shards as pack_shards
+from imago.trainer.data.manifest import find_manifest
+from imago.trainer.pack import shards as pack_shards
 
 
 def tree(root: Path) -> dict[str, bytes | None]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from packs_for_tests import manifest_of, noise, run, samples, save
 
-from trainer.data.shards import SampleReader, open_dataset
+from imago.trainer.data.shards import SampleReader, open_dataset
 
 
 @pytest.fixture

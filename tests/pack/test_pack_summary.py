@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from packs_for_tests import folder_of, noise, run, save
 
-from trainer.config.load import load_config
-from trainer.config.resolution import is_size
-from trainer.config.sections import EvaluateConfig
-from trainer.data.manifest import Manifest, Shard
-from trainer.pack import summary as pack_summary
-from trainer.pack.command import main as pack
-from trainer.pack.summary import train_command
-from trainer.tools.evaluate import FolderPictures, find_pictures
-from trainer.train import main as train
+from imago.trainer.config.load import load_config
+from imago.trainer.config.resolution import is_size
+from imago.trainer.config.sections import EvaluateConfig
+from imago.trainer.data.manifest import Manifest, Shard
+from imago.trainer.pack import summary as pack_summary
+from imago.trainer.pack.command import main as pack
+from imago.trainer.pack.summary import train_command
+from imago.trainer.tools.evaluate import FolderPictures, find_pictures
+from imago.trainer.train import main as train
 
 
 def manifest(size: tuple[int, int], samples: int, channels: int = 3) -> Manifest:
@@ -101,7 +101,7 @@ def test_fewer_workers_than_one_are_not_advised(tmp_path, capsys, monkeypatch):
         raise BrokenProcessPool
 
     folder_of(tmp_path / 'in', ['a.png'])
-    monkeypatch.setattr('trainer.pack.command.common_size', die)
+    monkeypatch.setattr('imago.trainer.pack.command.common_size', die)
     for workers, words in ((1, 'try a smaller --max-pixels'), (2, 'fewer than --workers 2')):
         assert pack([str(tmp_path / 'in'), str(tmp_path / 'out'), '--workers', str(workers)]) == 2
         assert words in capsys.readouterr().err

@@ -7,10 +7,10 @@ import pytest
 from runs_for_tests import tiny_config
 from shards_for_tests import copy_dataset, write_dataset
 
-from trainer.data.shards import open_dataset
-from trainer.pack.command import main
-from trainer.ranks import dist
-from trainer.train import prepare
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.pack.command import main
+from imago.trainer.ranks import dist
+from imago.trainer.train import prepare
 
 
 @pytest.fixture(scope='module', params=[True, False], ids=['checksums', 'old'])

@@ -9,13 +9,13 @@ from runs_for_tests import game_of, on_ranks, write_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainer.data.shards import open_dataset
-from trainer.engine.parallel import make_strategy
-from trainer.engine.phase import run_phase
-from trainer.plan.cost import STRATEGIES, Machine, cost, main
-from trainer.plan.traffic import Collective, Group, phase_traffic
-from trainer.plan.work import Operation, Operations, count_work
-from trainer.start import open_stream
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.engine.parallel import make_strategy
+from imago.trainer.engine.phase import run_phase
+from imago.trainer.plan.cost import STRATEGIES, Machine, cost, main
+from imago.trainer.plan.traffic import Collective, Group, phase_traffic
+from imago.trainer.plan.work import Operation, Operations, count_work
+from imago.trainer.start import open_stream
 
 KINDS = {'allreduce_': 'all_reduce', '_allgather_base_': 'all_gather', 'reduce_scatter_': 'reduce_scatter'}
 MACHINE = Machine(flops_low=4e14, flops=2e14, bandwidth=4e12, launch=1e-6, inside=4e11, between=5e10, latency_inside=5e-6,

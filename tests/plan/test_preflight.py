@@ -3,12 +3,12 @@ import pytest
 import torch
 from runs_for_tests import flat, game_of, tiny_config
 
-from trainer.data.shards import open_dataset
-from trainer.engine.randomness import draw
-from trainer.engine.state import make_networks
-from trainer.games.latent import MicroBatch
-from trainer.models import num_parameters
-from trainer.plan.preflight import (
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.engine.randomness import draw
+from imago.trainer.engine.state import make_networks
+from imago.trainer.games.latent import MicroBatch
+from imago.trainer.models import num_parameters
+from imago.trainer.plan.preflight import (
     check_memory,
     describe_run,
     phase_activations,

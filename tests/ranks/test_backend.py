@@ -8,13 +8,13 @@ import os
 
 from runs_for_tests import differing, flat, on_ranks, tiny_config, train_here, write_tiny
 
-import kernels
-from kernels import build, library
-from trainer.ranks import dist
-from trainer.ranks.backend import agree_on_kernels
-from trainer.runs.checkpoint import SEAL, list_checkpoints
-from trainer.start import prepare
-from trainer.train import main, train
+from imago import kernels
+from imago.kernels import build, library
+from imago.trainer.ranks import dist
+from imago.trainer.ranks.backend import agree_on_kernels
+from imago.trainer.runs.checkpoint import SEAL, list_checkpoints
+from imago.trainer.start import prepare
+from imago.trainer.train import main, train
 
 HOW = {'none at all': '', 'busy': 'another process has been building', 'broken': "'no-such-compiler', which CXX names, is missing"}
 

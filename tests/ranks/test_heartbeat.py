@@ -14,7 +14,7 @@ from runs_for_tests import write_tiny
 from shards_for_tests import copy_dataset
 from torch.distributed import TCPStore
 
-from trainer.ranks.heartbeat import Heartbeat, Place, judge
+from imago.trainer.ranks.heartbeat import Heartbeat, Place, judge
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
@@ -34,7 +34,7 @@ def start_ranks(*overrides_by_rank, config):
         world = str(len(overrides_by_rank))
         environment = {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': world, 'LOCAL_WORLD_SIZE': world,
                        'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-        ranks.append(subprocess.Popen([sys.executable, '-m', 'trainer', str(config), *overrides], cwd=ROOT, text=True,
+        ranks.append(subprocess.Popen([sys.executable, '-m', 'imago.trainer', str(config), *overrides], cwd=ROOT, text=True,
                                       env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     return ranks
 

@@ -7,9 +7,9 @@ import pytest
 from families_for_tests import config_of
 from runs_for_tests import train_here
 
-from trainer.ranks import dist, progress
-from trainer.ranks.progress import Progress
-from trainer.tools import export, sample
+from imago.trainer.ranks import dist, progress
+from imago.trainer.ranks.progress import Progress
+from imago.trainer.tools import export, sample
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from runs_for_tests import (
     write_tiny,
 )
 
-from trainer.data.manifest import sample_key
-from trainer.data.order import Order, batch_indices
-from trainer.data.shards import open_dataset
-from trainer.ranks import dist
-from trainer.runs.checkpoint import list_checkpoints
+from imago.trainer.data.manifest import sample_key
+from imago.trainer.data.order import Order, batch_indices
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
@@ -48,7 +48,7 @@ def steps_recorded(run_dir, rank=0):
 def test_a_signal_checkpoints_and_the_same_command_goes_on(shards, tmp_path, number, ranks):
     run_dir = tmp_path / 'run'
     config = write_tiny(shards, run_dir, tmp_path / 'c.yaml', total_kimg=1000, checkpoint={'interval_kimg': 1000})
-    command = [sys.executable, '-m', 'launch.cli', 'train', str(config), '--gpus', str(ranks)]
+    command = [sys.executable, '-m', 'imago.launch.cli', 'train', str(config), '--gpus', str(ranks)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(lambda: steps_recorded(run_dir, ranks - 1) >= 3, process)
     process.send_signal(number)
@@ -64,7 +64,7 @@ def test_a_signal_checkpoints_and_the_same_command_goes_on(shards, tmp_path, num
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_while_the_run_starts_is_not_lost(shards, tmp_path, number):
     config = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml', total_kimg=1000)
-    process = subprocess.Popen([sys.executable, '-m', 'trainer', str(config)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, '-m', 'imago.trainer', str(config)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: blocked_signals(process.pid) >> (number - 1) & 1, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=TIMEOUT)
@@ -82,7 +82,7 @@ def test_a_signal_while_a_run_waits_for_its_data_ends_it_at_once(shards, tmp_pat
     files = '|'.join(['none', *whole]).replace('first', first)
     pipe = f'pipe:case {{}} in {files}) cat {shards}/{{}};; *) echo $$ >> {tmp_path}/hanging; sleep 600;; esac'
     config = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml', total_kimg=1000)
-    command = [sys.executable, '-m', 'launch.cli', 'train', str(config), f'data.path={pipe}',
+    command = [sys.executable, '-m', 'imago.launch.cli', 'train', str(config), f'data.path={pipe}',
                f'data.cache_dir={tmp_path}/cache', *more]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for((tmp_path / 'hanging').exists, process)
@@ -100,7 +100,7 @@ def test_a_signal_is_not_lost_while_signals_begin_to_be_held():
     script = """if True:
         import os, signal
         from multiprocessing import resource_tracker
-        from trainer.ranks import stop_signals
+        from imago.trainer.ranks import stop_signals
         start = resource_tracker.ensure_running
         resource_tracker.ensure_running = lambda: (os.kill(os.getpid(), signal.SIGTERM), start())
         stop_signals.hold_signals()
@@ -115,8 +115,8 @@ def test_a_program_that_a_signal_meets_as_it_begins_goes_with_the_process():
     """The signal comes when the program runs and nothing but its constructor knows of it."""
     script = """if True:
         import os, signal, subprocess
-        from trainer.data.commands import Command
-        from trainer.ranks import stop_signals
+        from imago.trainer.data.commands import Command
+        from imago.trainer.ranks import stop_signals
         start = subprocess.Popen
         def begin(*arguments, **options):
             process = start(*arguments, **options)
@@ -145,7 +145,7 @@ def blocked_signals(pid):
 def test_a_killed_launcher_leaves_no_rank_behind(shards, tmp_path):
     run_dir = tmp_path / 'run'
     config = write_tiny(shards, run_dir, tmp_path / 'c.yaml', total_kimg=1000)
-    command = [sys.executable, '-m', 'launch.cli', 'train', str(config), '--gpus', '2']
+    command = [sys.executable, '-m', 'imago.launch.cli', 'train', str(config), '--gpus', '2']
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: steps_recorded(run_dir, 1) >= 1, process)
     below = psutil.Process(process.pid).children(recursive=True)
@@ -157,7 +157,7 @@ def test_a_killed_launcher_leaves_no_rank_behind(shards, tmp_path):
 
 
 def train_in_child(path, arguments):
-    from trainer.train import main
+    from imago.trainer.train import main
     os.chdir(path)
     sys.exit(main(arguments))
 
@@ -170,7 +170,7 @@ def test_six_kills_skip_and_repeat_nothing(shards, tmp_path):
     settings = {'total_kimg': total, 'checkpoint': {'interval_kimg': 0.036}}
     config = write_tiny(shards, run_dir, tmp_path / 'c.yaml', **settings)
     context = get_context('forkserver')
-    context.set_forkserver_preload(['trainer.train'])
+    context.set_forkserver_preload(['imago.trainer.train'])
     saving = kills = 0
     while kills < 6:
         child = context.Process(target=train_in_child, args=(str(ROOT), [str(config)]))
@@ -186,7 +186,7 @@ def test_six_kills_skip_and_repeat_nothing(shards, tmp_path):
         child.kill()
         child.join()
         kills += 1
-    done = subprocess.run([sys.executable, '-m', 'trainer', str(config)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', 'imago.trainer', str(config)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and 'resumed from' in done.stdout, done.stderr
     assert_keys_are_the_order(run_dir, open_dataset(shards), round(total * 1000))
     dist.init('cpu')

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from runs_for_tests import tiny_config, train_here
 
-from trainer.metrics.protocol import Scores
-from trainer.ranks import dist
-from trainer.runs.checkpoint import list_checkpoints
-from trainer.runs.export import describe
-from trainer.start import prepare
-from trainer.train import train
-from trainer.watch import evaluation
-from trainer.watch.guard import roll_back
+from imago.trainer.metrics.protocol import Scores
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import list_checkpoints
+from imago.trainer.runs.export import describe
+from imago.trainer.start import prepare
+from imago.trainer.train import train
+from imago.trainer.watch import evaluation
+from imago.trainer.watch.guard import roll_back
 
 KID = {12: 0.3, 24: 0.1, 36: 0.2, 48: 0.4, 60: 0.05, 72: 0.2, 84: 0.07}     # by images shown
 

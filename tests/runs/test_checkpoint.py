@@ -9,10 +9,10 @@ import pytest
 import torch
 from runs_for_tests import differing, flat, tiny_config, train_here
 
-from trainer.ranks import dist
-from trainer.runs.checkpoint import SEAL, CheckpointError, find_damage, list_checkpoints
-from trainer.start import prepare
-from trainer.train import train
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import SEAL, CheckpointError, find_damage, list_checkpoints
+from imago.trainer.start import prepare
+from imago.trainer.train import train
 
 
 @pytest.fixture(scope='module')
@@ -164,7 +164,7 @@ def test_another_dataset_is_refused(copied, tmp_path):
 
 
 def test_a_run_folder_serves_one_process(copied):
-    from trainer.runs.run_folder import RunFolder
+    from imago.trainer.runs.run_folder import RunFolder
     config, _ = copied
     run = prepare(config)
     with pytest.raises(ValueError, match='in use by another process'):

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from runs_for_tests import tiny_config, train_here
 
-from trainer.data.sealed import CHECKSUM, read_sealed, write_sealed
-from trainer.metrics import record
-from trainer.ranks import dist
-from trainer.runs import checkpoint, export
-from trainer.runs.checkpoint import SEAL, find_damage, list_checkpoints
-from trainer.runs.export import ABOUT, WEIGHTS, describe, load_generator, open_maker
-from trainer.runs.run_folder import read_config
-from trainer.start import prepare
-from trainer.tools import compare, sample
-from trainer.tools import export as export_tool
-from trainer.train import train
+from imago.trainer.data.sealed import CHECKSUM, read_sealed, write_sealed
+from imago.trainer.metrics import record
+from imago.trainer.ranks import dist
+from imago.trainer.runs import checkpoint, export
+from imago.trainer.runs.checkpoint import SEAL, find_damage, list_checkpoints
+from imago.trainer.runs.export import ABOUT, WEIGHTS, describe, load_generator, open_maker
+from imago.trainer.runs.run_folder import read_config
+from imago.trainer.start import prepare
+from imago.trainer.tools import compare, sample
+from imago.trainer.tools import export as export_tool
+from imago.trainer.train import train
 
 FLIPS = 40      # of each file, a bit each
 FIRST, OLDER, NEWEST = '000000000024', '000000000048', '000000000072'

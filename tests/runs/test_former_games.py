@@ -9,14 +9,14 @@ from runs_for_tests import largest_difference, tiny_config, train_here
 from safetensors.torch import load_file
 from shards_for_tests import write_dataset
 
-from trainer.config.former import RENAMED, translate
-from trainer.config.load import load_config, parse_kept
-from trainer.data.shards import open_dataset
-from trainer.ranks import dist
-from trainer.runs.checkpoint import SEAL
-from trainer.runs.export import load_generator, open_maker
-from trainer.runs.run_folder import read_config
-from trainer.tools.compare import trained_on
+from imago.trainer.config.former import RENAMED, translate
+from imago.trainer.config.load import load_config, parse_kept
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import SEAL
+from imago.trainer.runs.export import load_generator, open_maker
+from imago.trainer.runs.run_folder import read_config
+from imago.trainer.tools.compare import trained_on
 
 DCGAN = {'name': 'dcgan', 'z_dim': 4, 'channels': 2}
 GAMES = {'began': {'game': {'name': 'began', 'rate': 0.1},

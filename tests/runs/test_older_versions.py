@@ -10,13 +10,13 @@ from PIL import Image
 from runs_for_tests import tiny_config
 from shards_for_tests import write_dataset
 
-from trainer.data.shards import open_dataset
-from trainer.ranks import dist
-from trainer.runs.checkpoint import SEAL, find_damage
-from trainer.runs.export import load_generator
-from trainer.start import prepare
-from trainer.tools import export, sample
-from trainer.train import train
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import SEAL, find_damage
+from imago.trainer.runs.export import load_generator
+from imago.trainer.start import prepare
+from imago.trainer.tools import export, sample
+from imago.trainer.train import train
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from runs_for_tests import (
     train_here,
 )
 
-from trainer.config.schedule import stage_at
-from trainer.ranks import dist
-from trainer.runs.checkpoint import list_checkpoints
-from trainer.runs.run_folder import told_of_micro_batches
-from trainer.start import prepare
+from imago.trainer.config.schedule import stage_at
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import list_checkpoints
+from imago.trainer.runs.run_folder import told_of_micro_batches
+from imago.trainer.start import prepare
 
 LONG, SHORT = 0.096, 0.048   # kimg
 

@@ -9,10 +9,10 @@ import pytest
 from runs_for_tests import file_size_limit, write_tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer.ranks import dist
-from trainer.runs.events import Events
-from trainer.runs.stats import Stats
-from trainer.train import main
+from imago.trainer.ranks import dist
+from imago.trainer.runs.events import Events
+from imago.trainer.runs.stats import Stats
+from imago.trainer.train import main
 
 
 def read(folder):

@@ -19,17 +19,17 @@ from runs_for_tests import tiny_config, tiny_tree, train_here
 from shards_for_tests import picture, rewrite_shard, write_dataset
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
-from trainer.config.load import load_config, parse_config
-from trainer.data.sealed import write_sealed
-from trainer.data.shards import ShardError
-from trainer.pack import command as pack
-from trainer.ranks import dist
-from trainer.runs import checkpoint
-from trainer.runs.checkpoint import SEAL, list_checkpoints
-from trainer.runs.export import load_generator
-from trainer.start import prepare
-from trainer.tools import evaluate, export
-from trainer.train import train
+from imago.trainer.config.load import load_config, parse_config
+from imago.trainer.data.sealed import write_sealed
+from imago.trainer.data.shards import ShardError
+from imago.trainer.pack import command as pack
+from imago.trainer.ranks import dist
+from imago.trainer.runs import checkpoint
+from imago.trainer.runs.checkpoint import SEAL, list_checkpoints
+from imago.trainer.runs.export import load_generator
+from imago.trainer.start import prepare
+from imago.trainer.tools import evaluate, export
+from imago.trainer.train import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -205,7 +205,7 @@ def test_a_run_does_not_choose_a_command_for_its_reader(finished, tmp_path, trac
 
 def test_nor_does_it_where_asserts_are_left_out(finished, tmp_path, trace):
     run = choose_command(finished, tmp_path / 'run', 'PIPE:', trace)
-    done = subprocess.run([sys.executable, '-O', '-m', 'trainer.tools.evaluate', run], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-O', '-m', 'imago.trainer.tools.evaluate', run], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "no reader for 'PIPE'" in done.stderr and not trace.exists()
 
 

@@ -7,10 +7,10 @@ import matplotlib.pyplot as plt
 import pytest
 from runs_for_tests import file_size_limit, tiny_config, train_here
 
-from trainer.ranks import dist
-from trainer.runs.checkpoint import SEAL, list_checkpoints
-from trainer.runs.history import best_evaluation, drop_torn_line, read_evaluations, read_reports
-from trainer.tools import compare, plot
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import SEAL, list_checkpoints
+from imago.trainer.runs.history import best_evaluation, drop_torn_line, read_evaluations, read_reports
+from imago.trainer.tools import compare, plot
 
 PROTOCOL = {'extractor': 'net', 'weights_sha256': 'ab', 'resizer': 'clean', 'dataset': 'd', 'resolution': [16, 16],
             'fakes': 100, 'reals': 30, 'seed': 0, 'psi': 1.0, 'truncation': None}

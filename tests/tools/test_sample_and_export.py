@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from runs_for_tests import tiny_config, train_here
 
-from trainer.data.labels import class_index
-from trainer.data.sealed import write_sealed
-from trainer.games.makers import LatentMaker
-from trainer.ranks import dist
-from trainer.runs.export import load_generator
-from trainer.tools import export, sample
+from imago.trainer.data.labels import class_index
+from imago.trainer.data.sealed import write_sealed
+from imago.trainer.games.makers import LatentMaker
+from imago.trainer.ranks import dist
+from imago.trainer.runs.export import load_generator
+from imago.trainer.tools import export, sample
 
 README = Path(__file__).parents[2] / 'README.md'
 

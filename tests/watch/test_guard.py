@@ -9,19 +9,19 @@ import yaml
 from runs_for_tests import differing, on_ranks, read_checkpoint, tiny_tree, train_here
 from shards_for_tests import write_dataset
 
-from trainer.config.games import PHASES
-from trainer.config.load import parse_config
-from trainer.data.shards import Sample, open_dataset
-from trainer.games import make_game, maker_of
-from trainer.models.spectral import spectral_norms
-from trainer.ranks import dist
-from trainer.runs.checkpoint import list_checkpoints
-from trainer.start import prepare
-from trainer.train import GUARD_STATUS, main
-from trainer.watch import guard
-from trainer.watch.alarms import SIGNALS, new_alarms, sounding, update_alarms, warning
-from trainer.watch.diversity import area_colours, diversity_of
-from trainer.watch.spikes import ENOUGH, end_report, new_memory, see_step
+from imago.trainer.config.games import PHASES
+from imago.trainer.config.load import parse_config
+from imago.trainer.data.shards import Sample, open_dataset
+from imago.trainer.games import make_game, maker_of
+from imago.trainer.models.spectral import spectral_norms
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import list_checkpoints
+from imago.trainer.start import prepare
+from imago.trainer.train import GUARD_STATUS, main
+from imago.trainer.watch import guard
+from imago.trainer.watch.alarms import SIGNALS, new_alarms, sounding, update_alarms, warning
+from imago.trainer.watch.diversity import area_colours, diversity_of
+from imago.trainer.watch.spikes import ENOUGH, end_report, new_memory, see_step
 
 NEVER, ALWAYS = {'diversity': 0.0}, {'diversity': 1e9}   # thresholds below and above any value
 

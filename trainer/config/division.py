@@ -3,10 +3,10 @@
 import math
 from typing import TYPE_CHECKING
 
-from trainer.config.schema import MOST_IMAGES
+from imago.trainer.config.schema import MOST_IMAGES
 
 if TYPE_CHECKING:
-    from trainer.config.load import Config
+    from imago.trainer.config.load import Config
 
 
 def check_division(config: 'Config', world: int) -> None:

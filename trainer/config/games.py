@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 from pydantic import BeforeValidator, SerializeAsAny
 from pydantic_core import PydanticKnownError
 
-from trainer.config.division import advice
-from trainer.config.losses import GRADIENT_PENALTY_NAMES, LOSS_FACTS, LossFacts
-from trainer.config.networks import discriminator_options, generator_options
-from trainer.config.plan import NetworkSpec, Plan
-from trainer.config.schema import FIXED, Positive, Section, whole
-from trainer.config.sections import CONTINUOUS
-from trainer.data.manifest import Manifest
-from trainer.wording import shown
+from imago.trainer.config.division import advice
+from imago.trainer.config.losses import GRADIENT_PENALTY_NAMES, LOSS_FACTS, LossFacts
+from imago.trainer.config.networks import discriminator_options, generator_options
+from imago.trainer.config.plan import NetworkSpec, Plan
+from imago.trainer.config.schema import FIXED, Positive, Section, whole
+from imago.trainer.config.sections import CONTINUOUS
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.wording import shown
 
 if TYPE_CHECKING:
-    from trainer.config.load import Config
+    from imago.trainer.config.load import Config
 
 Rule = tuple   # (whether it is broken, what is wrong, *ways to mend it, each as overrides)
 PHASES = ('D_main', 'D_reg', 'G_main', 'G_reg')

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, model_validator
 
-from trainer.config.division import check_division
-from trainer.config.former import GAMES_ONCE_LOSSES, RENAMED, translate
-from trainer.config.games import SECTIONS, GameConfig, GameSection, Latent
-from trainer.config.networks import NETWORK_NAMES, NetworkConfig, StyleGAN2
-from trainer.config.rules import check_combinations
-from trainer.config.schema import FIXED, Images, Kimg, PathName, Section, Seed
-from trainer.config.sections import (
+from imago.trainer.config.division import check_division
+from imago.trainer.config.former import GAMES_ONCE_LOSSES, RENAMED, translate
+from imago.trainer.config.games import SECTIONS, GameConfig, GameSection, Latent
+from imago.trainer.config.networks import NETWORK_NAMES, NetworkConfig, StyleGAN2
+from imago.trainer.config.rules import check_combinations
+from imago.trainer.config.schema import FIXED, Images, Kimg, PathName, Section, Seed
+from imago.trainer.config.sections import (
     CONTINUOUS,
     AugmentConfig,
     CheckpointConfig,
@@ -31,10 +31,10 @@ from trainer.config.sections import (
     ParallelConfig,
     RegularizerConfig,
 )
-from trainer.config.yaml_words import parse_yaml
-from trainer.data.locations import hide_secrets
-from trainer.data.reading import read_text
-from trainer.wording import MOST_NAMED, listed, one_line, shown
+from imago.trainer.config.yaml_words import parse_yaml
+from imago.trainer.data.locations import hide_secrets
+from imago.trainer.data.reading import read_text
+from imago.trainer.wording import MOST_NAMED, listed, one_line, shown
 
 MOST_BYTES, MOST_DOTS = 1 << 18, 9    # of a file; in a key
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Union, get_args
 
 from pydantic import Field
 
-from trainer.config.schema import Depth, Pixels, Section, Share, Width, whole
+from imago.trainer.config.schema import Depth, Pixels, Section, Share, Width, whole
 
 Channels = whole(1, 1024)    # of the finest layers; the coarsest have up to 16 times as many
 Base = whole(1, 1 << 24)     # channels times pixels of a side

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from trainer.config.games import Rule, without
-from trainer.config.games import on_gradient as on_gradient_of
-from trainer.config.sections import CONTINUOUS
+from imago.trainer.config.games import Rule, without
+from imago.trainer.config.games import on_gradient as on_gradient_of
+from imago.trainer.config.sections import CONTINUOUS
 
 if TYPE_CHECKING:
-    from trainer.config.load import Config
+    from imago.trainer.config.load import Config
 
 Key = int | tuple[str, int]    # number of a rule; of one that only a game has, the game's name and its number there
 

@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from trainer.config.load import Config
-from trainer.config.resolution import base_and_doublings
-from trainer.config.sections import Ramp
+from imago.trainer.config.load import Config
+from imago.trainer.config.resolution import base_and_doublings
+from imago.trainer.config.sections import Ramp
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from trainer.config.resolution import base_and_doublings, parse_resolution
-from trainer.data.locations import is_folder, is_location, masked
-from trainer.wording import one_line, shown
+from imago.trainer.config.resolution import base_and_doublings, parse_resolution
+from imago.trainer.data.locations import is_folder, is_location, masked
+from imago.trainer.wording import one_line, shown
 
 MOST_IMAGES = 1 << 17
 

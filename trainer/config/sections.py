@@ -5,8 +5,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag
 
-from trainer.config.losses import LOSS_FACTS
-from trainer.config.schema import (
+from imago.trainer.config.losses import LOSS_FACTS
+from imago.trainer.config.schema import (
     FIXED,
     Beta,
     Count,

@@ -7,7 +7,7 @@ import re
 
 import yaml
 
-from trainer.wording import shown
+from imago.trainer.wording import shown
 
 MOST_NODES = 10_000    # aliases are counted as often as they are used: nine lines can stand for 10^9 values
 _NULL, _TEXT, _LIST, _MAP = (f'tag:yaml.org,2002:{name}' for name in ('null', 'str', 'seq', 'map'))

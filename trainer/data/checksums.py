@@ -10,7 +10,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable
 
-from trainer.data.manifest import Shard, sample_key
+from imago.trainer.data.manifest import Shard, sample_key
 
 MEMBER = '__checksums__'
 LINE = len(f'{sample_key(0)} {0:08x}\n')   # bytes

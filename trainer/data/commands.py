@@ -8,7 +8,7 @@ import subprocess
 import threading
 from contextlib import suppress
 
-from trainer.ranks.stop_signals import undivided
+from imago.trainer.ranks.stop_signals import undivided
 
 SILENCE = 60    # seconds without a byte, as of HTTP
 _running: set['Command'] = set()

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.wording import listed
+from imago.trainer.wording import listed
 
 
 def to_one_hot(labels: Tensor, c_dim: int) -> Tensor:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 
-from trainer.data.conditions import MOST_VALUES
-from trainer.data.durable import write_text
-from trainer.data.reading import parse_json, read_text
+from imago.trainer.data.conditions import MOST_VALUES
+from imago.trainer.data.durable import write_text
+from imago.trainer.data.reading import parse_json, read_text
 
 FILE_NAME = 'dataset.json'
 FORMAT = 'imago-shards/1'

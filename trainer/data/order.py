@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from trainer.data.manifest import Manifest
+from imago.trainer.data.manifest import Manifest
 
 CACHED_EPOCHS = 4
 

@@ -4,8 +4,8 @@ from math import prod
 
 import numpy as np
 
-from trainer.data.order import Order
-from trainer.data.shards import Dataset, Sample, SampleReader
+from imago.trainer.data.order import Order
+from imago.trainer.data.shards import Dataset, Sample, SampleReader
 
 LEAST_CONDITIONS, MOST_CONDITIONS, MOST_VALUES = 64, 1024, 1 << 16   # each checkpoint and export holds them
 SHARDS_SEARCHED = 16   # for pictures of rare classes: each costs a read of all its labels

@@ -8,8 +8,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from trainer.data.durable import write_text
-from trainer.data.reading import parse_json, read_text
+from imago.trainer.data.durable import write_text
+from imago.trainer.data.reading import parse_json, read_text
 
 CHECKSUM = 'checksum'
 Count = Annotated[int, Field(ge=0, le=1 << 53)]

@@ -14,12 +14,12 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from trainer.data.checksums import LINE, MEMBER, checksum, parse_checksums
-from trainer.data.conditions import CONDITION, from_bytes
-from trainer.data.locations import check_whole, masked, scheme_of
-from trainer.data.manifest import FILE_NAME, PAIRED, SINGLE, Manifest, Shard, sample_key
-from trainer.data.order import place_of
-from trainer.data.sources import Folder, Remote, ShardError
+from imago.trainer.data.checksums import LINE, MEMBER, checksum, parse_checksums
+from imago.trainer.data.conditions import CONDITION, from_bytes
+from imago.trainer.data.locations import check_whole, masked, scheme_of
+from imago.trainer.data.manifest import FILE_NAME, PAIRED, SINGLE, Manifest, Shard, sample_key
+from imago.trainer.data.order import place_of
+from imago.trainer.data.sources import Folder, Remote, ShardError
 
 SUFFIXES = ('webp', 'png', 'jpg')
 FORMATS = ('WEBP', 'PNG', 'JPEG')

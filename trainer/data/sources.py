@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from trainer.data.commands import Command
-from trainer.data.locations import hide_secrets, masked, scheme_of
-from trainer.data.manifest import FILE_NAME, Shard
-from trainer.data.reading import MOST_TEXT, open_regular, read_text
-from trainer.data.web import PASSWORD, open_hub, open_url
-from trainer.ranks.stop_signals import interruptible
+from imago.trainer.data.commands import Command
+from imago.trainer.data.locations import hide_secrets, masked, scheme_of
+from imago.trainer.data.manifest import FILE_NAME, Shard
+from imago.trainer.data.reading import MOST_TEXT, open_regular, read_text
+from imago.trainer.data.web import PASSWORD, open_hub, open_url
+from imago.trainer.ranks.stop_signals import interruptible
 
 T = TypeVar('T')
 CHUNK = 1 << 20          # bytes

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from trainer.data.commands import kill_commands
-from trainer.data.manifest import PAIRED
-from trainer.data.order import Order, batch_indices
-from trainer.data.shards import Dataset, Sample, SampleReader, ShardError
-from trainer.ranks.stop_signals import StopSignal, interruptible
+from imago.trainer.data.commands import kill_commands
+from imago.trainer.data.manifest import PAIRED
+from imago.trainer.data.order import Order, batch_indices
+from imago.trainer.data.shards import Dataset, Sample, SampleReader, ShardError
+from imago.trainer.ranks.stop_signals import StopSignal, interruptible
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from trainer.data.locations import HUB, MASK, masked
+from imago.trainer.data.locations import HUB, MASK, masked
 
 PASSWORD = 'IMAGO_DATA_PASSWORD'
 SILENCE = 60    # seconds without a byte

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from trainer.config.load import EMAConfig
-from trainer.config.schedule import at
+from imago.trainer.config.load import EMAConfig
+from imago.trainer.config.schedule import at
 
 
 def ema_decay(nimg: int, batch: int, config: EMAConfig) -> float:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from trainer.config.load import OptimConfig
-from trainer.config.schedule import at
+from imago.trainer.config.load import OptimConfig
+from imago.trainer.config.schedule import at
 
 
 class Adam(torch.optim.Adam):

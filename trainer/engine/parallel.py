@@ -11,11 +11,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from trainer.config.load import OptimConfig, ParallelConfig
-from trainer.engine.optim import Adam
-from trainer.engine.zero import ZeroAdam
-from trainer.models.batch_norm import synchronise
-from trainer.ranks import dist
+from imago.trainer.config.load import OptimConfig, ParallelConfig
+from imago.trainer.engine.optim import Adam
+from imago.trainer.engine.zero import ZeroAdam
+from imago.trainer.models.batch_norm import synchronise
+from imago.trainer.ranks import dist
 
 Optimizer = Adam | ZeroAdam
 

@@ -9,11 +9,11 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from trainer.engine.parallel import Strategy
-from trainer.engine.randomness import seed_micro_batch
-from trainer.engine.state import TrainState
-from trainer.ranks import dist
-from trainer.wording import listed
+from imago.trainer.engine.parallel import Strategy
+from imago.trainer.engine.randomness import seed_micro_batch
+from imago.trainer.engine.state import TrainState
+from imago.trainer.ranks import dist
+from imago.trainer.wording import listed
 
 Means = dict[str, Tensor]
 MicroBatch = TypeVar('MicroBatch')   # what one forward pass sees, on the device; only the game looks into it

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.models.layers import LATENTS
+from imago.trainer.models.layers import LATENTS
 
 LEAST_TRUNCATION = 0.01
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from trainer.config.load import Config
-from trainer.config.plan import Plan
-from trainer.engine.parallel import Optimizer, Strategy
-from trainer.engine.randomness import seed_for
-from trainer.models import build_network
+from imago.trainer.config.load import Config
+from imago.trainer.config.plan import Plan
+from imago.trainer.engine.parallel import Optimizer, Strategy
+from imago.trainer.engine.randomness import seed_for
+from imago.trainer.models import build_network
 
 
 @dataclass

@@ -12,9 +12,9 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from trainer.config.load import OptimConfig
-from trainer.engine.optim import groups_of, start
-from trainer.ranks import dist
+from imago.trainer.config.load import OptimConfig
+from imago.trainer.engine.optim import groups_of, start
+from imago.trainer.ranks import dist
 
 MOMENTS = 'exp_avg', 'exp_avg_sq'
 CONFIG = {

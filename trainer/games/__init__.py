@@ -1,15 +1,15 @@
 """Games by name: each is a file here, a line below, and its options, rules and plan in trainer/config/games.py."""
 
-from trainer.config.games import add_section, name_of
-from trainer.config.load import Config
-from trainer.config.plan import Plan
-from trainer.engine.state import TrainState
-from trainer.games.began import BEGAN
-from trainer.games.game import Game
-from trainer.games.latent import Latent
-from trainer.games.mad import MADGAN
-from trainer.games.makers import Maker
-from trainer.games.sd import SDGAN
+from imago.trainer.config.games import add_section, name_of
+from imago.trainer.config.load import Config
+from imago.trainer.config.plan import Plan
+from imago.trainer.engine.state import TrainState
+from imago.trainer.games.began import BEGAN
+from imago.trainer.games.game import Game
+from imago.trainer.games.latent import Latent
+from imago.trainer.games.mad import MADGAN
+from imago.trainer.games.makers import Maker
+from imago.trainer.games.sd import SDGAN
 
 GAMES: dict[str, type[Game]] = {}
 

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from trainer.config import games
-from trainer.engine.phase import Means
-from trainer.games.latent import Latent, MicroBatch
-from trainer.objectives.losses import began_balance, began_d, began_g
+from imago.trainer.config import games
+from imago.trainer.engine.phase import Means
+from imago.trainer.games.latent import Latent, MicroBatch
+from imago.trainer.objectives.losses import began_balance, began_d, began_g
 
 
 class BEGAN(Latent):

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from trainer.config.games import GameSection
-from trainer.config.load import Config
-from trainer.config.plan import Plan
-from trainer.data.stream import Batch
-from trainer.engine.phase import Phase
-from trainer.engine.state import TrainState
-from trainer.games.makers import Maker
+from imago.trainer.config.games import GameSection
+from imago.trainer.config.load import Config
+from imago.trainer.config.plan import Plan
+from imago.trainer.data.stream import Batch
+from imago.trainer.engine.phase import Phase
+from imago.trainer.engine.state import TrainState
+from imago.trainer.games.makers import Maker
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.config import games
-from trainer.config.games import on_gradient
-from trainer.config.schedule import Stage, at, stage_at
-from trainer.data.labels import to_one_hot
-from trainer.data.stream import Batch
-from trainer.engine.optim import restart, set_rates
-from trainer.engine.phase import Means, Phase
-from trainer.engine.randomness import Draws, draw
-from trainer.games.game import Game
-from trainer.games.makers import LatentMaker
-from trainer.models import mix_styles
-from trainer.models.spectral import power_iterate
-from trainer.objectives.augment import adapt_p, make_augment
-from trainer.objectives.losses import LOSSES, auxiliary_loss
-from trainer.objectives.regularizers import (
+from imago.trainer.config import games
+from imago.trainer.config.games import on_gradient
+from imago.trainer.config.schedule import Stage, at, stage_at
+from imago.trainer.data.labels import to_one_hot
+from imago.trainer.data.stream import Batch
+from imago.trainer.engine.optim import restart, set_rates
+from imago.trainer.engine.phase import Means, Phase
+from imago.trainer.engine.randomness import Draws, draw
+from imago.trainer.games.game import Game
+from imago.trainer.games.makers import LatentMaker
+from imago.trainer.models import mix_styles
+from imago.trainer.models.spectral import power_iterate
+from imago.trainer.objectives.augment import adapt_p, make_augment
+from imago.trainer.objectives.losses import LOSSES, auxiliary_loss
+from imago.trainer.objectives.regularizers import (
     GRADIENT_PENALTIES,
     clip_weights_,
     drift,

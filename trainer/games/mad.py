@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from trainer.config import games
-from trainer.games.latent import Latent, MicroBatch
-from trainer.games.makers import SeveralMaker
-from trainer.objectives.losses import mad_gan_d, mad_gan_g
+from imago.trainer.config import games
+from imago.trainer.games.latent import Latent, MicroBatch
+from imago.trainer.games.makers import SeveralMaker
+from imago.trainer.objectives.losses import mad_gan_d, mad_gan_g
 
 
 class MADGAN(Latent):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.data.conditions import from_text
-from trainer.data.labels import to_one_hot
-from trainer.engine.randomness import LEAST_TRUNCATION, Draws, draw, seed_for, truncated_normal
-from trainer.models.batch_norm import standing_statistics
-from trainer.models.layers import LATENTS
-from trainer.ranks.progress import Progress
+from imago.trainer.data.conditions import from_text
+from imago.trainer.data.labels import to_one_hot
+from imago.trainer.engine.randomness import LEAST_TRUNCATION, Draws, draw, seed_for, truncated_normal
+from imago.trainer.models.batch_norm import standing_statistics
+from imago.trainer.models.layers import LATENTS
+from imago.trainer.ranks.progress import Progress
 
 MOST_PSI, MOST_BATCHES = 100.0, 10_000
 

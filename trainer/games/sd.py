@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from trainer.config import games
-from trainer.engine.randomness import Draws
-from trainer.games.latent import Latent
+from imago.trainer.config import games
+from imago.trainer.engine.randomness import Draws
+from imago.trainer.games.latent import Latent
 
 
 class SDGAN(Latent):

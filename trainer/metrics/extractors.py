@@ -15,9 +15,9 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.config.sections import EvaluateConfig
-from trainer.metrics.weights import INCEPTION_FILE, cache_folder, check_inception, fetch_inception, sha256_of
-from trainer.ranks import dist
+from imago.trainer.config.sections import EvaluateConfig
+from imago.trainer.metrics.weights import INCEPTION_FILE, cache_folder, check_inception, fetch_inception, sha256_of
+from imago.trainer.ranks import dist
 
 INCEPTION_SIZE, LITE0_SIZE = 299, 224   # px
 

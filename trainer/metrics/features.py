@@ -7,11 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from trainer.metrics.extractors import Extractor
-from trainer.metrics.pictures import Damaged, Fakes, Pictures
-from trainer.ranks import dist
-from trainer.ranks.machine import usable_cores
-from trainer.ranks.progress import Progress
+from imago.trainer.metrics.extractors import Extractor
+from imago.trainer.metrics.pictures import Damaged, Fakes, Pictures
+from imago.trainer.ranks import dist
+from imago.trainer.ranks.machine import usable_cores
+from imago.trainer.ranks.progress import Progress
 
 CHUNK = 32   # pictures that pass the networks together, whatever the number of ranks, so that rounding is the same
 Rows = dict[str, np.ndarray]   # arrays with a row a picture

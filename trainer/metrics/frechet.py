@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from trainer.metrics.moments import mean_and_covariance
+from imago.trainer.metrics.moments import mean_and_covariance
 
 LEAST_IN_CLASS = 2   # of reals and of fakes: below that there is no covariance
 

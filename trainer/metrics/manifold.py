@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.ranks.progress import Progress
+from imago.trainer.ranks.progress import Progress
 
 ENTRIES = 1 << 24           # distances in memory at a time: 64 MB
 PRECISION_K, DENSITY_K = 3, 5   # as published

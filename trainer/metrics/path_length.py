@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.engine.randomness import seed_for
-from trainer.metrics.extractors import Extractor
-from trainer.metrics.features import Rows, over_ranks, resizing_threads
-from trainer.metrics.pictures import Fakes
+from imago.trainer.engine.randomness import seed_for
+from imago.trainer.metrics.extractors import Extractor
+from imago.trainer.metrics.features import Rows, over_ranks, resizing_threads
+from imago.trainer.metrics.pictures import Fakes
 
 EPSILON = 1e-4
 BATCH = 16   # pictures that the generator makes at a time

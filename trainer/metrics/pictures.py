@@ -7,10 +7,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from trainer.config.sections import EvaluateConfig
-from trainer.data.shards import Dataset, SampleReader
-from trainer.engine.randomness import seed_for
-from trainer.games.makers import Inputs, Maker, Sampling, generate
+from imago.trainer.config.sections import EvaluateConfig
+from imago.trainer.data.shards import Dataset, SampleReader
+from imago.trainer.engine.randomness import seed_for
+from imago.trainer.games.makers import Inputs, Maker, Sampling, generate
 
 
 class Damaged(Exception):

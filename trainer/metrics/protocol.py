@@ -6,19 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainer.config.sections import EvaluateConfig
-from trainer.metrics import bootstrap
-from trainer.metrics.extractors import Extractor
-from trainer.metrics.features import Rows, features_of_fakes, features_of_pictures
-from trainer.metrics.frechet import frechet_distance, intra_class_distance
-from trainer.metrics.inception_score import inception_score, score_replicates
-from trainer.metrics.kid import kernel_distance, kernel_replicates
-from trainer.metrics.manifold import compare_manifolds
-from trainer.metrics.path_length import path_lengths
-from trainer.metrics.pictures import Fakes, Pictures
-from trainer.metrics.reference import reference_features
-from trainer.ranks import dist
-from trainer.ranks.progress import Progress
+from imago.trainer.config.sections import EvaluateConfig
+from imago.trainer.metrics import bootstrap
+from imago.trainer.metrics.extractors import Extractor
+from imago.trainer.metrics.features import Rows, features_of_fakes, features_of_pictures
+from imago.trainer.metrics.frechet import frechet_distance, intra_class_distance
+from imago.trainer.metrics.inception_score import inception_score, score_replicates
+from imago.trainer.metrics.kid import kernel_distance, kernel_replicates
+from imago.trainer.metrics.manifold import compare_manifolds
+from imago.trainer.metrics.path_length import path_lengths
+from imago.trainer.metrics.pictures import Fakes, Pictures
+from imago.trainer.metrics.reference import reference_features
+from imago.trainer.ranks import dist
+from imago.trainer.ranks.progress import Progress
 
 LEAST = 10   # pictures, for neighbours and splits
 ALONE = {'is', 'ppl'}   # metrics that look at no reals

@@ -4,9 +4,9 @@ import json
 import time
 from pathlib import Path
 
-from trainer.data.durable import open_to_append
-from trainer.metrics.protocol import Scores
-from trainer.runs.history import EVALUATIONS, drop_torn_line
+from imago.trainer.data.durable import open_to_append
+from imago.trainer.metrics.protocol import Scores
+from imago.trainer.runs.history import EVALUATIONS, drop_torn_line
 
 
 def record_of(scores: Scores, nimg: int | None) -> dict:

@@ -11,11 +11,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from trainer.metrics.extractors import Extractor
-from trainer.metrics.features import Rows, features_of_pictures
-from trainer.metrics.pictures import Pictures
-from trainer.metrics.weights import cache_folder
-from trainer.ranks import dist
+from imago.trainer.metrics.extractors import Extractor
+from imago.trainer.metrics.features import Rows, features_of_pictures
+from imago.trainer.metrics.pictures import Pictures
+from imago.trainer.metrics.weights import cache_folder
+from imago.trainer.ranks import dist
 
 
 def reference_features(pictures: Pictures, extractor: Extractor, stopped: Callable[[], bool]) -> Rows | None:

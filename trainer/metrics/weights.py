@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cleanfid.downloads_helper import inception_url
 
-from trainer.data.durable import write_text
-from trainer.data.reading import open_regular
+from imago.trainer.data.durable import write_text
+from imago.trainer.data.reading import open_regular
 
 INCEPTION_FILE = 'inception-2015-12-05.pt'   # the name that clean-fid's wrapper looks for
 TIMEOUT = 60   # seconds without a byte

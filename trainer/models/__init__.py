@@ -12,10 +12,10 @@ import inspect
 
 from torch import nn
 
-from trainer.models import began, biggan, biggan_deep, dcgan, pggan, r3gan, sngan, stylegan1, stylegan2
-from trainer.models.several import SeveralGenerators
-from trainer.models.spectral import normalise_weights
-from trainer.models.stylegan2 import mix_styles
+from imago.trainer.models import began, biggan, biggan_deep, dcgan, pggan, r3gan, sngan, stylegan1, stylegan2
+from imago.trainer.models.several import SeveralGenerators
+from imago.trainer.models.spectral import normalise_weights
+from imago.trainer.models.stylegan2 import mix_styles
 
 FAMILIES = {
     'stylegan2': stylegan2, 'stylegan1': stylegan1, 'pggan': pggan, 'biggan': biggan, 'biggan-deep': biggan_deep,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.config.resolution import base_and_doublings
-from trainer.models.layers import checked_latents
+from imago.trainer.config.resolution import base_and_doublings
+from imago.trainer.models.layers import checked_latents
 
 
 def base_and_stages(resolution: tuple[int, int]) -> tuple[tuple[int, int], int]:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.config.resolution import base_and_doublings
-from trainer.models.batch_norm import BatchNorm, ConditionalBatchNorm
-from trainer.models.layers import as_maps, block_dtype, check_outputs
-from trainer.models.spectral import spectral_norm
+from imago.trainer.config.resolution import base_and_doublings
+from imago.trainer.models.batch_norm import BatchNorm, ConditionalBatchNorm
+from imago.trainer.models.layers import as_maps, block_dtype, check_outputs
+from imago.trainer.models.spectral import spectral_norm
 
 # Doublings from the base (4 px) -> channels over `channels`: of the coarsest maps and of each block of G after them,
 # and of each block of D: appendix B's tables, which BigGAN-deep shares. They lack 64 px (here as in the recorded networks)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.models.biggan import (
+from imago.trainer.models.biggan import (
     D_WIDTHS,
     EPS,
     G_WIDTHS,
@@ -24,8 +24,8 @@ from trainer.models.biggan import (
     output_layer,
     table_size,
 )
-from trainer.models.layers import as_maps, block_dtype, check_outputs
-from trainer.models.spectral import spectral_norm
+from imago.trainer.models.layers import as_maps, block_dtype, check_outputs
+from imago.trainer.models.spectral import spectral_norm
 
 BOTTLENECK = 4   # channels inside a block are the wider side's over this
 

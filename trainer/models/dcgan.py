@@ -8,9 +8,9 @@ Legend: N batch, C channels, H W pixels, z [N, z_dim] latents, c [N, c_dim] one-
 import torch
 from torch import Tensor, nn
 
-from trainer.config.resolution import base_and_doublings
-from trainer.models.batch_norm import BatchNorm
-from trainer.models.layers import check_outputs, checked_latents
+from imago.trainer.config.resolution import base_and_doublings
+from imago.trainer.models.batch_norm import BatchNorm
+from imago.trainer.models.layers import check_outputs, checked_latents
 
 CHANNEL_STEPS = 4   # doublings of the channels from the finest maps on, after which they stay
 

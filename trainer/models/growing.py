@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.config.resolution import base_and_doublings
-from trainer.models.layers import (
+from imago.trainer.config.resolution import base_and_doublings
+from imago.trainer.models.layers import (
     Conv2d,
     FullyConnected,
     as_maps,
@@ -24,7 +24,7 @@ from trainer.models.layers import (
     default_clamp,
     normalize_second_moment,
 )
-from trainer.models.stylegan2 import DiscriminatorEpilogue
+from imago.trainer.models.stylegan2 import DiscriminatorEpilogue
 
 GAINED = re.compile(r'(fromrgb\.\d+|blocks\.\d+\.\d+|blocks\.0\.conv|blocks\.0\.fc)\.bias')   # of D, see `before_gain`
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import bias_act, setup_filter, upfirdn2d
-from kernels.bias_act import ACTIVATIONS
+from imago.kernels import bias_act, setup_filter, upfirdn2d
+from imago.kernels.bias_act import ACTIVATIONS
 
 DTYPES = {'none': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 FP16_CLAMP = 256.0

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import bias_act
-from trainer.models.growing import (
+from imago.kernels import bias_act
+from imago.trainer.models.growing import (
     GrowingDiscriminator,
     GrowingSynthesis,
     before_gain,
@@ -19,7 +19,7 @@ from trainer.models.growing import (
     published_discriminator,
     up_conv2d,
 )
-from trainer.models.layers import (
+from imago.trainer.models.layers import (
     Conv2d,
     FullyConnected,
     default_clamp,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import bias_act, downsample2d, setup_filter, upsample2d
-from trainer.config.resolution import base_and_doublings
-from trainer.models.layers import as_maps, block_channels, block_dtype, check_outputs
+from imago.kernels import bias_act, downsample2d, setup_filter, upsample2d
+from imago.trainer.config.resolution import base_and_doublings
+from imago.trainer.models.layers import as_maps, block_channels, block_dtype, check_outputs
 
 SLOPE = 0.2  # of leaky ReLU below 0
 

@@ -9,10 +9,10 @@ from math import sqrt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.config.resolution import base_and_doublings
-from trainer.models.batch_norm import BatchNorm, ConditionalBatchNorm
-from trainer.models.layers import check_outputs
-from trainer.models.spectral import spectral_norm
+from imago.trainer.config.resolution import base_and_doublings
+from imago.trainer.models.batch_norm import BatchNorm, ConditionalBatchNorm
+from imago.trainer.models.layers import check_outputs
+from imago.trainer.models.spectral import spectral_norm
 
 WIDTHS = ('doubling', 'constant')
 CHANNEL_STEPS = 4   # doublings of the channels from the finest maps on, after which they stay

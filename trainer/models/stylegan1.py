@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import adain, bias_act, filter2d, setup_filter
-from trainer.models.growing import (
+from imago.kernels import adain, bias_act, filter2d, setup_filter
+from imago.trainer.models.growing import (
     GrowingDiscriminator,
     GrowingSynthesis,
     before_gain,
@@ -20,8 +20,8 @@ from trainer.models.growing import (
     published_discriminator,
     up_conv2d,
 )
-from trainer.models.layers import Conv2d, FullyConnected, as_maps
-from trainer.models.stylegan2 import NOISE, Mapping
+from imago.trainer.models.layers import Conv2d, FullyConnected, as_maps
+from imago.trainer.models.stylegan2 import NOISE, Mapping
 
 BLUR = [1, 2, 1]
 # of G, see `before_gain`; the first layer has no weights, and no gain

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import epilogue, modulate, setup_filter, upsample2d
-from trainer.config.resolution import base_and_doublings
-from trainer.models.layers import (
+from imago.kernels import epilogue, modulate, setup_filter, upsample2d
+from imago.trainer.config.resolution import base_and_doublings
+from imago.trainer.models.layers import (
     Conv2d,
     FullyConnected,
     HalfSizeShortcut,

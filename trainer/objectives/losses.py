@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import softplus
 
-from trainer.config.losses import LOSS_FACTS
+from imago.trainer.config.losses import LOSS_FACTS
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.nn.utils.parametrize import is_parametrized
 
-from trainer.config.losses import GRADIENT_PENALTY_NAMES
+from imago.trainer.config.losses import GRADIENT_PENALTY_NAMES
 
 
 @dataclass(frozen=True)

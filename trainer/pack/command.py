@@ -23,16 +23,16 @@ import numpy as np
 from PIL import ImageColor
 from tqdm import tqdm
 
-from trainer.command import Parser, tell_error
-from trainer.config.resolution import base_and_doublings, parse_resolution
-from trainer.data.durable import write_text
-from trainer.data.manifest import PAIRED, SINGLE, Manifest
-from trainer.pack import verify
-from trainer.pack.conditions import read_conditions
-from trainer.pack.labels import number_classes, read_labels
-from trainer.pack.members import Member
-from trainer.pack.pairs import partners_of
-from trainer.pack.pictures import (
+from imago.trainer.command import Parser, tell_error
+from imago.trainer.config.resolution import base_and_doublings, parse_resolution
+from imago.trainer.data.durable import write_text
+from imago.trainer.data.manifest import PAIRED, SINGLE, Manifest
+from imago.trainer.pack import verify
+from imago.trainer.pack.conditions import read_conditions
+from imago.trainer.pack.labels import number_classes, read_labels
+from imago.trainer.pack.members import Member
+from imago.trainer.pack.pairs import partners_of
+from imago.trainer.pack.pictures import (
     SUFFIXES,
     WHITEST,
     Encoded,
@@ -45,10 +45,10 @@ from trainer.pack.pictures import (
     start_worker,
     upright_size,
 )
-from trainer.pack.shards import REPORT, ShardWriter, check_target, folder_in_the_making
-from trainer.pack.sources import Listing, list_source, locate
-from trainer.pack.summary import Tally, advise, full_scale, summarize
-from trainer.ranks.machine import usable_cores
+from imago.trainer.pack.shards import REPORT, ShardWriter, check_target, folder_in_the_making
+from imago.trainer.pack.sources import Listing, list_source, locate
+from imago.trainer.pack.summary import Tally, advise, full_scale, summarize
+from imago.trainer.ranks.machine import usable_cores
 
 T, R = TypeVar('T'), TypeVar('R')
 CHUNK = 8             # pictures a task: enough to hide the cost of a task, few enough to stay small in memory

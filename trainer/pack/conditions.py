@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.conditions import MOST_VALUES
-from trainer.data.reading import open_regular, parse_json
-from trainer.pack.members import tidy
-from trainer.wording import listed
+from imago.trainer.data.conditions import MOST_VALUES
+from imago.trainer.data.reading import open_regular, parse_json
+from imago.trainer.pack.members import tidy
+from imago.trainer.wording import listed
 
 MOST_BYTES = 1 << 30    # of a text of conditions; larger ones are arrays
 HOW = 'write an array [pictures, values] as .npy, lines path,value,value,... as .csv, or an object path -> [values] as .json'

@@ -9,10 +9,10 @@ from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from reprlib import Repr
 
-from trainer.data.manifest import FILE_NAME
-from trainer.data.reading import open_regular, parse_json
-from trainer.pack.members import Member, tidy
-from trainer.wording import listed
+from imago.trainer.data.manifest import FILE_NAME
+from imago.trainer.data.reading import open_regular, parse_json
+from imago.trainer.pack.members import Member, tidy
+from imago.trainer.wording import listed
 
 HEADER = ['path', 'label']
 MAX_CLASSES = 1 << 16    # a larger number is no class

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from trainer.data.reading import open_regular
+from imago.trainer.data.reading import open_regular
 
 FOLDERS, SPECIAL, LISTED = 'folders', 'links and special files', 'links to folders that are listed already'
 MOST_EXTENDED = 1 << 16   # bytes of a tar's extended header, which holds little but a long name

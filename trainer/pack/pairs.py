@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from trainer.pack.members import Member, tidy
-from trainer.pack.sources import list_source
-from trainer.wording import listed
+from imago.trainer.pack.members import Member, tidy
+from imago.trainer.pack.sources import list_source
+from imago.trainer.wording import listed
 
 
 def partners_of(pictures: Sequence[Member], source: str, other: str) -> list[Member]:

@@ -13,9 +13,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from trainer.config.resolution import LONGEST_SIDE, SHORTEST_SIDE, largest_square
-from trainer.pack.members import Member
-from trainer.pack.sources import FORMATS
+from imago.trainer.config.resolution import LONGEST_SIDE, SHORTEST_SIDE, largest_square
+from imago.trainer.pack.members import Member
+from imago.trainer.pack.sources import FORMATS
 
 SUFFIXES = {'webp': 'webp', 'png': 'png', 'jpeg': 'jpg'}
 MODES = {1: 'L', 3: 'RGB'}

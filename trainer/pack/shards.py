@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from webdataset import TarWriter
 
-from trainer.data.checksums import LINE, append_checksums, checksum, padded
-from trainer.data.conditions import CONDITION, to_bytes
-from trainer.data.durable import sync_folder
-from trainer.data.manifest import FILE_NAME, MOST_IN_A_SHARD, SINGLE, Shard, find_manifest, sample_key
-from trainer.wording import listed
+from imago.trainer.data.checksums import LINE, append_checksums, checksum, padded
+from imago.trainer.data.conditions import CONDITION, to_bytes
+from imago.trainer.data.durable import sync_folder
+from imago.trainer.data.manifest import FILE_NAME, MOST_IN_A_SHARD, SINGLE, Shard, find_manifest, sample_key
+from imago.trainer.wording import listed
 
 REPORT = 'report.json'
 MARK = '.imago-pack'  # in a folder that is being made, or was replaced: what we write there may be deleted

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from trainer.data.manifest import find_manifest
-from trainer.pack.labels import SIDECARS, labels_beside, labels_from_folders
-from trainer.pack.members import Member, has_end_mark, members_of_folder, members_of_tar, members_of_zip, tidy
-from trainer.wording import listed
+from imago.trainer.data.manifest import find_manifest
+from imago.trainer.pack.labels import SIDECARS, labels_beside, labels_from_folders
+from imago.trainer.pack.members import Member, has_end_mark, members_of_folder, members_of_tar, members_of_zip, tidy
+from imago.trainer.wording import listed
 
 # By suffix, Pillow's reader. Formats that run programs (EPS) or have no signature (TGA) are left out.
 FORMATS = {

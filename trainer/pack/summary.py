@@ -8,13 +8,13 @@ from pathlib import Path
 
 import yaml
 
-from trainer.config.load import load_config
-from trainer.config.resolution import base_and_doublings, largest_of_aspect, largest_square, nearest_sizes
-from trainer.data.manifest import SINGLE, Manifest
-from trainer.data.order import Order
-from trainer.pack.pictures import WHITEST, Encoded, Skipped
-from trainer.pack.shards import REPORT
-from trainer.wording import listed
+from imago.trainer.config.load import load_config
+from imago.trainer.config.resolution import base_and_doublings, largest_of_aspect, largest_square, nearest_sizes
+from imago.trainer.data.manifest import SINGLE, Manifest
+from imago.trainer.data.order import Order
+from imago.trainer.pack.pictures import WHITEST, Encoded, Skipped
+from imago.trainer.pack.shards import REPORT
+from imago.trainer.wording import listed
 
 NAMED = 5              # skipped pictures named on the terminal; the report names all
 CONFIG = 'stylegan2-256'

@@ -6,12 +6,12 @@ import sys
 
 from tqdm import tqdm
 
-from trainer.command import Parser, tell_error
-from trainer.data.locations import scheme_of, shown
-from trainer.data.manifest import Shard, sample_key
-from trainer.data.shards import Damaged, Dataset, Members, open_dataset, read_contents
-from trainer.data.sources import ShardError
-from trainer.wording import listed
+from imago.trainer.command import Parser, tell_error
+from imago.trainer.data.locations import scheme_of, shown
+from imago.trainer.data.manifest import Shard, sample_key
+from imago.trainer.data.shards import Damaged, Dataset, Members, open_dataset, read_contents
+from imago.trainer.data.sources import ShardError
+from imago.trainer.wording import listed
 
 
 def verify(source: str) -> int:

@@ -11,17 +11,17 @@ from typing import get_args
 
 from torch import nn
 
-from trainer.command import Parser, tell_errors
-from trainer.config.load import Config, load_config
-from trainer.config.schedule import stage_at
-from trainer.config.sections import CONTINUOUS, ParallelConfig
-from trainer.data.manifest import Manifest
-from trainer.engine.parallel import parts_of
-from trainer.models import num_parameters
-from trainer.plan.preflight import rank_bytes
-from trainer.plan.traffic import Collective, Group, mesh, phase_traffic
-from trainer.plan.work import Operation, PhaseWork, Work, count_work
-from trainer.wording import shown
+from imago.trainer.command import Parser, tell_errors
+from imago.trainer.config.load import Config, load_config
+from imago.trainer.config.schedule import stage_at
+from imago.trainer.config.sections import CONTINUOUS, ParallelConfig
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.engine.parallel import parts_of
+from imago.trainer.models import num_parameters
+from imago.trainer.plan.preflight import rank_bytes
+from imago.trainer.plan.traffic import Collective, Group, mesh, phase_traffic
+from imago.trainer.plan.work import Operation, PhaseWork, Work, count_work
+from imago.trainer.wording import shown
 
 # Times that each parameter is read or written in float32: by Adam's foreach kernels; by zeroing, two norms and an average;
 # by gathering; by cutting gradients into parts; by EMA

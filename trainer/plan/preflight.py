@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from trainer.config.load import Config
-from trainer.config.plan import Plan
-from trainer.data.manifest import Manifest
-from trainer.data.stream import Batch
-from trainer.engine.parallel import parts_of
-from trainer.engine.phase import only_trained
-from trainer.engine.state import TrainState, make_networks
-from trainer.games import make_game
-from trainer.games.game import Game
-from trainer.models import num_parameters
-from trainer.runs.run_folder import nearest
+from imago.trainer.config.load import Config
+from imago.trainer.config.plan import Plan
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.data.stream import Batch
+from imago.trainer.engine.parallel import parts_of
+from imago.trainer.engine.phase import only_trained
+from imago.trainer.engine.state import TrainState, make_networks
+from imago.trainer.games import make_game
+from imago.trainer.games.game import Game
+from imago.trainer.models import num_parameters
+from imago.trainer.runs.run_folder import nearest
 
 
 def describe_run(config: Config, manifest: Manifest, world: int) -> str:

@@ -8,9 +8,9 @@ from math import ceil, log2
 
 from torch import nn
 
-from trainer.config.load import ParallelConfig
-from trainer.engine.parallel import part_lengths, parts_of
-from trainer.plan.work import PhaseWork
+from imago.trainer.config.load import ParallelConfig
+from imago.trainer.engine.parallel import part_lengths, parts_of
+from imago.trainer.plan.work import PhaseWork
 
 PASSES = {'all_reduce': 2, 'all_gather': 1, 'reduce_scatter': 1}   # of the whole data, around a ring
 

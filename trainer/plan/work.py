@@ -9,13 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from trainer.config.load import Config
-from trainer.config.plan import Plan
-from trainer.data.manifest import Manifest
-from trainer.engine.phase import accumulate, only_trained
-from trainer.engine.state import make_networks
-from trainer.models.batch_norm import synchronise
-from trainer.plan.preflight import saved_bytes, without_content
+from imago.trainer.config.load import Config
+from imago.trainer.config.plan import Plan
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.engine.phase import accumulate, only_trained
+from imago.trainer.engine.state import make_networks
+from imago.trainer.models.batch_norm import synchronise
+from imago.trainer.plan.preflight import saved_bytes, without_content
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from kernels import library
-from kernels.build import BuildError
-from trainer.ranks import dist
+from imago.kernels import library
+from imago.kernels.build import BuildError
+from imago.trainer.ranks import dist
 
 T = TypeVar('T')
 

@@ -12,8 +12,8 @@ import torch
 import torch.distributed
 from accelerate import PartialState
 
-from trainer.ranks.heartbeat import Heartbeat
-from trainer.ranks.stop_signals import StopSignal
+from imago.trainer.ranks.heartbeat import Heartbeat
+from imago.trainer.ranks.stop_signals import StopSignal
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _PR_SET_PDEATHSIG = -1, -3, 1
 T = TypeVar('T')

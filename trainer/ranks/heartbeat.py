@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch.distributed import DistError, TCPStore
 
-from trainer.command import tell_error
+from imago.trainer.command import tell_error
 
 _FAILURE = 'imago/failure'
 

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from trainer.ranks import dist
+from imago.trainer.ranks import dist
 
 SECONDS = 20.0   # between lines: shorter work says nothing
 

@@ -24,15 +24,15 @@ import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict
 from torch.distributed.checkpoint.api import CheckpointException
 
-from trainer.config.load import parse_kept
-from trainer.data.durable import sync_folder
-from trainer.data.locations import could_hold_secrets
-from trainer.data.reading import open_regular
-from trainer.data.sealed import CHECKSUM, Count, facts, read_sealed, write_sealed
-from trainer.engine.state import TrainState
-from trainer.ranks import dist
-from trainer.runs.checkpoint_names import NAME, is_name, list_checkpoints, name_of
-from trainer.runs.checkpoint_reader import CheckpointReader, first_cause, is_plain_name, load_tensors
+from imago.trainer.config.load import parse_kept
+from imago.trainer.data.durable import sync_folder
+from imago.trainer.data.locations import could_hold_secrets
+from imago.trainer.data.reading import open_regular
+from imago.trainer.data.sealed import CHECKSUM, Count, facts, read_sealed, write_sealed
+from imago.trainer.engine.state import TrainState
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint_names import NAME, is_name, list_checkpoints, name_of
+from imago.trainer.runs.checkpoint_reader import CheckpointReader, first_cause, is_plain_name, load_tensors
 
 SEAL = 'complete.json'
 _ASIDE = '.writing-'

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, TensorStorageMetadata
 from torch.serialization import _get_layout
 
-from trainer.data.reading import open_regular
+from imago.trainer.data.reading import open_regular
 
 _ADMITTED = {(kind.__module__, kind.__qualname__): kind for kind in (
     Metadata, TensorStorageMetadata, dcp.ChunkStorageMetadata, dcp.metadata.TensorProperties, dcp.metadata.MetadataIndex,

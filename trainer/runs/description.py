@@ -7,14 +7,14 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from torch import nn
 
-from trainer import models
-from trainer.config.load import Config
-from trainer.config.networks import NETWORK_NAMES, NetworkConfig
-from trainer.config.plan import Plan
-from trainer.config.schema import Resolution, Section, whole
-from trainer.data.conditions import from_text
-from trainer.data.sealed import Count
-from trainer.games import GAMES
+from imago.trainer import models
+from imago.trainer.config.load import Config
+from imago.trainer.config.networks import NETWORK_NAMES, NetworkConfig
+from imago.trainer.config.plan import Plan
+from imago.trainer.config.schema import Resolution, Section, whole
+from imago.trainer.data.conditions import from_text
+from imago.trainer.data.sealed import Count
+from imago.trainer.games import GAMES
 
 MOST_PIXELS = 1 << 26   # of a picture: 8192 x 8192
 MOST_OPTION = 1 << 16   # of a number that no section of the configuration bounds

@@ -11,14 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from trainer.data.durable import write_bytes
-from trainer.data.reading import open_regular
-from trainer.data.sealed import facts, read_sealed, write_sealed
-from trainer.games import GAMES
-from trainer.games.makers import Maker
-from trainer.runs.checkpoint import SEAL, find_damage, newest_of, read_seal
-from trainer.runs.checkpoint_reader import CheckpointReader, load_tensors
-from trainer.runs.description import OLDER, Description, build_networks, without_content, written
+from imago.trainer.data.durable import write_bytes
+from imago.trainer.data.reading import open_regular
+from imago.trainer.data.sealed import facts, read_sealed, write_sealed
+from imago.trainer.games import GAMES
+from imago.trainer.games.makers import Maker
+from imago.trainer.runs.checkpoint import SEAL, find_damage, newest_of, read_seal
+from imago.trainer.runs.checkpoint_reader import CheckpointReader, load_tensors
+from imago.trainer.runs.description import OLDER, Description, build_networks, without_content, written
 
 WEIGHTS, ABOUT = 'generator.safetensors', 'generator.json'
 MOST_HEADER = 1 << 27   # bytes before the tensors; safetensors itself takes up to 10**8

@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.data.reading import open_regular, parse_json
-from trainer.wording import shown
+from imago.trainer.data.reading import open_regular, parse_json
+from imago.trainer.wording import shown
 
 REPORTS, EVALUATIONS = 'stats.jsonl', 'metrics.jsonl'
 HIGHER_IS_BETTER = ('is', 'precision', 'recall', 'density', 'coverage')   # first words of scores; of the others lower is

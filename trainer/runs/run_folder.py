@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from trainer.config.load import (
+from imago.trainer.config.load import (
     Config,
     changed_keys,
     is_fixed,
@@ -13,9 +13,9 @@ from trainer.config.load import (
     read_yaml,
     to_yaml,
 )
-from trainer.data.durable import write_text
-from trainer.data.locations import could_hold_secrets
-from trainer.wording import listed, shown
+from imago.trainer.data.durable import write_text
+from imago.trainer.data.locations import could_hold_secrets
+from imago.trainer.wording import listed, shown
 
 CONFIG_FILE = 'config.yaml'
 

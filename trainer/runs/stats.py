@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.durable import open_to_append
-from trainer.runs.events import Events
-from trainer.runs.history import REPORTS, drop_torn_line
+from imago.trainer.data.durable import open_to_append
+from imago.trainer.runs.events import Events
+from imago.trainer.runs.history import REPORTS, drop_torn_line
 
 _LINE_SECONDS = 0.5
 

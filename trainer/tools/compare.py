@@ -5,11 +5,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from trainer.command import Parser, tell_errors
-from trainer.config.load import Config, parse_kept
-from trainer.runs.checkpoint import newest_of, read_seal
-from trainer.runs.history import best_evaluation, read_evaluations, read_reports
-from trainer.wording import listed, shown
+from imago.trainer.command import Parser, tell_errors
+from imago.trainer.config.load import Config, parse_kept
+from imago.trainer.runs.checkpoint import newest_of, read_seal
+from imago.trainer.runs.history import best_evaluation, read_evaluations, read_reports
+from imago.trainer.wording import listed, shown
 
 MUST_AGREE = ('extractor', 'weights_sha256', 'resizer')
 SHOULD_AGREE = ('dataset', 'resolution', 'fakes', 'reals', 'seed', 'psi', 'psi_cutoff', 'truncation', 'noise')

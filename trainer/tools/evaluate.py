@@ -12,27 +12,27 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from trainer.command import Parser
-from trainer.config.sections import EvaluateConfig
-from trainer.data.locations import check_whole, lacks_only_password, masked, scheme_of
-from trainer.data.manifest import find_manifest
-from trainer.data.shards import ShardError, open_dataset
-from trainer.data.stream import check_resolution
-from trainer.data.web import find_login
-from trainer.games.makers import Maker
-from trainer.metrics import record
-from trainer.metrics.extractors import make_extractor
-from trainer.metrics.pictures import Damaged, Pictures, ShardPictures, fakes_of
-from trainer.metrics.protocol import check_evaluation, evaluate
-from trainer.pack.members import Member
-from trainer.pack.pictures import Limits, open_upright
-from trainer.pack.sources import list_source
-from trainer.ranks import dist
-from trainer.ranks.backend import agree_on_kernels
-from trainer.runs.checkpoint import SEAL
-from trainer.runs.export import ABOUT, build_maker, describe
-from trainer.runs.run_folder import CONFIG_FILE, read_config
-from trainer.train import fail
+from imago.trainer.command import Parser
+from imago.trainer.config.sections import EvaluateConfig
+from imago.trainer.data.locations import check_whole, lacks_only_password, masked, scheme_of
+from imago.trainer.data.manifest import find_manifest
+from imago.trainer.data.shards import ShardError, open_dataset
+from imago.trainer.data.stream import check_resolution
+from imago.trainer.data.web import find_login
+from imago.trainer.games.makers import Maker
+from imago.trainer.metrics import record
+from imago.trainer.metrics.extractors import make_extractor
+from imago.trainer.metrics.pictures import Damaged, Pictures, ShardPictures, fakes_of
+from imago.trainer.metrics.protocol import check_evaluation, evaluate
+from imago.trainer.pack.members import Member
+from imago.trainer.pack.pictures import Limits, open_upright
+from imago.trainer.pack.sources import list_source
+from imago.trainer.ranks import dist
+from imago.trainer.ranks.backend import agree_on_kernels
+from imago.trainer.runs.checkpoint import SEAL
+from imago.trainer.runs.export import ABOUT, build_maker, describe
+from imago.trainer.runs.run_folder import CONFIG_FILE, read_config
+from imago.trainer.train import fail
 
 BUILT_IN = 'auto', 'inception', 'effnet_lite0'
 MAX_PIXELS = 2 ** 28   # of a picture in a folder

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from trainer.command import Parser, tell_error
-from trainer.games.makers import check_batches
-from trainer.runs.export import ABOUT, WEIGHTS, check_new, open_maker, write_export
+from imago.trainer.command import Parser, tell_error
+from imago.trainer.games.makers import check_batches
+from imago.trainer.runs.export import ABOUT, WEIGHTS, check_new, open_maker, write_export
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from trainer.command import Parser, tell_errors
-from trainer.data.durable import in_place_of
-from trainer.runs.history import read_evaluations, read_reports
-from trainer.wording import listed
+from imago.trainer.command import Parser, tell_errors
+from imago.trainer.data.durable import in_place_of
+from imago.trainer.runs.history import read_evaluations, read_reports
+from imago.trainer.wording import listed
 
 DEFAULT = ('metrics/*', 'loss/D', 'loss/G', 'logits/*_sign', 'penalty/*', 'path_length', 'augment/p', 'guard/*', 'speed/*')
 MOST_PANELS = 120

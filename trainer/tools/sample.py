@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from trainer.command import Parser, tell_error
-from trainer.data.durable import in_place_of
-from trainer.data.labels import class_index
-from trainer.games.makers import Sampling, check_batches, generate
-from trainer.ranks.progress import Progress
-from trainer.runs.export import open_maker
-from trainer.watch.grids import grid
+from imago.trainer.command import Parser, tell_error
+from imago.trainer.data.durable import in_place_of
+from imago.trainer.data.labels import class_index
+from imago.trainer.games.makers import Sampling, check_batches, generate
+from imago.trainer.ranks.progress import Progress
+from imago.trainer.runs.export import open_maker
+from imago.trainer.watch.grids import grid
 
 MOST_SEEDS = 10_000   # they are all in memory before the first is written
 COLUMNS = 8

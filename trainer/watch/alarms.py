@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.config.sections import SIGNAL_NAMES
+from imago.trainer.config.sections import SIGNAL_NAMES
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.config.load import Config
-from trainer.config.plan import Plan
-from trainer.data.shards import Dataset
-from trainer.engine.parallel import Strategy
-from trainer.engine.state import TrainState
-from trainer.games import maker_of
-from trainer.metrics import record
-from trainer.metrics.extractors import make_extractor
-from trainer.metrics.features import Stopped
-from trainer.metrics.pictures import ShardPictures, fakes_of
-from trainer.metrics.protocol import Scores, check_evaluation, evaluate, score_name
-from trainer.ranks import dist
-from trainer.runs.history import best_evaluation, is_better, read_evaluations
+from imago.trainer.config.load import Config
+from imago.trainer.config.plan import Plan
+from imago.trainer.data.shards import Dataset
+from imago.trainer.engine.parallel import Strategy
+from imago.trainer.engine.state import TrainState
+from imago.trainer.games import maker_of
+from imago.trainer.metrics import record
+from imago.trainer.metrics.extractors import make_extractor
+from imago.trainer.metrics.features import Stopped
+from imago.trainer.metrics.pictures import ShardPictures, fakes_of
+from imago.trainer.metrics.protocol import Scores, check_evaluation, evaluate, score_name
+from imago.trainer.ranks import dist
+from imago.trainer.runs.history import best_evaluation, is_better, read_evaluations
 
 
 class Evaluation:

@@ -14,27 +14,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.config.load import Config
-from trainer.config.plan import Plan
-from trainer.config.schedule import at
-from trainer.data.locations import masked
-from trainer.data.manifest import Manifest
-from trainer.data.reals import first_samples, rarest_classes, samples_of_classes
-from trainer.data.shards import Dataset, Sample, ShardError, open_dataset
-from trainer.data.stream import check_resolution
-from trainer.engine.parallel import Strategy
-from trainer.engine.phase import PhaseResult
-from trainer.engine.state import TrainState
-from trainer.games.game import Game
-from trainer.games.makers import Maker, generate
-from trainer.models.spectral import spectral_norms
-from trainer.ranks import dist
-from trainer.runs.checkpoint import CheckpointError, Checkpoints
-from trainer.runs.stats import Stats
-from trainer.watch.alarms import SIGNALS, new_alarms, sounding, update_alarms, warning
-from trainer.watch.diversity import area_colours, diversity_of
-from trainer.watch.spikes import MEANS, end_report, new_memory, see_step
-from trainer.wording import listed
+from imago.trainer.config.load import Config
+from imago.trainer.config.plan import Plan
+from imago.trainer.config.schedule import at
+from imago.trainer.data.locations import masked
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.data.reals import first_samples, rarest_classes, samples_of_classes
+from imago.trainer.data.shards import Dataset, Sample, ShardError, open_dataset
+from imago.trainer.data.stream import check_resolution
+from imago.trainer.engine.parallel import Strategy
+from imago.trainer.engine.phase import PhaseResult
+from imago.trainer.engine.state import TrainState
+from imago.trainer.games.game import Game
+from imago.trainer.games.makers import Maker, generate
+from imago.trainer.models.spectral import spectral_norms
+from imago.trainer.ranks import dist
+from imago.trainer.runs.checkpoint import CheckpointError, Checkpoints
+from imago.trainer.runs.stats import Stats
+from imago.trainer.watch.alarms import SIGNALS, new_alarms, sounding, update_alarms, warning
+from imago.trainer.watch.diversity import area_colours, diversity_of
+from imago.trainer.watch.spikes import MEANS, end_report, new_memory, see_step
+from imago.trainer.wording import listed
 
 A_CLASS = 8              # fakes of a class, at least
 HALF_LIVES = 4           # of the EMA, that it takes to forget the networks of the start

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from trainer.models.spectral import weight_matrices
+from imago.trainer.models.spectral import weight_matrices
 
 WINDOW, ENOUGH = 16, 4      # reports that a median is taken over, at most and at least
 MEANS = ('logits/real_sign', 'loss/D', 'loss/G')

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.durable import in_place_of
-from trainer.data.reals import first_samples
-from trainer.data.shards import Dataset
-from trainer.data.stream import Batch
-from trainer.engine.parallel import Strategy
-from trainer.engine.phase import PhaseResult
-from trainer.games import maker_of
-from trainer.games.game import Game
-from trainer.games.makers import generate
-from trainer.models.spectral import top_singular_values
-from trainer.ranks import dist
-from trainer.runs.stats import Stats
-from trainer.watch.evaluation import Evaluation
-from trainer.watch.grids import grid
-from trainer.watch.guard import Guard, Verdict
+from imago.trainer.data.durable import in_place_of
+from imago.trainer.data.reals import first_samples
+from imago.trainer.data.shards import Dataset
+from imago.trainer.data.stream import Batch
+from imago.trainer.engine.parallel import Strategy
+from imago.trainer.engine.phase import PhaseResult
+from imago.trainer.games import maker_of
+from imago.trainer.games.game import Game
+from imago.trainer.games.makers import generate
+from imago.trainer.models.spectral import top_singular_values
+from imago.trainer.ranks import dist
+from imago.trainer.runs.stats import Stats
+from imago.trainer.watch.evaluation import Evaluation
+from imago.trainer.watch.grids import grid
+from imago.trainer.watch.guard import Guard, Verdict
 
 
 class Watch:

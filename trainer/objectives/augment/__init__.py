@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from trainer.objectives.augment.ada import ADA, adapt_p
-from trainer.objectives.augment.diffaugment import DiffAugment
+from imago.trainer.objectives.augment.ada import ADA, adapt_p
+from imago.trainer.objectives.augment.diffaugment import DiffAugment
 
 Augment = Callable[[Tensor, Tensor | float], Tensor]     # (images [NCHW] in [-1, 1], p) -> images
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trainer.objectives.augment.color import random_colors, recolor
-from trainer.objectives.augment.corruption import add_noise, random_cutout
-from trainer.objectives.augment.filters import filter_bands, random_gains
-from trainer.objectives.augment.geometry import move, random_affine, random_blit
+from imago.trainer.objectives.augment.color import random_colors, recolor
+from imago.trainer.objectives.augment.corruption import add_noise, random_cutout
+from imago.trainer.objectives.augment.filters import filter_bands, random_gains
+from imago.trainer.objectives.augment.geometry import move, random_affine, random_blit
 
 GROUPS = ('blit', 'geometry', 'color', 'filter', 'noise', 'cutout')
 

@@ -8,7 +8,7 @@ from math import pi, sqrt
 import torch
 from torch import Tensor
 
-from trainer.objectives.augment.sampling import with_probability
+from imago.trainer.objectives.augment.sampling import with_probability
 
 BRIGHTNESS_DEVIATION = 0.2
 CONTRAST_DEVIATION = 0.5       # octaves

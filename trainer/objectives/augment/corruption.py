@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from trainer.objectives.augment.sampling import with_probability
+from imago.trainer.objectives.augment.sampling import with_probability
 
 NOISE_DEVIATION = 0.1      # of the noise's own standard deviation, which is half-normal
 

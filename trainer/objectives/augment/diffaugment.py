@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.objectives.augment.corruption import random_cutout
-from trainer.objectives.augment.sampling import take_pixels
+from imago.trainer.objectives.augment.corruption import random_cutout
+from imago.trainer.objectives.augment.sampling import take_pixels
 
 
 def random_color(images: Tensor) -> Tensor:

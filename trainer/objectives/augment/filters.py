@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.objectives.augment.sampling import extend, with_probability
+from imago.trainer.objectives.augment.sampling import extend, with_probability
 
 # H(z) H(1/z) / 2 of the symlet with 2 vanishing moments, taps -3 ... 3. What it lacks to 1 is that of the highpass.
 HALF_BAND = (-1 / 32, 0, 9 / 32, 1 / 2, 9 / 32, 0, -1 / 32)

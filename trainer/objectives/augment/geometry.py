@@ -9,8 +9,8 @@ from math import pi
 import torch
 from torch import Tensor
 
-from kernels import upfirdn2d
-from trainer.objectives.augment.sampling import at_identity, extend, read_bilinear, reflect, take_pixels, with_probability
+from imago.kernels import upfirdn2d
+from imago.trainer.objectives.augment.sampling import at_identity, extend, read_bilinear, reflect, take_pixels, with_probability
 
 # Lowpass of the symlet with 6 vanishing moments: orthonormal to its shifts by 2, so up- and down-sampling cancel exactly.
 SYM6 = (0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633, 0.4910559419267466,
