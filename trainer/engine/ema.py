@@ -1,4 +1,4 @@
-"""Exponential moving average of a network, with half-life and ramp-up counted in images."""
+"""This file keeps the exponential moving average of a network; half-life and ramp-up are counted in images."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from imago.trainer.config.schedule import at
 
 
 def ema_decay(nimg: int, batch: int, config: EMAConfig) -> float:
-    """The share of the old average that one step of `batch` images keeps: 0.5 ** (batch / half-life).
+    """Return the share of the old average that one step of `batch` images keeps: 0.5 ** (batch / half-life).
 
     With `rampup`, the half-life is at most that share of the `nimg` images shown so far; before `start_kimg` it is 0.
     """
@@ -22,7 +22,7 @@ def ema_decay(nimg: int, batch: int, config: EMAConfig) -> float:
 
 @torch.no_grad()
 def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * network; buffers are copied."""
+    """Set each parameter to decay * average + (1 - decay) * network; buffers are copied."""
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
     for kept, current in zip(average.buffers(), network.buffers(), strict=True):
         kept.copy_(current)

@@ -1,4 +1,4 @@
-"""Adam, corrected for lazy regularisation."""
+"""Adam is corrected here for lazy regularisation."""
 
 import torch
 from torch import Tensor, nn
@@ -8,14 +8,14 @@ from imago.trainer.config.schedule import at
 
 
 class Adam(torch.optim.Adam):
-    """All of a network's. `set_rates` gives it its rates before each step."""
+    """Steps all parameters of a network. `set_rates` gives it its rates before each step."""
 
     def __init__(self, network: nn.Module, config: OptimConfig) -> None:
         super().__init__(groups_of(network, config), foreach=True)
         start(self)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """Its state by the name of the parameter; the tensors share memory with it.
+        """Return its state by the name of the parameter; the tensors share memory with it.
 
         `step` is a scalar [], `exp_avg` and `exp_avg_sq` have the shape of the parameter.
         """
@@ -23,13 +23,13 @@ class Adam(torch.optim.Adam):
                 for name, parameter in zip(group['param_names'], group['params'], strict=True)}
 
     def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
-        """After those of `moments()` were loaded in place: there is nothing more to do."""
+        """Do nothing: loading into the tensors of `moments()` has already changed the state."""
 
 
 def groups_of(network: nn.Module, config: OptimConfig) -> list[dict]:
-    """Adam's groups: parameters with the same share of the learning rate, which is 1 but for those in a module's `lr_shares`.
+    """Group parameters by their share of the learning rate, which is 1 unless their module has another in `lr_shares`.
 
-    They move as if they were stored 1 / share times larger, with the share a factor at use: eps must then grow too.
+    They move as if they were stored 1 / share times larger and multiplied by the share at use, so eps must grow too.
     """
     groups: dict[float, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in network.named_parameters():
@@ -40,7 +40,7 @@ def groups_of(network: nn.Module, config: OptimConfig) -> list[dict]:
 
 
 def start(adam: torch.optim.Adam) -> None:
-    """Give it its state before the first step, so that a checkpoint always has a place for every tensor."""
+    """Give Adam its state before the first step, so that a checkpoint always has a place for every tensor."""
     for group in adam.param_groups:
         for parameter in group['params']:
             adam.state[parameter] = {'step': torch.zeros((), dtype=torch.float32),
@@ -48,9 +48,9 @@ def start(adam: torch.optim.Adam) -> None:
 
 
 def set_rates(adam: torch.optim.Adam, lr: float, config: OptimConfig, nimg: int, lazy: float | None) -> None:
-    """For a network whose regularisation is an extra step after every `lazy` main steps (None: it is none).
+    """Set learning rates and betas. After every `lazy` main steps, regularisation takes an extra step (None: never).
 
-    The extra steps are compensated by c = k / (k + 1): lr * c, beta ** c. Karras et al. 2020, appendix B.
+    With k = `lazy`, c = k / (k + 1) compensates for it: lr * c, beta ** c. Karras et al. 2020, appendix B.
     """
     c = 1.0 if lazy is None else lazy / (lazy + 1)
     beta1, beta2 = config.betas

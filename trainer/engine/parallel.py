@@ -1,4 +1,4 @@
-"""How parameters and gradients are spread over ranks. The only file with a gradient collective."""
+"""This file spreads parameters and gradients over ranks. No other file has a gradient collective."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ Optimizer = Adam | ZeroAdam
 
 
 class FlatGradients:
-    """The gradients of parameters as views into one buffer a dtype: summed in one call, and zero where none arrived."""
+    """Makes gradients views into one buffer for each dtype, so that one call sums them, and those that no backward gave are 0."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]):
         by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
@@ -39,57 +39,58 @@ class FlatGradients:
             buffer.zero_()
 
     def norm(self) -> Tensor:
-        """L2 norm over all gradients, a scalar []; not finite if one of them is not."""
+        """Return the L2 norm over all gradients, a scalar []; it is not finite if one of them is not."""
         return torch.stack([buffer.float().norm() for buffer in self.buffers]).norm()
 
 
 class Strategy:
-    """One process: whatever it computed is already whole."""
+    """Serves a single process, where everything is whole already."""
 
     def __init__(self) -> None:
         self._gradients: dict[nn.Module, FlatGradients] = {}
 
     def spread(self, network: nn.Module, trained: bool = True) -> None:
-        """Take charge of a network, the same on all ranks, before it gets an optimizer. trained: it will have gradients."""
+        """Take charge of a network, the same on all ranks, before it gets an optimizer. trained: whether it gets gradients."""
         if trained:
             self._gradients[network] = FlatGradients(network.parameters())
 
     def optimizer(self, network: nn.Module, config: OptimConfig) -> Optimizer:
-        """Of a network that was spread."""
+        """Make the optimizer of a network that was spread."""
         return Adam(network, config)
 
     @contextmanager
     def whole(self, *networks: nn.Module) -> Iterator[None]:
-        """Parameters of `networks` are whole inside, to run and to read, not to change."""
+        """Inside, the parameters of `networks` are whole; they may be used and read, but not changed."""
         yield
 
     def zero_gradients(self, *networks: nn.Module) -> None:
-        """Before the first backward of a phase that trains them."""
+        """Set gradients to 0, before the first backward of a phase that trains these networks."""
         for network in networks:
             self._gradients[network].zero()
 
     def sync_gradients(self, *networks: nn.Module) -> tuple[float, list[int]]:
-        """Average the gradients over the ranks, for the optimizers; inside of `whole`.
+        """Average the gradients over the ranks, for the optimizers; call it inside of `whole`.
 
-        Returns the L2 norm of the average over all; where that is not finite, also the ranks whose own gradients were not.
+        Returns the L2 norm of the average over all networks and, if that is not finite, the ranks whose own gradients were
+        not finite.
         """
         norms, bad_ranks = zip(*map(self._sync, networks), strict=True)
         return math.hypot(*norms), sorted(set().union(*bad_ranks))
 
     def _sync(self, network: nn.Module) -> tuple[float, list[int]]:
-        """The same of one network."""
+        """Do the same for one network."""
         norm = self._gradients[network].norm().item()
         return norm, [] if math.isfinite(norm) else [0]
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Average small tensors [...] over the ranks; names and shapes stay."""
+        """Average small tensors [...] over the ranks; names and shapes stay the same."""
         return values
 
 
 class DataParallel(Strategy):
-    """Every rank holds everything and sees its own part of the batch; one all-reduce a network after backward.
+    """Every rank holds everything and sees its own part of the batch. After backward, each network needs one all-reduce.
 
-    A DDP wrapper would be silently wrong here: it misses gradients of a penalty-only backward.
+    A DDP wrapper would be silently wrong here: it misses the gradients of a backward that has only a penalty.
     """
 
     def spread(self, network: nn.Module, trained: bool = True) -> None:
@@ -112,7 +113,7 @@ class DataParallel(Strategy):
 
 
 class ZeroSharded(DataParallel):
-    """Networks are whole on every rank. Moments, and between the average and the step gradients, are in parts."""
+    """Networks are whole on every rank. Moments are kept in parts, and so are averaged gradients until the step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class ZeroSharded(DataParallel):
         norm = super()._sync(network)
         average, = self._gradients.pop(network).buffers
         self._adams[network].take_gradient(average)
-        network.zero_grad(set_to_none=True)     # the whole ones
+        network.zero_grad(set_to_none=True)     # the gradients of whole parameters are no longer needed
         return norm
 
 
@@ -142,18 +143,19 @@ class FullySharded(DataParallel):
     """Each rank keeps a part of every parameter, gradient, moment and average; networks are whole while a phase runs.
 
     FSDP2 (Zhao et al. 2023, arXiv 2304.11277) holds and gathers the parameters. Its reduction of gradients is off: it hangs
-    on the network's own call, and silently leaves out mapping or synthesis called alone, and penalties on weights.
+    when the whole network is called, and it silently leaves out mapping or synthesis that is called alone, and penalties on
+    weights.
     """
 
     def __init__(self, replicas: int) -> None:
-        """replicas: groups of consecutive ranks (nodes) that keep one whole set of parts each."""
+        """replicas: number of groups of consecutive ranks (nodes); each group keeps one whole set of parts."""
         super().__init__()
         shape = replicas, dist.world_size() // replicas
         self._mesh = init_device_mesh(dist.device().type, shape, mesh_dim_names=('replicas', 'parts'))
         self._parts: dict[nn.Module, GradientParts] = {}
 
     def spread(self, network: nn.Module, trained: bool = True) -> None:
-        # between forward and the second backward nothing may be freed: `whole` gathers and frees
+        # Nothing may be freed between forward and the second backward, so only `whole` gathers and frees.
         fully_shard(network, mesh=self._mesh, reshard_after_forward=False)
         network.set_requires_gradient_sync(False)
         network.set_reshard_after_backward(False)
@@ -178,12 +180,12 @@ class FullySharded(DataParallel):
 
     def _sync(self, network: nn.Module) -> tuple[float, list[int]]:
         norm = _blame(*self._parts[network].take_average(network))
-        network.zero_grad(set_to_none=True)     # the whole ones
+        network.zero_grad(set_to_none=True)     # the gradients of whole parameters are no longer needed
         return norm
 
 
 class GradientParts:
-    """This rank's part of a network's average gradient: the `grad` of each sharded parameter is a view into one buffer."""
+    """Holds this rank's part of a network's average gradient. The `grad` of each sharded parameter is a view into one buffer."""
 
     def __init__(self, network: nn.Module, mesh: DeviceMesh) -> None:
         self._mesh, self._count = mesh, mesh['parts'].size()
@@ -198,7 +200,10 @@ class GradientParts:
                                                 stride=parameter.stride())
 
     def take_average(self, network: nn.Module) -> tuple[Tensor, Tensor]:
-        """From the gradients of the whole parameters, 0 where there is none. Returns two norms []: its own, this rank's."""
+        """Average the gradients of the whole parameters over the ranks; a missing one counts as 0.
+
+        Returns two norms []: that of the average, and that of this rank's own gradients.
+        """
         whole = self._buffer.new_zeros(self._count, len(self._buffer))
         for parameter, start in zip(network.parameters(), self._starts, strict=True):
             if parameter.grad is not None:
@@ -214,7 +219,7 @@ class GradientParts:
 
 
 class _DifferentiableSum(torch.autograd.Function):
-    """The sum over ranks, [...] -> [...], for statistics inside a network: what each rank does with it counts for all."""
+    """Sums over ranks, [...] -> [...], for statistics inside a network. Backward sums the gradients of all ranks, too."""
 
     @staticmethod
     def forward(ctx: object, tensor: Tensor) -> Tensor:
@@ -229,7 +234,7 @@ class _DifferentiableSum(torch.autograd.Function):
 
 
 def make_strategy(config: ParallelConfig) -> Strategy:
-    """Of all ranks together; one process needs none. `config.replicas` must divide the ranks."""
+    """Make the strategy of all ranks together. `config.replicas` must divide the number of ranks."""
     if dist.world_size() == 1:
         return Strategy()
     if config.strategy == 'fsdp':
@@ -238,12 +243,13 @@ def make_strategy(config: ParallelConfig) -> Strategy:
 
 
 def parts_of(config: ParallelConfig, world: int) -> int:
-    """How many ranks a network is cut over."""
+    """Return over how many ranks a network is cut."""
     return world // config.replicas if config.strategy == 'fsdp' else 1
 
 
 def part_lengths(parameters: list[nn.Parameter], count: int) -> list[int]:
-    """Space that one of `count` parts of each takes. DTensor cuts dimension 0; the last parts may be smaller or empty."""
+    """Return the space that one of `count` parts of each parameter takes. DTensor cuts dimension 0, so the last parts may be
+    smaller or empty."""
     return [-(-len(p) // count) * (p.numel() // len(p)) for p in parameters]
 
 
@@ -253,7 +259,7 @@ def _average(tensor: Tensor) -> None:
 
 
 def _blame(norm: Tensor, own_norm: Tensor) -> tuple[float, list[int]]:
-    """The norm of the average, and if it is not finite the ranks whose own was not."""
+    """Return the norm of the average and, if it is not finite, the ranks whose own norm was not finite."""
     if math.isfinite(norm.item()):
         return norm.item(), []
     finite = dist.gather(bool(torch.isfinite(own_norm)))

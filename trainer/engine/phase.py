@@ -1,4 +1,4 @@
-"""One optimizer step of the networks that a phase trains."""
+"""A phase takes one optimizer step of the networks that it trains."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from imago.trainer.ranks import dist
 from imago.trainer.wording import listed
 
 Means = dict[str, Tensor]
-MicroBatch = TypeVar('MicroBatch')   # what one forward pass sees, on the device; only the game looks into it
+MicroBatch = TypeVar('MicroBatch')   # one forward pass sees this, on the device; only the game looks into it
 
 
 class NonFiniteGradient(RuntimeError):
@@ -25,15 +25,15 @@ class NonFiniteGradient(RuntimeError):
 
 @dataclass(frozen=True)
 class Phase(Generic[MicroBatch]):
-    """Networks go by their names in the state. Those that a phase trains step together, all others are frozen.
+    """Networks go by their names in the state. Those that a phase trains step together; all others are frozen.
 
     `loss` maps a micro-batch to its loss and to values worth averaging over the global batch.
-    `finish` receives these averages after the optimizer step, e.g. to move a running mean. `prepare` comes before all.
+    `finish` receives these averages after the optimizer step, e.g. to move a running mean. `prepare` is called first.
     """
 
     name: str
     trains: tuple[str, ...]
-    uses: tuple[str, ...]      # whole while the phase runs; `trains` among them
+    uses: tuple[str, ...]      # these are whole while the phase runs; `trains` are among them
     interval: int              # steps
     loss: Callable[[MicroBatch], tuple[Tensor, Means]]
     finish: Callable[[Means], None] = lambda means: None
@@ -52,9 +52,9 @@ class PhaseResult:
 
 def run_phase(phase: Phase[MicroBatch], micro_batches: list[MicroBatch], state: TrainState, seed: int,
               strategy: Strategy) -> PhaseResult:
-    """Forward, backward and one optimizer step over this rank's micro-batches.
+    """Run forward and backward over this rank's micro-batches, and one optimizer step.
 
-    NonFiniteGradient names phase, images shown and rank, before anything was changed.
+    Raises NonFiniteGradient, which names phase, images shown and rank, before anything is changed.
     """
     started, nimg = time.perf_counter(), state.nimg
     dist.moved(f'{nimg} images (phase {phase.name})')
@@ -84,7 +84,7 @@ def _what_then(nimg: int) -> str:
 
 
 def accumulate(phase: Phase[MicroBatch], micro_batches: list[MicroBatch], state: TrainState, seed: int) -> Means:
-    """Forward and backward over this rank's micro-batches. Returns the means of the values."""
+    """Run forward and backward over this rank's micro-batches. Returns the means of the values."""
     count, means = len(micro_batches), {}
     with only_trained(phase, state):
         for index, micro_batch in enumerate(micro_batches):
@@ -98,7 +98,7 @@ def accumulate(phase: Phase[MicroBatch], micro_batches: list[MicroBatch], state:
 
 @contextmanager
 def only_trained(phase: Phase, state: TrainState) -> Iterator[None]:
-    """Inside, the networks that `phase` trains collect gradients; outside, none does."""
+    """Inside, the networks that `phase` trains collect gradients; outside, no network does."""
     trained = [state.networks[name] for name in phase.trains]
     for network in trained:
         network.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Where every random number of a step comes from: a pure function of (seed, images shown, purpose).
+"""Every random number of a step is a pure function of (seed, images shown, purpose), and comes from this file.
 
 Nothing here depends on the number of ranks, and no generator's state needs to be kept.
 """
@@ -16,11 +16,11 @@ LEAST_TRUNCATION = 0.01
 
 @dataclass(frozen=True)
 class Draws:
-    """The latent inputs of one batch. Rows can be sliced."""
+    """Holds the latent inputs of one batch. Rows can be sliced."""
 
     z: Tensor          # [N, z_dim]
-    z_mix: Tensor      # [N, z_dim], the second latent of style mixing
-    cutoff: Tensor     # [N] layers from here on take the second latent's style
+    z_mix: Tensor      # [N, z_dim] second latents, for style mixing
+    cutoff: Tensor     # [N] layers from this one on take the second latent's style
     labels: Tensor     # [N] classes of the fakes
 
     def __getitem__(self, rows: slice) -> 'Draws':
@@ -31,16 +31,16 @@ class Draws:
 
 
 def seed_for(seed: int, nimg: int, *purpose: object) -> int:
-    """A 63-bit seed for one purpose at one point of a run."""
+    """Return a 63-bit seed for one purpose at one point of a run."""
     digest = hashlib.blake2b(repr((seed, nimg, *purpose)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
 
 def draw(seed: int, nimg: int, purpose: str, batch: int, *, z_dim: int, num_ws: int,
          style_mixing: float, class_counts: tuple[int, ...], latents: str = 'normal') -> Draws:
-    """Latents for the whole global batch; classes as frequent as in the data (all 0 without `class_counts`).
+    """Draw latents [batch, z_dim] for the whole global batch, and classes [batch] as frequent as in the data.
 
-    latents: their distribution, of LATENTS.
+    Without `class_counts`, all classes are 0. latents: a distribution in LATENTS.
     """
     generator = torch.Generator().manual_seed(seed_for(seed, nimg, purpose))
     z, z_mix = LATENTS[latents](2, batch, z_dim, generator=generator)
@@ -57,9 +57,9 @@ def seed_micro_batch(seed: int, nimg: int, purpose: str, index: int) -> None:
 
 
 def truncated_normal(shape: tuple[int, ...], threshold: float, generator: torch.Generator) -> Tensor:
-    """N(0, 1), [*shape], each value beyond +-threshold drawn again until it is within. Brock et al. 2019, section 3.1.
+    """Draw N(0, 1), [*shape], and draw each value beyond +-threshold again until it is within. Brock et al. 2019, section 3.1.
 
-    ValueError for a threshold below LEAST_TRUNCATION, where next to all draws are in vain.
+    Raises ValueError for a threshold below LEAST_TRUNCATION, where almost all draws would be in vain.
     """
     if not threshold >= LEAST_TRUNCATION:
         raise ValueError(f'truncation threshold {threshold} is too small: take at least {LEAST_TRUNCATION}; 0.5 to 2 is usual')

@@ -1,6 +1,6 @@
-"""Everything that changes the next step, in one object.
+"""One object holds everything that changes the next step.
 
-What is a pure function of the images shown (noise, data order, EMA ramp) is computed, not kept.
+A pure function of the images shown (noise, data order, EMA ramp) is computed, not kept.
 """
 
 import copy
@@ -23,17 +23,17 @@ class TrainState:
     networks: dict[str, nn.Module]
     averages: dict[str, nn.Module] = field(default_factory=dict)     # EMA
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
-    memory: dict[str, Tensor] = field(default_factory=dict)          # what the game remembers between steps
-    guard: dict[str, Tensor] = field(default_factory=dict)           # what it has seen; on the CPU
+    memory: dict[str, Tensor] = field(default_factory=dict)          # values that the game remembers between steps
+    guard: dict[str, Tensor] = field(default_factory=dict)           # values that the guard remembers, on the CPU
     nimg: int = 0         # images shown
-    step: int = 0         # of the game's first phase
+    step: int = 0         # steps of the game's first phase
 
     def advance(self, batch: int) -> None:
         self.nimg += batch
         self.step += 1
 
     def tree(self) -> dict:
-        """The state as nested dicts of tensors; after loading into them, `take` it. All ranks call it together.
+        """Return the state as nested dicts of tensors; after loading into them, `take` them. All ranks call it together.
 
         A network `G` has its average under `G_ema` and its optimizer's moments under `opt_G`, as checkpoints have them.
         """
@@ -45,18 +45,18 @@ class TrainState:
         }
 
     def take(self, tree: dict) -> None:
-        """What of `tree()` does not share memory with the state."""
+        """Take over from `tree()` what does not share memory with the state."""
         for name, optimizer in self.optimizers.items():
             optimizer.take_moments(tree[f'opt_{name}'])
         self.nimg, self.step = int(tree['nimg']), int(tree['step'])
 
 
 def make_state(config: Config, plan: Plan, device: torch.device, strategy: Strategy) -> TrainState:
-    """A new run's state, spread over the ranks by `strategy`. What the guard remembers is left to the guard."""
+    """Make a new run's state and spread it over the ranks by `strategy`. The guard itself adds what it remembers."""
     torch.manual_seed(seed_for(config.seed, 0, 'weights'))
     networks = {name: network.to(device).requires_grad_(False) for name, network in make_networks(plan).items()}
     averages = {name: copy.deepcopy(networks[name]).eval() for name in plan.averaged}
-    # rollbacks: of the guard, each of which has lowered the learning rates
+    # `rollbacks` counts those of the guard; each has lowered the learning rates.
     memory = {name: torch.zeros((), device=device) for name in (*plan.memory, 'rollbacks')}
     for network in networks.values():
         strategy.spread(network)
@@ -67,5 +67,5 @@ def make_state(config: Config, plan: Plan, device: torch.device, strategy: Strat
 
 
 def make_networks(plan: Plan) -> dict[str, nn.Module]:
-    """New networks, their weights drawn in the plan's order from torch's own generator."""
+    """Make new networks; their weights are drawn in the plan's order from torch's own generator."""
     return {name: build_network(spec.role, spec.model, spec.options) for name, spec in plan.networks.items()}

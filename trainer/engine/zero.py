@@ -1,6 +1,7 @@
-"""Adam behind a DeepSpeed engine: ZeRO of stage 1, Rajbhandari et al. 2020, arXiv 1910.02054. Every rank steps its part.
+"""A DeepSpeed engine runs Adam here: in stage 1 of ZeRO, every rank steps its part. Rajbhandari et al. 2020, arXiv 1910.02054.
 
-The engine gets gradients that are averaged already: its own average could not name the rank of one that is not finite.
+The engine gets gradients that are averaged already: if it averaged them, nobody could tell which rank had one that is not
+finite.
 """
 
 import logging
@@ -19,40 +20,40 @@ from imago.trainer.ranks import dist
 MOMENTS = 'exp_avg', 'exp_avg_sq'
 CONFIG = {
     'train_micro_batch_size_per_gpu': 1,
-    'gradient_clipping': 0.0,    # it clips at 1 unless told
+    'gradient_clipping': 0.0,    # the default of DeepSpeed is to clip at 1
     'zero_optimization': {'stage': 1, 'contiguous_gradients': False, 'compute_grad_norm': False},
 }
 
 
 class Part:
-    """This rank's part of a group of parameters: laid end to end, filled up with 0, cut into one equal part a rank."""
+    """A group of parameters is laid end to end, filled up with 0 and cut into one equal part for each rank. This is our part."""
 
     def __init__(self, shapes: dict[str, torch.Size], state: dict[str, Tensor]) -> None:
-        """state: Adam's, of the part."""
+        """state: Adam's state of this part."""
         self.state, self.gradient = state, torch.zeros(0)
         self._shapes = shapes
-        self.length = sum(shape.numel() for shape in shapes.values())    # of all parts, without what fills them up
+        self.length = sum(shape.numel() for shape in shapes.values())    # all parts together have this length without the filling
 
     def of(self, whole: Tensor) -> Tensor:
-        """A copy of this rank's part of a tensor of `length`: [length] -> [P], as long as the part's moments."""
+        """Copy this rank's part of a whole tensor: [length] -> [P], as long as the part's moments."""
         length = len(self.state[MOMENTS[0]])
         own = whole[dist.rank() * length:][:length]
         return nn.functional.pad(own, (0, length - len(own)))
 
     def whole(self, part: Tensor) -> dict[str, Tensor]:
-        """The parts of all ranks, [P] each, by the name of the parameter and in its shape. All ranks call it together."""
+        """Gather the parts [P] of all ranks, by the name of the parameter and in its shape [...]. All ranks call it together."""
         whole = part.new_empty(dist.world_size(), len(part))
         torch.distributed.all_gather(list(whole), part)
         pieces = whole.flatten()[:self.length].split([shape.numel() for shape in self._shapes.values()])
         return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """Whole copies, by the name of the parameter: `step` [], the others in its shape. All ranks call it together."""
+        """Return whole copies by the name of the parameter: `step` [], the others in its shape. All ranks call it together."""
         whole = {key: self.whole(self.state[key]) for key in MOMENTS}
         return {name: {'step': self.state['step'].clone()} | {key: whole[key][name] for key in MOMENTS} for name in self._shapes}
 
     def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
-        """This rank's part of those in `moments`, which are whole. The group's parameters have all taken as many steps."""
+        """Keep this rank's part of `moments`, which are whole. All parameters of the group have taken equally many steps."""
         own = [moments[name] for name in self._shapes]
         for key in MOMENTS:
             self.state[key].copy_(self.of(torch.cat([state[key].flatten() for state in own])))
@@ -60,10 +61,10 @@ class Part:
 
 
 class ZeroAdam:
-    """Of a network that is whole on each rank: `parts` are this rank's of the groups that learn at different rates."""
+    """Steps a network that is whole on each rank. `parts` are this rank's, one for each group that learns at its own rate."""
 
     def __init__(self, network: nn.Module, config: OptimConfig) -> None:
-        network.requires_grad_(True)    # it leaves out what is frozen
+        network.requires_grad_(True)    # the engine would leave out frozen parameters
         groups = groups_of(network, config)
         self.parameters = [parameter for group in groups for _, parameter in group['params']]
         shapes = [{name: parameter.shape for name, parameter in group['params']} for group in groups]
@@ -81,7 +82,7 @@ class ZeroAdam:
 
     def step(self) -> None:
         zero = self._engine.optimizer
-        zero.refresh_fp32_params()      # it steps a copy; parameters may have been loaded or clipped
+        zero.refresh_fp32_params()      # the engine steps a copy, but parameters may have been loaded or clipped since
         for index, part in enumerate(self.parts):
             zero.averaged_gradients[index] = [part.gradient]
         self._engine.step()
@@ -89,21 +90,22 @@ class ZeroAdam:
             part.gradient = part.gradient.new_zeros(0)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """Whole copies, by the name of the parameter: `step` [], the others in its shape. All ranks call it together."""
+        """Return whole copies by the name of the parameter: `step` [], the others in its shape. All ranks call it together."""
         return {name: moments for part in self.parts for name, moments in part.moments().items()}
 
     def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
-        """This rank's part of those in `moments`, which are whole."""
+        """Keep this rank's parts of `moments`, which are whole."""
         for part in self.parts:
             part.take_moments(moments)
 
 
 def _deepspeed() -> ModuleType:
-    """The library, quiet, for this run's device, and without what it would compile as it starts (a minute, or for ever)."""
+    """Import the library for this run's device. Keep it quiet, and keep it from compiling a part of itself, which can take a
+    minute or hang."""
     os.environ['DS_ACCELERATOR'] = dist.device().type
     import deepspeed
     logging.getLogger('DeepSpeed').setLevel(logging.WARNING)
-    # said of each of its steps
+    # The library gives this warning at each step.
     warnings.filterwarnings('ignore', message='`torch.distributed.all_gather_into_tensor` is deprecated')
     deepspeed.ops.__compatible_ops__['deepspeed_shm_comm'] = False
     return deepspeed

@@ -1,10 +1,12 @@
-"""Networks by role and name. A family is a file here, a line for each of its networks, and its options in config/networks.py.
+"""This package holds the networks, by role and name. A family is a file here, a line for each of its networks, and its options
+in config/networks.py.
 
 The contract of a role:
 
 generator       `G(z [N, z_dim], c [N, c_dim])` -> pictures [NCHW] float32, about [-1, 1]. It has `z_dim`, `c_dim`, `resolution`
-                (H, W), `num_ws` (0, or of a network with styles how many layers take one) and, where several may share its
-                first layers, `tail`. With styles, it is `synthesis(mapping(z, c, truncation_psi), noise)`.
+                (H, W) and `num_ws`: how many layers take a style, 0 if none does. If several generators may share its first
+                layers, `tail` names the others. A generator with styles is
+                `synthesis(mapping(z, c, truncation_psi), noise)`.
 discriminator   `D(img [NCHW], c [N, c_dim])` -> logits [N, num_outputs] float32.
 """
 
@@ -28,9 +30,9 @@ NETWORKS = {
 
 
 def build_network(role: str, model: str, options: dict) -> nn.Module:
-    """A new network. `options`: its constructor's, and perhaps `normalise`, (kind, share) of its weights, see spectral.py.
+    """Build a new network from its constructor's `options`; `normalise` among them is (kind, share), see spectral.py.
 
-    ValueError for a name that is none, and for an option that the constructor does not take.
+    Raises ValueError for an unknown name, and for an option that the constructor does not take.
     """
     make = NETWORKS[role].get(model)
     if make is None:
@@ -43,7 +45,7 @@ def build_network(role: str, model: str, options: dict) -> nn.Module:
 
 
 def several(model: str, count: int, options: dict) -> SeveralGenerators:
-    """`count` generators in one."""
+    """Build one network that holds `count` generators."""
     return SeveralGenerators([build_network('generator', model, options) for _ in range(count)])
 
 

@@ -1,4 +1,4 @@
-"""Batch norm (Ioffe & Szegedy 2015) over all ranks, plain or with the sample's own gains and biases.
+"""Batch norm (Ioffe & Szegedy 2015) takes its statistics over all ranks; gains and biases may be each sample's own.
 
 Legend: N batch, C channels, H W pixels.
 """
@@ -9,20 +9,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-MOMENTUM = 0.1   # of the running statistics: the new batch's share
+MOMENTUM = 0.1   # the new batch's share in the running statistics
 
 SumOverRanks = Callable[[Tensor], Tensor]
 
 
 def identity(x: Tensor) -> Tensor:
-    """x [...] -> x: the sum over a single rank."""
+    """x [...] -> x, which is the sum over a single rank."""
     return x
 
 
 class Standardise(nn.Module):
-    """Maps [NCHW] of mean 0 and variance 1 for each channel: by the batch's statistics, in eval mode by the running ones.
+    """Gives each channel of maps [NCHW] mean 0 and variance 1, by the batch's statistics or, in eval mode, by the running ones.
 
-    `sum_over_ranks` adds tensors over `ranks`, differentiably; see `synchronise`.
+    `sum_over_ranks` adds tensors over `ranks` and is differentiable; see `synchronise`.
     """
 
     def __init__(self, channels: int, eps: float) -> None:
@@ -30,15 +30,15 @@ class Standardise(nn.Module):
         self.eps = eps
         self.sum_over_ranks: SumOverRanks = identity
         self.ranks = 1
-        self.standing_batches: int | None = None   # seen by standing statistics, while these are taken
+        self.standing_batches: int | None = None   # how many batches standing statistics have seen; None while none are taken
         self.register_buffer('stored_mean', torch.zeros(channels))
         self.register_buffer('stored_var', torch.ones(channels))
 
     def standardise(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-        """gain, bias: [C] or [N, C]. Statistics in float32 at least; the result is of the type of x."""
+        """x [NCHW], gain and bias [C] or [N, C] -> [NCHW] in the type of x. Statistics are computed in float32 or better."""
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.training:
-            # in two passes: the difference of raw moments loses its digits on maps far from 0
+            # Two passes are needed: on maps far from 0, the difference of raw moments would lose its digits.
             count = x.numel() // x.shape[1] * self.ranks
             mean = self.sum_over_ranks(precise.sum(dim=(0, 2, 3))) / count
             centred = precise - as_planes(mean)
@@ -60,7 +60,7 @@ class Standardise(nn.Module):
 
 
 class BatchNorm(Standardise):
-    """[NCHW] -> [NCHW] with a learned gain and bias for each channel."""
+    """Maps [NCHW] to [NCHW] with a learned gain and bias for each channel."""
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__(channels, eps)
@@ -72,7 +72,7 @@ class BatchNorm(Standardise):
 
 
 class ConditionalBatchNorm(Standardise):
-    """[NCHW] -> [NCHW], gains 1 + linear and biases linear in each sample's condition [N, condition_dim], 0 at the start."""
+    """Maps [NCHW] to [NCHW]. Gains - 1 and biases are linear in each sample's condition [N, condition_dim], and start at 0."""
 
     def __init__(self, channels: int, condition_dim: int, eps: float = 1e-5) -> None:
         super().__init__(channels, eps)
@@ -96,7 +96,7 @@ def has_batch_norm(network: nn.Module) -> bool:
 
 
 def synchronise(network: nn.Module, sum_over_ranks: SumOverRanks, ranks: int) -> None:
-    """Take batch statistics over all `ranks`, each with as many samples; `sum_over_ranks` must be differentiable."""
+    """Take batch statistics over all `ranks`, which have equally many samples; `sum_over_ranks` must be differentiable."""
     for module in network.modules():
         if isinstance(module, Standardise):
             module.sum_over_ranks, module.ranks = sum_over_ranks, ranks
@@ -104,9 +104,9 @@ def synchronise(network: nn.Module, sum_over_ranks: SumOverRanks, ranks: int) ->
 
 @contextmanager
 def standing_statistics(network: nn.Module) -> Iterator[None]:
-    """The running statistics become the means over the batches of fakes made inside. Brock et al. 2019, appendix D.
+    """Inside, the running statistics become the means over the batches of fakes that are made. Brock et al. 2019, appendix D.
 
-    Gradients are off inside; afterwards the network is in the mode it was in.
+    Gradients are off inside; afterwards the network is in the mode that it was in before.
     """
     norms = [module for module in network.modules() if isinstance(module, Standardise)]
     was_training = network.training

@@ -1,6 +1,6 @@
 """BEGAN. Berthelot et al. 2017, "BEGAN: Boundary Equilibrium Generative Adversarial Networks", section 3.5.
 
-Without the optional vanishing residuals and skip connections of its section 3.5.1.
+The optional vanishing residuals and skip connections of section 3.5.1 are left out.
 
 Legend: N batch, C channels, H W pixels, z [N, z_dim] latents, c [N, c_dim] one-hot labels, h [N, code_dim] codes.
 """
@@ -14,15 +14,16 @@ from imago.trainer.models.layers import checked_latents
 
 
 def base_and_stages(resolution: tuple[int, int]) -> tuple[tuple[int, int], int]:
-    """(H, W) -> size of the coarsest maps, their shorter side 8 to 15 px (or the picture's, if less), and how many sizes."""
+    """(H, W) -> the size of the coarsest maps and the number of sizes. The shorter side of these maps has 8 to 15 px, or as
+    few as the picture's."""
     doublings = max(base_and_doublings(resolution)[1] - 1, 0)
     return (resolution[0] >> doublings, resolution[1] >> doublings), doublings + 1
 
 
 class Decoder(nn.Module):
-    """Codes and c -> pictures [NCHW] float32, about [-1, 1]: the generator, and the second half of the discriminator.
+    """Maps codes and c to pictures [NCHW] float32, about [-1, 1]. It is the generator, and half of the discriminator.
 
-    Classes are embedded in as many dimensions as the code has and join it: the paper has none.
+    The paper has no classes. Here they are embedded in as many dimensions as the code has, and join it.
     """
 
     def __init__(self, code_dim: int, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int) -> None:
@@ -30,7 +31,7 @@ class Decoder(nn.Module):
         base, stages = base_and_stages(resolution)
         self.embed = nn.Linear(c_dim, code_dim, bias=False) if c_dim else None
         if c_dim:
-            nn.init.normal_(self.embed.weight)      # a class then looks like a latent
+            nn.init.normal_(self.embed.weight)      # the embedding then looks like a latent
         self.fc = nn.Linear(code_dim * (1 + (c_dim > 0)), channels * base[0] * base[1])
         self.unflatten = nn.Unflatten(1, (channels, *base))
         self.stages = nn.ModuleList(nn.Sequential(*convolution(channels, channels), *convolution(channels, channels))
@@ -47,7 +48,7 @@ class Decoder(nn.Module):
 
 
 def make_encoder(code_dim: int, resolution: tuple[int, int], img_channels: int, channels: int) -> nn.Sequential:
-    """Pictures [NCHW] -> h. Channels grow linearly with each halving, by a stride of 2."""
+    """Build a network from pictures [NCHW] to h. Each convolution of stride 2 halves the size, and channels grow linearly."""
     base, stages = base_and_stages(resolution)
     layers = convolution(img_channels, channels)
     for stage in range(1, stages + 1):
@@ -58,7 +59,7 @@ def make_encoder(code_dim: int, resolution: tuple[int, int], img_channels: int, 
 
 
 class Generator(Decoder):
-    """The discriminator's decoder, with weights of its own. resolution: (H, W). latents: as published they are uniform."""
+    """This is the discriminator's decoder, with its own weights. resolution: (H, W). latents: 'uniform' as published."""
 
     def __init__(self, z_dim: int, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 128,
                  latents: str = 'normal') -> None:
@@ -69,7 +70,7 @@ class Generator(Decoder):
 
 
 class Discriminator(nn.Module):
-    """An autoencoder; its energy is how badly it reconstructs. ValueError for more than one output."""
+    """This is an autoencoder, whose energy is its reconstruction error. Raises ValueError for more than one output."""
 
     def __init__(self, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 128, code_dim: int = 64,
                  num_outputs: int = 1) -> None:

@@ -12,9 +12,9 @@ from imago.trainer.models.batch_norm import BatchNorm, ConditionalBatchNorm
 from imago.trainer.models.layers import as_maps, block_dtype, check_outputs
 from imago.trainer.models.spectral import spectral_norm
 
-# Doublings from the base (4 px) -> channels over `channels`: of the coarsest maps and of each block of G after them,
-# and of each block of D: appendix B's tables, which BigGAN-deep shares. They lack 64 px (here as in the recorded networks)
-# and 32 px (of one width throughout, as Miyato et al. 2018, table 4).
+# The number of doublings from the base (4 px) gives the widths, as multiples of `channels`: in G those of the coarsest maps
+# and of each block after them, in D those of each block. They are appendix B's tables, which BigGAN-deep shares. These lack
+# 64 px, which is as in the recorded networks, and 32 px, which has one width throughout, as Miyato et al. 2018, table 4.
 G_WIDTHS = {
     3: (4, 4, 4, 4),
     4: (16, 16, 8, 4, 2),
@@ -29,11 +29,11 @@ D_WIDTHS = {
     6: (1, 2, 4, 8, 8, 16, 16),
     7: (1, 1, 2, 4, 8, 8, 16, 16),
 }
-EPS = 1e-4   # of batch norm and spectral norm, appendix C
+EPS = 1e-4   # batch norm and spectral norm use it; appendix C
 
 
 class SelfAttention(nn.Module):
-    """[NCHW] -> [NCHW]: each pixel attends to the maxima over 2x2 pixels. Zhang et al. 2019, section 3."""
+    """Lets each pixel of [NCHW] attend to the maxima over 2x2 pixels, and returns [NCHW]. Zhang et al. 2019, section 3."""
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """Residual, doubles the size: [NIHW], condition [N, condition_dim] -> [N, O, H * 2, W * 2]. Figure 15b."""
+    """Is residual and doubles the size: [NIHW], condition [N, condition_dim] -> [N, O, H * 2, W * 2]. Figure 15b."""
 
     def __init__(self, in_channels: int, out_channels: int, condition_dim: int, dtype: torch.dtype, eps: float) -> None:
         super().__init__()
@@ -68,15 +68,15 @@ class GeneratorBlock(nn.Module):
         x = as_maps(x, self.dtype)
         y = self.conv1(double(self.bn1(x, condition).relu()))
         y = self.conv2(self.bn2(y, condition).relu())
-        # a 1x1 convolution commutes with resampling: it runs where there are fewer pixels
+        # A 1x1 convolution commutes with resampling, so it runs where there are fewer pixels.
         return y + double(self.conv_sc(x))
 
 
 class Generator(nn.Module):
-    """z in chunks: the first makes the coarsest maps, the others join the class as conditions of a block each.
+    """Cuts z into chunks: the first makes the coarsest maps; each other one joins the class as the condition of one block.
 
-    resolution: (H, W), 2**k times the base for a k that the tables have. attention: side of the maps that attend, where
-    the base counts as 4 px; none where no map is so large. ValueError for a z_dim that cannot be cut evenly.
+    resolution: (H, W), 2**k times the base for a k that the tables have. attention: side of the maps that attend, if the
+    base counts as 4 px; no map attends if none has this side. Raises ValueError for a z_dim that cannot be cut evenly.
     """
 
     def __init__(self, z_dim: int, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 96,
@@ -102,7 +102,7 @@ class Generator(nn.Module):
         self.tail = (f'blocks.{doublings - 1}', 'output_layer')
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """z and c -> pictures [NCHW], float32, in [-1, 1]."""
+        """z [N, z_dim], c [N, c_dim] -> pictures [NCHW], float32, in [-1, 1]."""
         first, *chunks = z.chunk(self.chunks, dim=1)
         label = c @ self.shared.weight if self.c_dim else z[:, :0]
         x = self.linear(first).unflatten(1, (-1, *self.base))
@@ -114,7 +114,7 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual, halves the size with `down`: [NIHW] -> [NOHW]. Figure 15c. The first reads a picture: no ReLU before it."""
+    """Is residual and, with `down`, halves the size: [NIHW] -> [NOHW]. Figure 15c. The first reads a picture, without a ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, down: bool, first: bool, dtype: torch.dtype, eps: float) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures and c -> logits; conditional by projection, Miyato & Koyama 2018. Arguments as the generator's."""
+    """Maps pictures and c to logits, conditional by projection (Miyato & Koyama 2018). It takes the generator's arguments."""
 
     def __init__(self, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 96, attention: int = 64,
                  low_precision: str = 'none', low_precision_blocks: int = 0, num_outputs: int = 1, eps: float = EPS) -> None:
@@ -144,7 +144,7 @@ class Discriminator(nn.Module):
         widths = [img_channels, *(channels * width for width in D_WIDTHS[doublings])]
         self.blocks = nn.Sequential()
         for i in range(doublings + 1):
-            level = doublings - i    # of the maps that come in
+            level = doublings - i    # doublings from the base to the maps that come in
             dtype = block_dtype(low_precision, low_precision_blocks, level, doublings)
             block = DiscriminatorBlock(widths[i], widths[i + 1], halves(i, doublings), i == 0, dtype, eps)
             self.blocks.append(nn.Sequential(block, *attends_at(2 << level, attention, widths[i + 1], eps)))
@@ -159,7 +159,7 @@ class Discriminator(nn.Module):
 
 
 class Conv2d(nn.Conv2d):
-    """Computes in the type of its input."""
+    """This convolution computes in the type of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [NIHW] -> [NOHW]"""
@@ -191,7 +191,7 @@ def output_layer(channels: int, img_channels: int, eps: float) -> nn.Sequential:
 
 
 def initialised(layer: nn.Module) -> nn.Module:
-    """Orthogonal weight (Saxe et al. 2014), biases 0."""
+    """Give the layer an orthogonal weight (Saxe et al. 2014) and biases of 0, and return it."""
     nn.init.orthogonal_(layer.weight)
     if getattr(layer, 'bias', None) is not None:
         nn.init.zeros_(layer.bias)
@@ -203,7 +203,7 @@ def attends_at(side: int, attention: int, channels: int, eps: float) -> list[nn.
 
 
 def halves(block: int, doublings: int) -> bool:
-    """Whether D's block halves its maps. At 32 px it stops at 8 px, as Miyato et al. 2018, table 4."""
+    """Tell whether D's block halves its maps. At 32 px, D stops at 8 px, as in Miyato et al. 2018, table 4."""
     return block < (2 if doublings == 3 else doublings)
 
 
@@ -213,7 +213,7 @@ def double(x: Tensor) -> Tensor:
 
 
 def table_size(resolution: tuple[int, int]) -> tuple[tuple[int, int], int]:
-    """(H, W) -> base size and doublings. ValueError where the tables have no such network."""
+    """(H, W) -> base size and doublings. Raises ValueError if the tables have no such network."""
     base, doublings = base_and_doublings(resolution)
     if doublings not in G_WIDTHS:
         sizes = ', '.join(str(4 << known) for known in G_WIDTHS)
@@ -223,7 +223,7 @@ def table_size(resolution: tuple[int, int]) -> tuple[tuple[int, int], int]:
 
 
 def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights for `load_state_dict`: normalised ones have their vector u0 [1, out] and value sv0 [1] beside them."""
+    """Rename published weights for `load_state_dict`. Normalised ones have a vector u0 [1, out] and a value sv0 [1]."""
     renamed = {}
     for name, tensor in state_dict.items():
         layer, _, last = name.rpartition('.')

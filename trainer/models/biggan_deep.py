@@ -1,6 +1,6 @@
 """BigGAN-deep. Brock et al. 2019, "Large Scale GAN Training for High Fidelity Natural Image Synthesis", appendix B.
 
-Bottleneck blocks with shortcuts that keep their channels; the whole z is a condition of every block.
+Blocks are bottlenecks, and their shortcuts keep the channels. The whole z is a condition of every block.
 
 Legend: N batch, C channels (I in, O out), H W pixels, z [N, z_dim] latents, c [N, c_dim] one-hot labels.
 """
@@ -27,11 +27,12 @@ from imago.trainer.models.biggan import (
 from imago.trainer.models.layers import as_maps, block_dtype, check_outputs
 from imago.trainer.models.spectral import spectral_norm
 
-BOTTLENECK = 4   # channels inside a block are the wider side's over this
+BOTTLENECK = 4   # a block has this many times fewer channels inside than on its wider side
 
 
 class GeneratorBlock(nn.Module):
-    """Residual, doubles the size with `up`: [NIHW], condition [N, condition_dim] -> [NOHW]. O <= I: others are dropped."""
+    """Is residual and, with `up`, doubles the size: [NIHW], condition [N, condition_dim] -> [NOHW]. Its shortcut keeps the
+    first O <= I channels."""
 
     def __init__(self, in_channels: int, out_channels: int, condition_dim: int, up: bool, dtype: torch.dtype,
                  eps: float) -> None:
@@ -57,7 +58,7 @@ class GeneratorBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """depth: blocks at each size. Other arguments and errors as BigGAN's, but that z stays whole."""
+    """depth: blocks at each size. Other arguments and errors are those of BigGAN, but z stays whole."""
 
     def __init__(self, z_dim: int, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 128,
                  shared_dim: int = 128, depth: int = 2, attention: int = 64, low_precision: str = 'none',
@@ -71,7 +72,7 @@ class Generator(nn.Module):
         self.linear = linear(condition_dim, widths[0] * self.base[0] * self.base[1], eps)
         self.blocks = nn.ModuleList()
         for i in range(doublings):
-            # the last block of a size doubles it
+            # The last block of a size doubles it.
             dtypes = [block_dtype(low_precision, low_precision_blocks, i + last, doublings) for last in (False, True)]
             for _ in range(depth - 1):
                 block = GeneratorBlock(widths[i], widths[i], condition_dim, False, dtypes[0], eps)
@@ -82,7 +83,7 @@ class Generator(nn.Module):
         self.tail = (f'blocks.{len(self.blocks) - 1}', 'output_layer')
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """z and c -> pictures [NCHW], float32, in [-1, 1]."""
+        """z [N, z_dim], c [N, c_dim] -> pictures [NCHW], float32, in [-1, 1]."""
         condition = torch.cat([c @ self.shared.weight, z], dim=1) if self.c_dim else z
         x = self.linear(condition).unflatten(1, (-1, *self.base))
         for block, *attention in self.blocks:
@@ -93,7 +94,8 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual, halves the size with `down`: [NIHW] -> [NOHW]. O >= I: only the channels on top are learned."""
+    """Is residual and, with `down`, halves the size: [NIHW] -> [NOHW]. The shortcut learns only the O - I >= 0 channels that
+    are added."""
 
     def __init__(self, in_channels: int, out_channels: int, down: bool, dtype: torch.dtype, eps: float) -> None:
         super().__init__()
@@ -117,7 +119,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures and c -> logits; conditional by projection, Miyato & Koyama 2018. Arguments as the generator's."""
+    """Maps pictures and c to logits, conditional by projection (Miyato & Koyama 2018). It takes the generator's arguments."""
 
     def __init__(self, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 128, depth: int = 2,
                  attention: int = 64, low_precision: str = 'none', low_precision_blocks: int = 0, num_outputs: int = 1,
@@ -130,7 +132,7 @@ class Discriminator(nn.Module):
         self.input_conv = conv(img_channels, widths[0], 3, eps)
         self.blocks = nn.Sequential()
         for i in range(doublings):
-            # the first block of a size comes from twice that size
+            # The first block of a size comes from twice that size.
             dtypes = [block_dtype(low_precision, low_precision_blocks, doublings - i - later, doublings) for later in (0, 1)]
             stage = [DiscriminatorBlock(widths[i], widths[i + 1], halves(i, doublings), dtypes[0], eps)]
             stage += [DiscriminatorBlock(widths[i + 1], widths[i + 1], False, dtypes[1], eps) for _ in range(depth - 1)]

@@ -1,6 +1,7 @@
 """DCGAN. Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional GANs", section 3.
 
-4x4 kernels and 64 channels at half the picture's size, as in the authors' runs; their figure 1 draws twice as many.
+Kernels are 4x4, and maps of half the picture's size have 64 channels, as in the authors' runs; their figure 1 draws twice as
+many.
 
 Legend: N batch, C channels, H W pixels, z [N, z_dim] latents, c [N, c_dim] one-hot labels.
 """
@@ -12,13 +13,14 @@ from imago.trainer.config.resolution import base_and_doublings
 from imago.trainer.models.batch_norm import BatchNorm
 from imago.trainer.models.layers import check_outputs, checked_latents
 
-CHANNEL_STEPS = 4   # doublings of the channels from the finest maps on, after which they stay
+CHANNEL_STEPS = 4   # how often the channels double from the finest maps on, before they stay
 
 
 class Generator(nn.Module):
     """Projects z to the coarsest maps and doubles them by transposed convolutions. resolution: (H, W).
 
-    Classes are embedded in z_dim dimensions and join z: the paper has none. latents: of layers.LATENTS; published: uniform.
+    The paper has no classes. Here they are embedded in z_dim dimensions and join z. latents: a name in layers.LATENTS,
+    'uniform' as published.
     """
 
     def __init__(self, z_dim: int, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 64,
@@ -38,10 +40,10 @@ class Generator(nn.Module):
         self.tail = (f'blocks.{doublings - 1}',) if doublings else ('fc',)
         self.apply(initialise)
         if c_dim:
-            nn.init.normal_(self.embed.weight)      # a class then looks like z
+            nn.init.normal_(self.embed.weight)      # the embedding then looks like z
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """z and c -> pictures [NCHW], float32, in [-1, 1]."""
+        """z [N, z_dim], c [N, c_dim] -> pictures [NCHW], float32, in [-1, 1]."""
         x = self.unflatten(self.fc(torch.cat([z, self.embed(c)], dim=1) if self.c_dim else z))
         for block in self.blocks:
             x = block(x)
@@ -49,7 +51,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Strided convolutions, batch norm in all but the first. Conditional by projection, Miyato & Koyama 2018."""
+    """Has strided convolutions, all but the first with batch norm. Is conditional by projection, Miyato & Koyama 2018."""
 
     def __init__(self, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 64,
                  num_outputs: int = 1) -> None:
@@ -76,12 +78,12 @@ class Discriminator(nn.Module):
 
 
 def block_channels(channels: int, doublings: int) -> list[int]:
-    """Channels of the maps of 1/2, 1/4 ... of the picture's size."""
+    """Count the channels of the maps that have 1/2, 1/4 ... of the picture's size."""
     return [channels << min(i, CHANNEL_STEPS) for i in range(doublings)]
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights from N(0, 0.02), biases 0; batch norm keeps its own."""
+    """Draw weights from N(0, 0.02) and set biases to 0; batch norm keeps its own values."""
     if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:

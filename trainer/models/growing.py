@@ -1,8 +1,8 @@
-"""What the two growing families share. Karras et al. 2018, "Progressive Growing of GANs", section 2.
+"""This file holds what the two growing families share. Karras et al. 2018, "Progressive Growing of GANs", section 2.
 
 Legend: N batch, C channels (I in, O out), H W pixels of full size, z [N, z_dim] latents, c [N, c_dim] one-hot labels.
-Size i is base * 2**i px, coarsest first. `lod`, the level of detail: 0 full size, 1 half of it ...; in between, the finer
-size fades in. f = floor(lod): G makes pictures of H >> f, W >> f px, and D reads them.
+Size i is base * 2**i px, coarsest first. `lod` is the level of detail: 0 means full size, 1 half of it ...; in between, the
+finer size fades in. G makes pictures of H >> f, W >> f px with f = floor(lod), and D reads them.
 """
 
 import re
@@ -26,11 +26,11 @@ from imago.trainer.models.layers import (
 )
 from imago.trainer.models.stylegan2 import DiscriminatorEpilogue
 
-GAINED = re.compile(r'(fromrgb\.\d+|blocks\.\d+\.\d+|blocks\.0\.conv|blocks\.0\.fc)\.bias')   # of D, see `before_gain`
+GAINED = re.compile(r'(fromrgb\.\d+|blocks\.\d+\.\d+|blocks\.0\.conv|blocks\.0\.fc)\.bias')   # names in D, see `before_gain`
 
 
 class Growing(nn.Module):
-    """A network of `doublings` + 1 sizes, of which those up to `lod` are in use. The trainer sets `lod`."""
+    """A network has `doublings` + 1 sizes, of which those up to `lod` are in use. The trainer sets `lod`."""
 
     def __init__(self, resolution: tuple[int, int], channel_base: int, channel_max: int, low_precision: str,
                  low_precision_blocks: int) -> None:
@@ -39,11 +39,11 @@ class Growing(nn.Module):
         self.channels = block_channels(channel_base, channel_max, self.doublings)
         self.dtypes = [block_dtype(low_precision, low_precision_blocks, i, self.doublings)
                        for i in range(self.doublings + 1)]
-        # as exact as the schedule computes it: rounded to float32, a level could begin early
+        # It is as exact as the schedule computes it: if it were rounded to float32, a level could begin early.
         self.register_buffer('lod', torch.zeros([], dtype=torch.float64))
 
     def stage(self) -> tuple[int, float]:
-        """(index of the finest size in use, weight of the size below it). ValueError for a lod that does not exist."""
+        """Return (index of the finest size in use, weight of the size below it). Raises ValueError for an impossible lod."""
         lod = self.lod.item()
         if not 0 <= lod <= self.doublings:
             raise ValueError(f'lod {lod:g} does not exist: this network has 0 (full size) to {self.doublings}')
@@ -51,7 +51,7 @@ class Growing(nn.Module):
 
 
 class GrowingSynthesis(Growing):
-    """Two layers and a picture of each size. The family appends its `layers`, coarsest first."""
+    """Has two layers and a picture for each size. The family appends its `layers`, coarsest first."""
 
     def __init__(self, resolution: tuple[int, int], img_channels: int, channel_base: int, channel_max: int,
                  low_precision: str, low_precision_blocks: int) -> None:
@@ -62,7 +62,7 @@ class GrowingSynthesis(Growing):
                                    for features in self.channels)
 
     def grow(self, x: Tensor | None, run_layer: Callable[[int, Tensor | None], Tensor]) -> Tensor:
-        """run_layer(index, x), where layer 0 gets this x. Returns pictures [N, img_channels, H >> f, W >> f], float32."""
+        """Run the layers by run_layer(index, x); layer 0 gets this x. Returns [N, img_channels, H >> f, W >> f], float32."""
         finest, fade = self.stage()
         for i in range(finest + 1):
             coarse, x = x, as_maps(x, self.dtypes[i]) if i else x
@@ -75,18 +75,24 @@ class GrowingSynthesis(Growing):
 
 
 def up_conv2d(x: Tensor, weight: Tensor) -> Tensor:
-    """Nearest doubling, then 3x3 convolution, as one of 4x4 taps and stride 2: x [NIHW], weight [OI33] -> [N, O, 2H, 2W]."""
+    """Double by the nearest pixel, then convolve by 3x3 taps: x [NIHW], weight [OI33] -> [N, O, 2H, 2W].
+
+    Both are done as one convolution of 4x4 taps and stride 2.
+    """
     taps = 4 * F.avg_pool2d(weight, 2, stride=1, padding=1).flip([2, 3])
     return F.conv_transpose2d(x, taps.transpose(0, 1).to(x.dtype), stride=2, padding=1)
 
 
 def conv_down2d(x: Tensor, weight: Tensor) -> Tensor:
-    """3x3 convolution, then 2x2 means, as one of 4x4 taps and stride 2: x [NIHW], weight [OI33] -> [N, O, H/2, W/2]."""
+    """Convolve by 3x3 taps, then take 2x2 means: x [NIHW], weight [OI33] -> [N, O, H/2, W/2].
+
+    Both are done as one convolution of 4x4 taps and stride 2.
+    """
     return F.conv2d(x, F.avg_pool2d(weight, 2, stride=1, padding=1).to(x.dtype), stride=2, padding=1)
 
 
 class GrowingDiscriminator(Growing):
-    """Pictures and c -> logits; conditional by projection, Miyato & Koyama 2018. The family says how a size is halved."""
+    """Maps pictures and c to logits, conditional by projection (Miyato & Koyama 2018). The family says how a size is halved."""
 
     half_size_layer: type[Conv2d]
 
@@ -126,7 +132,7 @@ class GrowingDiscriminator(Growing):
 
 
 def published_discriminator(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights of D for `load_state_dict`, each tensor under our name. There, sizes count from the finest."""
+    """Give each published tensor of D its name here, for `load_state_dict`. Published sizes count from the finest."""
     doublings = sum(name.startswith('input') for name in state_dict) // 2 - 1
     last = 2 * doublings + 2
     renamed = {'lod': state_dict['lod']}
@@ -141,15 +147,15 @@ def published_discriminator(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def before_gain(published: dict[str, Tensor], gained: re.Pattern) -> dict[str, Tensor]:
-    """The weights, under our names, with biases and noise strengths that `gained` finds as ours.
+    """Divide by sqrt(2) the biases and noise strengths, of any shape, whose names here match `gained`.
 
-    Published layers add these after the gain of sqrt(2), ours before it.
+    Published layers add these after the gain of sqrt(2), the layers here before it.
     """
     return {name: tensor / sqrt(2) if gained.fullmatch(name) else tensor for name, tensor in published.items()}
 
 
 def learn_after_gain(network: nn.Module, gained: re.Pattern) -> None:
-    """Let those biases and noise strengths learn as if they stood where published layers have them: sqrt(2) slower."""
+    """Let those biases and noise strengths learn sqrt(2) slower, as if they were added after the gain."""
     for name, _ in network.named_parameters():
         if gained.fullmatch(name):
             module, _, own = name.rpartition('.')

@@ -1,4 +1,4 @@
-"""Layers that several families share. All learn at an equalised rate: weights are N(0, 1), scaled at run time.
+"""Several families share these layers. All learn at an equalised rate: weights start as N(0, 1) and are scaled at run time.
 
 Karras et al. 2018, "Progressive Growing of GANs", section 4.1.
 """
@@ -17,7 +17,7 @@ FP16_CLAMP = 256.0
 
 
 def uniform(*shape: int, generator: torch.Generator) -> Tensor:
-    """Values from U[-1, 1]."""
+    """Draw values from U[-1, 1], of shape [*shape]."""
     return 2 * torch.rand(*shape, generator=generator) - 1
 
 
@@ -25,7 +25,7 @@ LATENTS = {'normal': torch.randn, 'uniform': uniform}   # distributions of z, by
 
 
 class FullyConnected(nn.Module):
-    """[N, in] -> [N, out]. Parameters are stored 1 / lr_multiplier times larger, so that they learn slower."""
+    """Maps [N, in] to [N, out]. Parameters are stored 1 / lr_multiplier times larger, so that they learn slower."""
 
     def __init__(self, in_features: int, out_features: int, act: str = 'linear', lr_multiplier: float = 1.0,
                  bias_init: float = 0.0) -> None:
@@ -37,14 +37,14 @@ class FullyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, in] -> [N, out]"""
-        # scaling x rather than the weight: it is smaller
+        # x is scaled rather than the weight, as it is smaller.
         return bias_act(F.linear(x * self.weight_gain, self.weight), self.bias * self.lr_multiplier, act=self.act)
 
 
 class Conv2d(nn.Module):
-    """[NCHW] -> [NCHW] of the same size, or half of it with `down`; then bias, activation, `gain` and clamp.
+    """Maps [NCHW] to [NCHW] of the same size, or half of it with `down`; then applies bias, activation, `gain` and clamp.
 
-    Computes in the type of its input.
+    It computes in the type of its input.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, act: str = 'lrelu', down: bool = False,
@@ -62,7 +62,7 @@ class Conv2d(nn.Module):
         """x [N, in, H, W] -> [N, out, H, W], or [N, out, H/2, W/2] with `down`"""
         weight = (self.weight * self.weight_gain).to(x.dtype)
         if self.down:
-            # the 4-tap blur takes 3 pixels, of which the stride of 2 needs only 2 back
+            # The blur of 4 taps takes 3 pixels away, of which the stride of 2 needs only 2 back.
             x = upfirdn2d(x, self.resample_filter, padding=self.padding + 1)
             x = F.conv2d(x, weight, stride=2)
         else:
@@ -71,7 +71,7 @@ class Conv2d(nn.Module):
 
 
 class HalfSizeShortcut(nn.Module):
-    """1x1 convolution of the blurred and halved picture, without bias: [NCHW] -> [N, out, H/2, W/2]."""
+    """Blurs and halves maps, then convolves them by 1x1 taps without bias: [NCHW] -> [N, out, H/2, W/2]."""
 
     def __init__(self, in_channels: int, out_channels: int, gain: float = 1.0) -> None:
         super().__init__()
@@ -91,10 +91,10 @@ def normalize_second_moment(x: Tensor) -> Tensor:
 
 
 def append_minibatch_stddev(x: Tensor, group: int) -> Tensor:
-    """[NCHW] -> [N, C + 1, H, W]: one more map with the mean standard deviation over the sample's group.
+    """Append one more map, the mean standard deviation over the sample's group: [NCHW] -> [N, C + 1, H, W].
 
     Groups are contiguous runs of `group` samples, so micro-batches of whole groups give what the whole batch gives.
-    Where `group` does not divide N, groups are as large as the largest smaller divisor. Karras et al. 2018, section 3.
+    If `group` does not divide N, groups are as large as the largest smaller divisor. Karras et al. 2018, section 3.
     """
     count = len(x)
     size = next(size for size in range(min(group, count), 0, -1) if count % size == 0)
@@ -105,7 +105,10 @@ def append_minibatch_stddev(x: Tensor, group: int) -> Tensor:
 
 
 def block_channels(channel_base: int, channel_max: int, doublings: int) -> list[int]:
-    """Channels of each block, coarsest first: channel_base / (4 * 2**i), at most channel_max. ValueError if none."""
+    """Count the channels of each block, coarsest first: channel_base / (4 * 2**i), at most channel_max.
+
+    Raises ValueError if a block would have none.
+    """
     if channel_base < 4 << doublings:
         raise ValueError(f'channel_base {channel_base} leaves the finest block no channels: give at least '
                          f'{4 << doublings}')
@@ -113,12 +116,12 @@ def block_channels(channel_base: int, channel_max: int, doublings: int) -> list[
 
 
 def block_dtype(low_precision: str, low_precision_blocks: int, index: int, doublings: int) -> torch.dtype:
-    """Type of block `index` (0: coarsest, always float32; `doublings`: finest)."""
+    """Return the type of block `index`. Block 0 is the coarsest, always in float32; block `doublings` is the finest."""
     return DTYPES[low_precision] if index > max(doublings - low_precision_blocks, 0) else torch.float32
 
 
 def as_maps(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x [NCHW] as blocks of type `dtype` compute on it: in memory as [N, H, W, C] where convolutions are faster so."""
+    """Convert x [NCHW] to `dtype`, and lay it out in memory as [N, H, W, C] if convolutions are faster that way."""
     nhwc = x.device.type == 'cpu' or dtype != torch.float32
     return x.to(dtype, memory_format=torch.channels_last if nhwc else torch.contiguous_format)
 
@@ -128,14 +131,14 @@ def default_clamp(low_precision: str, conv_clamp: float | None) -> float | None:
 
 
 def checked_latents(latents: str) -> str:
-    """The same. ValueError for a distribution that is unknown."""
+    """Return `latents` as it is. Raises ValueError for an unknown distribution."""
     if latents not in LATENTS:
         raise ValueError(f'latents {latents!r} are unknown: take one of {", ".join(LATENTS)}')
     return latents
 
 
 def check_outputs(num_outputs: int, c_dim: int) -> None:
-    """ValueError where a discriminator would have to be conditional and classify at once."""
+    """Raise ValueError if a discriminator would have to be conditional and classify at once."""
     if num_outputs > 1 and c_dim:
         raise ValueError(f'num_outputs {num_outputs} with c_dim {c_dim}: a discriminator with more outputs than its logit '
                          'takes no classes; give c_dim 0')

@@ -26,11 +26,11 @@ from imago.trainer.models.layers import (
     normalize_second_moment,
 )
 
-GAINED = re.compile(r'layers\.\d+\.bias')    # of G, see `before_gain`
+GAINED = re.compile(r'layers\.\d+\.bias')    # names in G, see `before_gain`
 
 
 class LatentLayer(nn.Module):
-    """Latents [N, in] -> the coarsest maps [NCHW], biased by channel, and activated."""
+    """Maps latents [N, in] to the coarsest maps [NCHW], adds a bias to each channel, and activates them."""
 
     def __init__(self, in_features: int, channels: int, size: tuple[int, int]) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class LatentLayer(nn.Module):
 
 
 class UpConv2d(Conv2d):
-    """[NIHW] -> [N, O, 2H, 2W]: nearest doubling, convolution, bias and activation."""
+    """Doubles maps by the nearest pixel, convolves them, adds the bias and activates: [NIHW] -> [N, O, 2H, 2W]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [NIHW] -> [N, O, 2H, 2W]"""
@@ -54,7 +54,7 @@ class UpConv2d(Conv2d):
 
 
 class PooledConv2d(Conv2d):
-    """[NIHW] -> [N, O, H/2, W/2]: convolution, bias and activation, then means of 2x2 pixels."""
+    """Convolves maps, adds the bias, activates, then takes means of 2x2 pixels: [NIHW] -> [N, O, H/2, W/2]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [NIHW] -> [N, O, H/2, W/2]"""
@@ -67,7 +67,7 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 
 class Generator(GrowingSynthesis):
-    """resolution: (H, W). The `low_precision_blocks` finest sizes compute in `low_precision`; the coarsest never."""
+    """resolution: (H, W). The `low_precision_blocks` finest sizes compute in `low_precision`; the coarsest never does."""
 
     num_ws = 0
 
@@ -87,7 +87,7 @@ class Generator(GrowingSynthesis):
         learn_after_gain(self, GAINED)
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """z and c -> pictures [N, img_channels, H >> f, W >> f], float32, about [-1, 1]."""
+        """z [N, z_dim], c [N, c_dim] -> pictures [N, img_channels, H >> f, W >> f], float32, about [-1, 1]."""
         x = normalize_second_moment(z)
         if self.c_dim:
             x = torch.cat([x, normalize_second_moment(self.embed(c))], dim=1)
@@ -101,7 +101,7 @@ class Discriminator(GrowingDiscriminator):
 
 
 def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights, of G or D, for `load_state_dict`, each tensor under our name and in its published shape."""
+    """Give each published tensor of G or D its name here, for `load_state_dict`. Its shape [...] stays."""
     if 'input0.weight' in state_dict:
         return published_discriminator(state_dict)
     renamed = {}
@@ -109,6 +109,6 @@ def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         if name.startswith('layer'):
             name = name.replace('layer', 'layers.')
         renamed[name.replace('output', 'torgb.')] = tensor
-    # published as a convolution of a padded pixel
+    # The published layer convolves a padded pixel.
     renamed['layers.0.weight'] = renamed['layers.0.weight'].flip([2, 3])
     return before_gain(renamed, GAINED)

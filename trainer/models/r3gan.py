@@ -1,6 +1,7 @@
 """R3GAN, Config E. Huang et al. 2024, "The GAN is dead; long live the GAN! A Modern GAN Baseline", section 4.
 
-Residual networks without normalisation: inverted bottlenecks with grouped convolutions, bilinear resampling.
+The networks are residual and have no normalisation: their blocks are inverted bottlenecks with grouped convolutions, and
+resampling is bilinear.
 
 Legend: N batch, C channels, H W pixels, z [N, z_dim] latents, c [N, c_dim] one-hot labels. Stage `b{4 << i}` is the i-th,
 coarsest first.
@@ -14,11 +15,11 @@ from imago.kernels import bias_act, downsample2d, setup_filter, upsample2d
 from imago.trainer.config.resolution import base_and_doublings
 from imago.trainer.models.layers import as_maps, block_channels, block_dtype, check_outputs
 
-SLOPE = 0.2  # of leaky ReLU below 0
+SLOPE = 0.2  # slope of leaky ReLU below 0
 
 
 class Convolution(nn.Conv2d):
-    """[NCHW] -> [NCHW] of the same size, without bias, in the type of its input. Keeps the variance of N(0, 1) inputs."""
+    """Maps [NCHW] to [NCHW] of the same size, without bias, in the type of its input. Keeps the variance of N(0, 1) inputs."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
@@ -30,10 +31,11 @@ class Convolution(nn.Conv2d):
 
 
 class ResidualBlock(nn.Module):
-    """x + 1x1(act(grouped 3x3(act(1x1(x))))), `expansion` times as wide inside: [NCHW] -> [NCHW]. At first the identity."""
+    """Computes x + 1x1(act(grouped 3x3(act(1x1(x))))), [NCHW] -> [NCHW]. It has `expansion` times as many channels inside, and
+    starts as the identity."""
 
     def __init__(self, channels: int, expansion: int, group_size: int, network_depth: int) -> None:
-        """network_depth: residual blocks in the whole network, L of Fix-up initialisation (Zhang et al. 2019)."""
+        """network_depth: residual blocks in the whole network, which is L of Fix-up initialisation (Zhang et al. 2019)."""
         super().__init__()
         hidden = channels * expansion
         if hidden % group_size:
@@ -56,7 +58,8 @@ class ResidualBlock(nn.Module):
 
 
 class Resample(nn.Module):
-    """Bilinear, to other channels where they differ: [NCHW] -> [N, out, H * 2, W * 2], or half the size where not `up`."""
+    """Resamples bilinearly, and changes the number of channels if it must: [NCHW] -> [N, out, H * 2, W * 2] with `up`, else
+    [N, out, H / 2, W / 2]."""
 
     def __init__(self, in_channels: int, out_channels: int, up: bool) -> None:
         super().__init__()
@@ -66,12 +69,12 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, in, H, W] -> [N, out, 2H, 2W] with `up`, else [N, out, H/2, W/2]"""
-        # a 1x1 convolution commutes with the filter: it runs where there are fewer pixels
+        # A 1x1 convolution commutes with the filter, so it runs where there are fewer pixels.
         return upsample2d(self.conv(x), self.taps) if self.up else self.conv(downsample2d(x, self.taps))
 
 
 class Stage(nn.Sequential):
-    """Layers that compute in one type."""
+    """These layers compute in one type."""
 
     def __init__(self, dtype: torch.dtype, *layers: nn.Module) -> None:
         super().__init__(*layers)
@@ -83,11 +86,11 @@ class Stage(nn.Sequential):
 
 
 class Generator(nn.Module):
-    """A learned basis of the coarsest maps, weighted by z, then residual stages that double the size. resolution: (H, W).
+    """Weights a learned basis of the coarsest maps by z; residual stages then double the size. resolution: (H, W).
 
-    channel_base and channel_max give the stages' widths (`block_channels`), group_size the channels of a group.
+    channel_base and channel_max give the stages' widths (`block_channels`), group_size gives the channels of a group.
     Classes are embedded in `label_dim` and join z. The `low_precision_blocks` finest stages compute in `low_precision`.
-    ValueError where a stage's inner channels are no multiple of `group_size`.
+    Raises ValueError if a stage's inner channels are no multiple of `group_size`.
     """
 
     def __init__(self, z_dim: int, c_dim: int, resolution: tuple[int, int], img_channels: int, channel_base: int = 24576,
@@ -112,7 +115,7 @@ class Generator(nn.Module):
         self.tail = (self.names[-1], 'torgb')
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """z and c -> pictures [NCHW], float32, about [-1, 1]."""
+        """z [N, z_dim], c [N, c_dim] -> pictures [NCHW], float32, about [-1, 1]."""
         x = torch.cat([z, self.embed(c)], dim=1) if self.c_dim else z
         x = self.fc(x)[:, :, None, None] * self.basis
         for name in self.names:
@@ -121,9 +124,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The generator's mirror. Conditional by projection alone: the logit is <features, embedded class>. Options as there.
+    """Mirrors the generator and takes its options. It is conditional by projection alone: the logit is <features, embedded
+    class>.
 
-    d_label_dim: of the features and the embedded class; None: label_dim.
+    d_label_dim: dimensions of the features and of the embedded class; None means label_dim.
     """
 
     def __init__(self, c_dim: int, resolution: tuple[int, int], img_channels: int, channel_base: int = 24576,

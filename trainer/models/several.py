@@ -1,4 +1,4 @@
-"""Several generators in one, for MAD-GAN: they share all but their last layers.
+"""MAD-GAN's generators are one network here: they share all but their last layers.
 
 Ghosh et al. 2018, "Multi-Agent Diverse Generative Adversarial Networks", section 4: initial layers are tied.
 """
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class SeveralGenerators(nn.Module):
-    """Takes and returns what one generator does; row i of a batch is made by generator i % k, unless it is said."""
+    """Takes and returns what one generator does. Generator i % k makes row i of a batch, unless the caller says which."""
 
     def __init__(self, generators: list[nn.Module]) -> None:
-        """All of one family and size. Each names the modules it keeps to itself in `tail`; the others become the first's."""
+        """All are of one family and size. Each keeps the modules that its `tail` names; the others become the first's."""
         super().__init__()
         first = generators[0]
         for other in generators[1:]:

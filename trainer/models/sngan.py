@@ -15,11 +15,11 @@ from imago.trainer.models.layers import check_outputs
 from imago.trainer.models.spectral import spectral_norm
 
 WIDTHS = ('doubling', 'constant')
-CHANNEL_STEPS = 4   # doublings of the channels from the finest maps on, after which they stay
+CHANNEL_STEPS = 4   # how often the channels double from the finest maps on, before they stay
 
 
 class GeneratorBlock(nn.Module):
-    """Residual, doubles the size: [NIHW], and c where there are classes -> [N, O, H * 2, W * 2]."""
+    """Is residual and doubles the size: [NIHW], and c if there are classes -> [N, O, H * 2, W * 2]."""
 
     def __init__(self, in_channels: int, out_channels: int, c_dim: int) -> None:
         super().__init__()
@@ -30,17 +30,17 @@ class GeneratorBlock(nn.Module):
         self.skip = convolution(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
-        """x [NIHW], and c [N, c_dim] where there are classes -> [N, O, 2H, 2W]"""
+        """x [NIHW], and c [N, c_dim] if there are classes -> [N, O, 2H, 2W]"""
         y = self.conv0(F.interpolate(self.norm0(x, *condition).relu(), scale_factor=2))
-        # a 1x1 convolution commutes with resampling: it runs where there are fewer pixels
+        # A 1x1 convolution commutes with resampling, so it runs where there are fewer pixels.
         return self.conv1(self.norm1(y, *condition).relu()) + F.interpolate(self.skip(x), scale_factor=2)
 
 
 class Generator(nn.Module):
-    """Residual blocks with batch norm, whose gains and biases are the class's where there are classes. resolution: (H, W).
+    """Has residual blocks with batch norm; if there are classes, each has its own gains and biases. resolution: (H, W).
 
-    widths: 'doubling', `channels` in the finest block and twice as many in each coarser one, up to 16 times (the tables for
-    48 and 128 px); or 'constant', 4 times `channels` in all (the table for CIFAR-10). ValueError for others.
+    widths: 'doubling' gives the finest block `channels` and each coarser one twice as many, up to 16 times (the tables for
+    48 and 128 px); 'constant' gives all 4 times `channels` (the table for CIFAR-10). Raises ValueError for others.
     """
 
     def __init__(self, z_dim: int, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 64,
@@ -59,7 +59,7 @@ class Generator(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """z and c -> pictures [NCHW], float32, in [-1, 1]."""
+        """z [N, z_dim], c [N, c_dim] -> pictures [NCHW], float32, in [-1, 1]."""
         x, condition = self.unflatten(self.fc(z)), (c,) if self.c_dim else ()
         for block in self.blocks:
             x = block(x, *condition)
@@ -67,7 +67,7 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual, halves the size with `down`: [NIHW] -> [NOHW]. The first one reads a picture: nothing comes before it."""
+    """Is residual and, with `down`, halves the size: [NIHW] -> [NOHW]. The first reads a picture, without a ReLU before it."""
 
     def __init__(self, in_channels: int, out_channels: int, down: bool, first: bool) -> None:
         super().__init__()
@@ -87,10 +87,10 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Residual blocks, all weights normalised by their spectral norm, the embedding's too. Conditional by projection.
+    """Has residual blocks and is conditional by projection. Spectral norm normalises all weights, the embedding's too.
 
-    widths: as the generator's, in reverse, and a last block at the coarsest size (the table for 48 px halves once more);
-    'constant' is twice `channels` in all, with two blocks at twice the coarsest size. ValueError for others.
+    widths: 'doubling' reverses the generator's and adds a last block at the coarsest size (the table for 48 px halves once
+    more); 'constant' gives all twice `channels`, with two blocks at twice the coarsest size. Raises ValueError for others.
     """
 
     def __init__(self, c_dim: int, resolution: tuple[int, int], img_channels: int, channels: int = 64,
@@ -113,7 +113,7 @@ class Discriminator(nn.Module):
 
 
 def generator_channels(channels: int, widths: str, doublings: int) -> list[int]:
-    """Channels of the coarsest maps and of each block after them."""
+    """Count the channels of the coarsest maps and of each block after them."""
     check_widths(widths)
     if widths == 'constant':
         return [4 * channels] * (doublings + 1)
@@ -121,7 +121,7 @@ def generator_channels(channels: int, widths: str, doublings: int) -> list[int]:
 
 
 def discriminator_channels(channels: int, widths: str, doublings: int) -> tuple[list[int], int]:
-    """Channels of each block, and how many of them halve the size."""
+    """Return the channels of each block, and how many blocks halve the size."""
     check_widths(widths)
     if widths == 'constant':
         halvings = max(doublings - 1, 0)

@@ -1,7 +1,7 @@
-"""Normalised weights: spectral norm (Miyato et al. 2018) and stable rank (Sanyal et al. 2020), for layers of any network.
+"""Spectral norm (Miyato et al. 2018) and stable rank (Sanyal et al. 2020) normalise the weights of layers of any network.
 
-A weight [out, ...] counts as the matrix W [out, in]. Its largest singular value is estimated by power iteration from the
-buffer u0, which only `power_iterate` moves: forward passes change nothing, so frozen networks stay as they are.
+A weight [out, ...] counts as the matrix W [out, in]. Power iteration from the buffer u0 estimates its largest singular value.
+Only `power_iterate` moves u0: forward passes change nothing, so frozen networks stay as they are.
 """
 
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ KINDS = ('spectral', 'stable_rank')
 
 
 class SpectralNorm(nn.Module):
-    """W -> W / sigma(W), sigma = u^T W v. Miyato et al. 2018, algorithm 1.
+    """Maps W to W / sigma(W) with sigma = u^T W v. Miyato et al. 2018, algorithm 1.
 
-    gain: what the layer multiplies its weight by (equalised learning rates): the product gets the norm 1.
+    gain: the factor by which the layer multiplies its weight (equalised learning rates); the product gets the norm 1.
     """
 
     def __init__(self, weight: Tensor, eps: float = 1e-12, gain: float = 1.0) -> None:
         super().__init__()
         self.eps, self.gain = eps, gain
         self.register_buffer('u0', F.normalize(weight.new_empty(1, len(weight)).normal_(), eps=eps))
-        self.register_buffer('sv0', weight.new_ones(1))  # the last sigma, to look at
-        # a random u is nearly orthogonal to the image of a tall W, which one iteration brings it into
+        self.register_buffer('sv0', weight.new_ones(1))  # the last sigma, which is only for people to look at
+        # A random u is nearly orthogonal to the image of a tall W; one iteration brings it into that image.
         self.power_iterate(weight)
 
     @torch.no_grad()
@@ -41,7 +41,7 @@ class SpectralNorm(nn.Module):
         return self.leading(weight)[0]
 
     def leading(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """W / sigma in the shape of `weight`, u [1, out] and v [1, in]. Gradients take u and v as constants."""
+        """weight [out, ...] -> W / sigma [out, ...], u [1, out] and v [1, in]. Gradients take u and v as constants."""
         matrix = weight.flatten(1)
         with torch.no_grad():
             u = self.unit_u()
@@ -50,18 +50,19 @@ class SpectralNorm(nn.Module):
         return weight / (sigma.clamp(min=self.eps) * self.gain), u, v
 
     def unit_u(self) -> Tensor:
-        """A copy of u0 [1, out], as what backward needs must outlive the next iteration, of length 1 whatever is stored.
+        """Return a copy of u0 [1, out], scaled to length 1; backward needs a copy that outlives the next iteration.
 
-        Published averages of weights average u0 as well, which makes it shorter. A length of 1 up to rounding keeps its bits.
+        Published averages of weights average u0 as well, which makes it shorter. If its length is 1 up to rounding, it keeps
+        its bits.
         """
         length = self.u0.norm().clamp(min=self.eps)
         return torch.where((length - 1).abs() < 1e-5, self.u0, self.u0 / length)
 
 
 class StableRankNorm(SpectralNorm):
-    """Spectral norm 1, and stable rank |W|_F^2 / sigma^2 at most `rank`, above 1. Sanyal et al. 2020, algorithm 1.
+    """Gives W spectral norm 1 and a stable rank |W|_F^2 / sigma^2 of at most `rank` > 1. Sanyal et al. 2020, algorithm 1.
 
-    Keeps u v^T and shrinks what remains of W / sigma.
+    It keeps u v^T and shrinks what remains of W / sigma.
     """
 
     def __init__(self, weight: Tensor, rank: float, eps: float = 1e-12, gain: float = 1.0) -> None:
@@ -78,16 +79,16 @@ class StableRankNorm(SpectralNorm):
 
 
 def spectral_norm(module: nn.Module, eps: float = 1e-12) -> nn.Module:
-    """The same module; its `weight` has spectral norm 1 from now on."""
+    """Give the module's `weight` spectral norm 1 from now on, and return the module."""
     norm = SpectralNorm(module.weight, eps, getattr(module, 'weight_gain', 1.0))
     parametrize.register_parametrization(module, 'weight', norm)
     return module
 
 
 def stable_rank_norm(module: nn.Module, share: float, eps: float = 1e-12) -> nn.Module:
-    """As `spectral_norm`, with a stable rank of at most `share` of the full rank.
+    """Do as `spectral_norm`, and keep the stable rank at or below `share` of the full rank.
 
-    Where that is 1 or less, spectral norm alone: matrices of stable rank 1 have nothing left to learn.
+    If that is 1 or less, only spectral norm is used: matrices of stable rank 1 have nothing left to learn.
     """
     rank = share * min(module.weight.flatten(1).shape)
     if rank <= 1:
@@ -98,9 +99,9 @@ def stable_rank_norm(module: nn.Module, share: float, eps: float = 1e-12) -> nn.
 
 
 def normalise_weights(network: nn.Module, kind: str, stable_rank: float = 0.7) -> nn.Module:
-    """The same network, its linear, convolution and embedding weights normalised, but for those that already are.
+    """Normalise the network's linear, convolution and embedding weights that are not normalised yet, and return the network.
 
-    kind: 'spectral', or 'stable_rank' with at most that share of the full rank. ValueError for others.
+    kind: 'spectral', or 'stable_rank', where `stable_rank` is the largest share of the full rank. Raises ValueError for others.
     """
     if kind not in KINDS:
         raise ValueError(f'kind of normalisation {kind!r} is unknown: take one of {", ".join(KINDS)}')
@@ -112,7 +113,7 @@ def normalise_weights(network: nn.Module, kind: str, stable_rank: float = 0.7) -
 
 
 def power_iterate(network: nn.Module) -> None:
-    """One iteration for each normalised weight: once before each optimizer step of `network`."""
+    """Iterate once for each normalised weight. This is to be called once before each optimizer step of `network`."""
     for module in network.modules():
         if parametrize.is_parametrized(module, 'weight'):
             for norm in module.parametrizations.weight:
@@ -121,13 +122,13 @@ def power_iterate(network: nn.Module) -> None:
 
 @torch.no_grad()
 def top_singular_values(network: nn.Module, count: int = 3) -> dict[str, list[float]]:
-    """{layer: its weight's `count` largest singular values, before normalisation}, to see collapse coming.
+    """Return {layer: the `count` largest singular values of its weight before normalisation}.
 
-    Brock et al. 2019, section 4.1.
+    They show collapse before it comes. Brock et al. 2019, section 4.1.
     """
     values = {}
     for name, weight in weight_matrices(network):
-        # from the smaller Gram matrix: much faster than from a wide W, and as good for the largest ones
+        # The smaller Gram matrix is much faster than a wide W, and as good for the largest values.
         matrix = weight if weight.shape[0] <= weight.shape[1] else weight.t()
         squares = torch.linalg.eigvalsh((matrix @ matrix.t()).double())[-count:].flip(0)
         values[name] = squares.clamp(min=0).sqrt().tolist()
@@ -136,9 +137,9 @@ def top_singular_values(network: nn.Module, count: int = 3) -> dict[str, list[fl
 
 @torch.no_grad()
 def spectral_norms(network: nn.Module, iterations: int = 8) -> list[float]:
-    """Of each layer's weight before normalisation, by power iteration from a fixed start: at most 10% too small.
+    """Estimate the spectral norm of each layer's weight before normalisation; the estimate is at most 10% too small.
 
-    Much cheaper than `top_singular_values`, and enough to see one grow.
+    Power iteration from a fixed start is much cheaper than `top_singular_values`, and enough to see a norm grow.
     """
     generator, norms = torch.Generator().manual_seed(0), []
     for _, matrix in weight_matrices(network):
@@ -150,7 +151,7 @@ def spectral_norms(network: nn.Module, iterations: int = 8) -> list[float]:
 
 
 def weight_matrices(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(layer, its weight [out, in] before normalisation) of each linear, convolution and embedding layer."""
+    """Yield (layer, its weight [out, in] before normalisation) for each linear, convolution and embedding layer."""
     for name, parameter in network.named_parameters():
         layer = name.removesuffix('.parametrizations.weight.original').removesuffix('.weight')
         if layer != name and parameter.dim() > 1:

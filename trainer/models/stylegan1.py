@@ -1,6 +1,6 @@
 """StyleGAN. Karras et al. 2019, "A Style-Based Generator Architecture for Generative Adversarial Networks".
 
-The legend is that of growing.py; w [N, w_dim] is one style, ws [N, num_ws, w_dim] one style a layer.
+The legend is that of growing.py; w [N, w_dim] is one style, ws [N, num_ws, w_dim] holds one style for each layer.
 """
 
 import re
@@ -24,14 +24,14 @@ from imago.trainer.models.layers import Conv2d, FullyConnected, as_maps
 from imago.trainer.models.stylegan2 import NOISE, Mapping
 
 BLUR = [1, 2, 1]
-# of G, see `before_gain`; the first layer has no weights, and no gain
+# These are names in G, see `before_gain`. The first layer has no weights, and no gain.
 GAINED = re.compile(r'mapping\.fc\d+\.bias|synthesis\.layers\.[1-9]\d*\.(bias|noise_strength)')
 
 
 class StyledLayer(nn.Module):
-    """3x3 convolution, noise, bias, activation and AdaIN: [NIHW] -> [NOHW], or doubled in size and blurred with `up`.
+    """Applies a 3x3 convolution, noise, bias, activation and AdaIN: [NIHW] -> [NOHW]. With `up`, it doubles the size and blurs.
 
-    The first, in_channels 0, starts from a learned constant.
+    The first layer, with in_channels 0, starts from a learned constant.
     """
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, size: tuple[int, int], up: bool = False) -> None:
@@ -49,7 +49,7 @@ class StyledLayer(nn.Module):
         self.register_buffer('blur', setup_filter(BLUR) if up else None, persistent=False)
 
     def forward(self, x: Tensor | None, w: Tensor, noise: str) -> Tensor:
-        """x [NIHW], None for the first layer, and w [N, w_dim] -> [N, O, *size]"""
+        """x [NIHW] (None for the first layer), w [N, w_dim] -> [N, O, *size]"""
         x = self._maps(x, len(w))
         if noise != 'none':
             plane = self.noise_const[None, None] if noise == 'const' else torch.randn(len(x), 1, *self.size, device=x.device)
@@ -67,7 +67,7 @@ class StyledLayer(nn.Module):
 
 
 class Synthesis(GrowingSynthesis):
-    """ws -> pictures."""
+    """Maps ws to pictures."""
 
     def __init__(self, w_dim: int, resolution: tuple[int, int], img_channels: int, channel_base: int, channel_max: int,
                  low_precision: str, low_precision_blocks: int) -> None:
@@ -80,14 +80,17 @@ class Synthesis(GrowingSynthesis):
             self.layers.append(StyledLayer(channels, channels, w_dim, size))
 
     def forward(self, ws: Tensor, noise: str = 'random') -> Tensor:
-        """noise: 'random', 'const' (the same in every call) or 'none'. Returns [N, img_channels, H >> f, W >> f]."""
+        """ws [N, num_ws, w_dim] -> pictures [N, img_channels, H >> f, W >> f], float32.
+
+        noise: 'random', 'const' (the same in every call) or 'none'. Raises ValueError for others.
+        """
         if noise not in NOISE:
             raise ValueError(f'noise {noise!r} is unknown: take one of {", ".join(NOISE)}')
         return self.grow(None, lambda index, x: self.layers[index](x, ws[:, index], noise))
 
 
 class Generator(nn.Module):
-    """resolution: (H, W). The `low_precision_blocks` finest sizes compute in `low_precision`; the coarsest never."""
+    """resolution: (H, W). The `low_precision_blocks` finest sizes compute in `low_precision`; the coarsest never does."""
 
     def __init__(self, z_dim: int, c_dim: int, w_dim: int, resolution: tuple[int, int], img_channels: int,
                  mapping_layers: int = 8, channel_base: int = 16384, channel_max: int = 512,
@@ -102,12 +105,15 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, c: Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None,
                 noise: str = 'const') -> Tensor:
-        """z and c -> pictures [N, img_channels, H >> f, W >> f], float32, about [-1, 1]; `noise` as StyleGAN2's."""
+        """z [N, z_dim], c [N, c_dim] -> pictures [N, img_channels, H >> f, W >> f], float32, about [-1, 1].
+
+        `noise` is that of `Synthesis`.
+        """
         return self.synthesis(self.mapping(z, c, truncation_psi, truncation_cutoff), noise)
 
 
 class BlurredDownConv2d(Conv2d):
-    """[NIHW] -> [N, O, H/2, W/2]: blur, convolution, means of 2x2 pixels, then bias and activation."""
+    """Blurs maps, convolves them, takes means of 2x2 pixels, adds the bias and activates: [NIHW] -> [N, O, H/2, W/2]."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, clamp: float | None = None) -> None:
         super().__init__(in_channels, out_channels, kernel, clamp=clamp)
@@ -120,21 +126,21 @@ class BlurredDownConv2d(Conv2d):
 
 
 class Discriminator(GrowingDiscriminator):
-    """PGGAN's, with blurs."""
+    """This is PGGAN's discriminator with blurs."""
 
     half_size_layer = BlurredDownConv2d
 
 
-PUBLISHED_NAMES = {  # theirs: ours
+PUBLISHED_NAMES = {  # published name: name here
     'truncation.': 'mapping.', 'mapping.dense': 'mapping.fc', 'synthesis.layer': 'synthesis.layers.',
     'synthesis.output': 'synthesis.torgb.', 'apply_noise.noise': 'noise_const', 'apply_noise.weight': 'noise_strength',
     'style.': 'affine.'}
 
 
 def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights, of G or D, for `load_state_dict`: without the blur filters, which are constants here.
+    """Give each published tensor of G or D its name here, for `load_state_dict`. Blur filters are dropped: they are constants.
 
-    The learned constant becomes [C, H, W], planes of noise [H, W].
+    The learned constant becomes [C, H, W], and planes of noise become [H, W].
     """
     if 'input0.weight' in state_dict:
         return published_discriminator(state_dict)

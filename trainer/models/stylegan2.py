@@ -1,7 +1,7 @@
 """StyleGAN2. Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN".
 
 Legend: N batch, C channels (I in, O out), H W pixels, z [N, z_dim] latents, c [N, c_dim] one-hot labels,
-w [N, w_dim] one style, ws [N, num_ws, w_dim] one style a layer. Block `b{4 << i}` is the i-th, coarsest first.
+w [N, w_dim] one style, ws [N, num_ws, w_dim] one style for each layer. Block `b{4 << i}` is the i-th, coarsest first.
 """
 
 from math import sqrt
@@ -31,21 +31,22 @@ NOISE = ('random', 'const', 'none')
 def modulated_conv2d(x: Tensor, weight: Tensor, style: Tensor, b: Tensor | None = None, noise: Tensor | None = None,
                      demodulate: bool = True, up_filter: Tensor | None = None, slope: float = 1.0,
                      clamp: float | None = None) -> Tensor:
-    """Equations 1-3, noise, bias and leaky ReLU: x [NIHW] with weight [O, I, k, k] scaled by style [N, I] -> [NOHW].
+    """Apply equations 1-3, noise, bias and leaky ReLU: x [NIHW], weight [O, I, k, k], style [N, I] -> [NOHW].
 
-    Doubled in size with `up_filter`. slope: of the activation below 0; 1 for none.
+    b [O] is the bias and noise [N or 1, 1, H, W] is of the output's size, which `up_filter` doubles. slope: that of the
+    activation below 0; 1 means no activation.
     """
     if x.dtype == torch.float16 and demodulate:
-        # demodulation cancels these scales; without them float16 overflows
+        # Demodulation cancels these scales; without them float16 overflows.
         weight = weight / weight.abs().amax(dim=(1, 2, 3), keepdim=True) / sqrt(weight[0].numel())
         style = style / style.abs().amax(dim=1, keepdim=True)
     scale = (style.square() @ weight.square().sum(dim=(2, 3)).t() + 1e-8).rsqrt() if demodulate else None  # [N, O]
     if len(x) == 1 and weight.numel() < x.numel():
-        # one sample: scaling the weights is less work than scaling the maps
+        # For one sample, it is less work to scale the weights than to scale the maps.
         weight = weight * style[0, :, None, None]
         weight, scale = weight if scale is None else weight * scale[0, :, None, None, None], None
     else:
-        # one convolution for all samples: styles scale its input, demodulation its output
+        # One convolution serves all samples: styles scale its input, and demodulation scales its output.
         x = modulate(x, style)
     weight = weight.to(x.dtype)
     fir = {}
@@ -58,7 +59,7 @@ def modulated_conv2d(x: Tensor, weight: Tensor, style: Tensor, b: Tensor | None 
 
 
 class Mapping(nn.Module):
-    """z and c -> ws. `w_avg`, the mean w, is moved by the trainer. With z_dim = 0 it maps labels alone."""
+    """Maps z and c to ws. The trainer moves `w_avg`, the mean w. With z_dim = 0, it maps labels alone."""
 
     def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int, layers: int) -> None:
         super().__init__()
@@ -74,7 +75,10 @@ class Mapping(nn.Module):
 
     def forward(self, z: Tensor | None, c: Tensor, truncation_psi: float = 1.0,
                 truncation_cutoff: int | None = None) -> Tensor:
-        """Styles of the first `truncation_cutoff` layers (None: all) are drawn towards w_avg. Returns ws [N, num_ws, w_dim]."""
+        """z [N, z_dim], c [N, c_dim] -> ws [N, num_ws, w_dim].
+
+        Truncation draws the styles of the first `truncation_cutoff` layers (None: all) towards w_avg.
+        """
         inputs = [normalize_second_moment(z)] if self.z_dim else []
         inputs += [normalize_second_moment(self.embed(c))] if self.c_dim else []
         x = torch.cat(inputs, dim=1)
@@ -87,7 +91,7 @@ class Mapping(nn.Module):
 
 
 class SynthesisLayer(nn.Module):
-    """Modulated 3x3 convolution, noise, bias and activation: [NIHW] -> [NOHW]."""
+    """Applies a modulated 3x3 convolution, noise, bias and activation: [NIHW] -> [NOHW]."""
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, size: tuple[int, int], up: bool = False,
                  clamp: float | None = None) -> None:
@@ -111,7 +115,7 @@ class SynthesisLayer(nn.Module):
 
 
 class ToRGB(nn.Module):
-    """Modulated 1x1 convolution without demodulation: [NCHW] -> picture [N, img_channels, H, W]."""
+    """Applies a modulated 1x1 convolution without demodulation: [NCHW] -> picture [N, img_channels, H, W]."""
 
     def __init__(self, in_channels: int, img_channels: int, w_dim: int, clamp: float | None = None) -> None:
         super().__init__()
@@ -127,7 +131,7 @@ class ToRGB(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """Doubles the size and adds its picture to the one so far. The coarsest, in_channels 0, starts from a constant."""
+    """Doubles the size and adds its picture to the one so far. The coarsest block (in_channels 0) starts from a constant."""
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, size: tuple[int, int], img_channels: int,
                  dtype: torch.dtype, clamp: float | None) -> None:
@@ -142,9 +146,9 @@ class SynthesisBlock(nn.Module):
         self.torgb = ToRGB(out_channels, img_channels, w_dim, clamp)
 
     def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise: str) -> tuple[Tensor, Tensor]:
-        """x [N, I, H/2, W/2] and img [N, img_channels, H/2, W/2], both None for the coarsest.
+        """x [N, I, H/2, W/2] and img [N, img_channels, H/2, W/2] are both None for the coarsest block.
 
-        ws [N, layers, w_dim]: those from this block's first layer on. Returns features [NOHW] and picture
+        ws [N, layers, w_dim] holds the styles from this block's first layer on. Returns features [NOHW] and the picture
         [N, img_channels, H, W] (float32).
         """
         if x is None:
@@ -158,7 +162,7 @@ class SynthesisBlock(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """ws -> pictures, by the sum of all blocks' pictures ("skip" architecture)."""
+    """Maps ws to pictures, the sum of all blocks' pictures ("skip" architecture)."""
 
     def __init__(self, w_dim: int, resolution: tuple[int, int], img_channels: int, channel_base: int, channel_max: int,
                  low_precision: str, low_precision_blocks: int, conv_clamp: float | None) -> None:
@@ -173,7 +177,10 @@ class Synthesis(nn.Module):
                                                  img_channels, dtype, clamp))
 
     def forward(self, ws: Tensor, noise: str = 'random') -> Tensor:
-        """noise: 'random', 'const' (the same in every call) or 'none'. Returns pictures [NCHW], float32."""
+        """ws [N, num_ws, w_dim] -> pictures [NCHW], float32.
+
+        noise: 'random', 'const' (the same in every call) or 'none'. Raises ValueError for others.
+        """
         if noise not in NOISE:
             raise ValueError(f'noise {noise!r} is unknown: take one of {", ".join(NOISE)}')
         x = img = None
@@ -183,7 +190,7 @@ class Synthesis(nn.Module):
 
 
 class Generator(nn.Module):
-    """resolution: (H, W). The `low_precision_blocks` finest blocks compute in `low_precision`; the coarsest never."""
+    """resolution: (H, W). The `low_precision_blocks` finest blocks compute in `low_precision`; the coarsest never does."""
 
     def __init__(self, z_dim: int, c_dim: int, w_dim: int, resolution: tuple[int, int], img_channels: int,
                  mapping_layers: int = 8, channel_base: int = 32768, channel_max: int = 512,
@@ -197,16 +204,16 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, c: Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None,
                 noise: str = 'const') -> Tensor:
-        """z and c -> pictures [NCHW], float32, about [-1, 1]; unless `noise` is 'random', the same in every call."""
+        """z [N, z_dim], c [N, c_dim] -> pictures [NCHW], float32, about [-1, 1]. `noise` is that of `Synthesis`."""
         return self.synthesis(self.mapping(z, c, truncation_psi, truncation_cutoff), noise)
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual, halves the size: [NIHW] -> [N, O, H/2, W/2]. Both branches weigh sqrt(1/2), to keep the variance."""
+    """Is residual and halves the size: [NIHW] -> [N, O, H/2, W/2]. Both branches weigh sqrt(1/2), to keep the variance."""
 
     def __init__(self, in_channels: int, out_channels: int, img_channels: int, dtype: torch.dtype,
                  clamp: float | None) -> None:
-        """img_channels: 0, or those of the picture that this block reads."""
+        """img_channels: channels of the picture that this block reads; 0 if it reads features."""
         super().__init__()
         self.dtype = dtype
         self.fromrgb = Conv2d(img_channels, in_channels, 1, clamp=clamp) if img_channels else nn.Identity()
@@ -221,7 +228,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """Features at the coarsest size [NCHW] -> [N, out_features], in float32."""
+    """Maps features at the coarsest size [NCHW] to [N, out_features], in float32."""
 
     def __init__(self, channels: int, size: tuple[int, int], img_channels: int, out_features: int, mbstd_group: int,
                  clamp: float | None) -> None:
@@ -239,7 +246,7 @@ class DiscriminatorEpilogue(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures and c -> logits; conditional by projection, Miyato & Koyama 2018."""
+    """Maps pictures and c to logits, conditional by projection (Miyato & Koyama 2018)."""
 
     def __init__(self, c_dim: int, resolution: tuple[int, int], img_channels: int, channel_base: int = 32768,
                  channel_max: int = 512, mbstd_group: int = 4, label_layers: int = 8, low_precision: str = 'none',
@@ -272,13 +279,13 @@ class Discriminator(nn.Module):
 
 
 def mix_styles(ws: Tensor, ws2: Tensor, cutoff: Tensor) -> Tensor:
-    """ws [N, num_ws, w_dim], from layer `cutoff` [N] (int) on with ws2's styles. Karras et al. 2019, section 3.1."""
+    """ws and ws2 [N, num_ws, w_dim] -> ws with ws2's styles from layer `cutoff` [N] (int) on. Karras et al. 2019, section 3.1."""
     layer = torch.arange(ws.shape[1], device=ws.device)
     return torch.where((layer < cutoff[:, None])[:, :, None], ws, ws2)
 
 
 def from_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights for `load_state_dict`: without the blur filters, which are constants here.
+    """Take published weights for `load_state_dict`, without the blur filters, which are constants here.
 
     Strengths of noise become [1].
     """
