@@ -23,7 +23,7 @@ class Adam(torch.optim.Adam):
                 for name, parameter in zip(group['param_names'], group['params'], strict=True)}
 
     def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
-        """Do nothing: loading into the tensors of `moments()` has already changed the state."""
+        """Do nothing: loading into the tensors [...] of `moments()` has already changed the state."""
 
 
 def groups_of(network: nn.Module, config: OptimConfig) -> list[dict]:

@@ -26,7 +26,7 @@ CONFIG = {
 
 
 class Part:
-    """A group of parameters is laid end to end, filled up with 0 and cut into one equal part for each rank. This is our part."""
+    """Holds this rank's part of a group of parameters, which is laid end to end, filled up with 0 and cut into equal parts."""
 
     def __init__(self, shapes: dict[str, torch.Size], state: dict[str, Tensor]) -> None:
         """state: Adam's state of this part."""
@@ -53,7 +53,7 @@ class Part:
         return {name: {'step': self.state['step'].clone()} | {key: whole[key][name] for key in MOMENTS} for name in self._shapes}
 
     def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
-        """Keep this rank's part of `moments`, which are whole. All parameters of the group have taken equally many steps."""
+        """Keep this rank's part [P] of `moments`, which are whole. All parameters of the group have taken equally many steps."""
         own = [moments[name] for name in self._shapes]
         for key in MOMENTS:
             self.state[key].copy_(self.of(torch.cat([state[key].flatten() for state in own])))
@@ -94,7 +94,7 @@ class ZeroAdam:
         return {name: moments for part in self.parts for name, moments in part.moments().items()}
 
     def take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
-        """Keep this rank's parts of `moments`, which are whole."""
+        """Keep this rank's parts [P] of `moments`, which are whole."""
         for part in self.parts:
             part.take_moments(moments)
 

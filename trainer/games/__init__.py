@@ -1,4 +1,5 @@
-"""Games by name: each is a file here, a line below, and its options, rules and plan in trainer/config/games.py."""
+"""This package knows games by name. Each is a file here, a line below, and its options, rules and plan in
+trainer/config/games.py."""
 
 from imago.trainer.config.games import add_section, name_of
 from imago.trainer.config.load import Config
@@ -15,7 +16,7 @@ GAMES: dict[str, type[Game]] = {}
 
 
 def add_game(game: type[Game]) -> None:
-    """Let configurations name it, and runs play it. ValueError if another game has the name of its section."""
+    """Let configurations name a game and runs play it. Raises ValueError if another game has the name of its section."""
     add_section(game.section)
     GAMES[name_of(game.section)] = game
 
@@ -25,11 +26,11 @@ for _game in (Latent, BEGAN, MADGAN, SDGAN):
 
 
 def make_game(config: Config, plan: Plan, state: TrainState) -> Game:
-    """The game that `config` names, on a state that `plan` has made."""
+    """Make the game that `config` names, on a state that was made for `plan`."""
     return GAMES[config.game.name](config, plan, state)
 
 
 def maker_of(config: Config, plan: Plan, state: TrainState) -> Maker:
-    """Of a run's averages, which it sees change."""
+    """Make the maker of a run's averages, whose changes it sees."""
     game = GAMES[config.game.name]
     return game.maker({name: state.averages[name] for name in game.made_of}, plan.class_counts, plan.conditions)

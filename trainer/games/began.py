@@ -1,4 +1,4 @@
-"""BEGAN: D is an autoencoder, and the errors of reals and fakes are kept in balance. Berthelot et al. 2017."""
+"""In BEGAN, D is an autoencoder, and the errors of reals and fakes are kept in balance. Berthelot et al. 2017."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from imago.trainer.objectives.losses import began_balance, began_d, began_g
 
 
 class BEGAN(Latent):
-    """D's one output is a reconstruction error, below called a logit. `memory` has k, the weight of the fakes' error."""
+    """D's one output is a reconstruction error, which is called a logit below. `memory` has k, the weight of the fakes' error."""
 
     section = games.BEGAN
 

@@ -1,6 +1,6 @@
-"""The contract of a game: what its networks show each other, as phases, and who makes pictures of what they have learned.
+"""This is the contract of a game: its phases say what its networks show each other, and its maker makes pictures from them.
 
-The loop, the strategies, the guard and every tool know games by this page alone. A game never steps an optimizer and never
+The loop, the strategies, the guard and every tool know games by this file alone. A game never steps an optimizer and never
 asks for ranks. Its options, its rules and its plan stand in trainer/config/games.py.
 """
 
@@ -22,7 +22,7 @@ from imago.trainer.games.makers import Maker
 
 @dataclass(frozen=True)
 class Game(ABC):
-    """Its mutable part is `state`."""
+    """Only `state` is mutable in a game."""
 
     section: ClassVar[type[GameSection]]
     made_of: ClassVar[dict[str, str]] = {'G': 'generator'}    # networks that its maker takes, and their roles
@@ -33,22 +33,22 @@ class Game(ABC):
     @property
     @abstractmethod
     def batch(self) -> int:
-        """Images in this step's global batch."""
+        """Return the number of images in this step's global batch."""
 
     @abstractmethod
     def begin_step(self) -> None:
-        """Set what is a function of the images shown: learning rates, level of detail."""
+        """Set what is a function of the images shown, such as learning rates and the level of detail."""
 
     @abstractmethod
     def phases(self) -> list[Phase]:
-        """What happens in a step, in order; their names are among the plan's."""
+        """Return the phases of a step, in order; the plan has their names."""
 
     @abstractmethod
     def micro_batches(self, batch: Batch, phase: Phase) -> list[Any]:
-        """This rank's share of the step, cut for `phase`. Random numbers are drawn for the whole global batch, then cut."""
+        """Cut this rank's share of the step for `phase`. Random numbers are drawn for the whole global batch, then cut."""
 
     def judge(self, pictures: np.ndarray, labels: Tensor) -> Tensor | None:
-        """Logits [N] that the game's critic gives to pictures [NHWC] uint8 of classes [N]; None where it has no such critic.
+        """Return the logits [N] of the game's critic for pictures [NHWC] uint8 of classes [N]; None if it has no such critic.
 
         Nothing is augmented, and nothing is learned.
         """
@@ -57,4 +57,5 @@ class Game(ABC):
     @staticmethod
     @abstractmethod
     def maker(networks: dict[str, nn.Module], class_counts: tuple[int, ...], conditions: str = '') -> Maker:
-        """What makes pictures, from the averages in `made_of` alone: of a run that trains, which it sees change, or of an export."""
+        """Make the maker of pictures, from the averages in `made_of` alone: those of an export, or of a run, whose changes it
+        sees."""

@@ -1,6 +1,6 @@
-"""Latents to fakes, pictures to reals, and both through augmentation to logits: the game of StyleGAN, BigGAN and their kin.
+"""StyleGAN, BigGAN and their kin play this game: latents become fakes, and D judges augmented fakes and reals.
 
-Networks, losses, penalties and augmentation become phases. What a published recipe says stands in its YAML.
+Networks, losses, penalties and augmentation become phases. The YAML of a published recipe says which it takes.
 """
 
 from collections.abc import Callable
@@ -42,16 +42,16 @@ from imago.trainer.objectives.regularizers import (
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass sees, on the device."""
+    """One forward pass sees this, on the device."""
 
     images: Tensor       # [NCHW] uint8 reals
-    labels: Tensor       # [N, c_dim] one-hot, or conditions, of the reals
+    labels: Tensor       # [N, c_dim] one-hot classes or conditions of the reals
     draws: Draws         # latents for the fakes
-    fake_labels: Tensor  # [N, c_dim] the like; where the loss pairs them, those of the reals
+    fake_labels: Tensor  # [N, c_dim] those of the fakes, which are the reals' if the loss is paired
 
 
 class Latent(Game):
-    """A generator G, its average, and a discriminator D."""
+    """Trains a generator G, which has an average, and a discriminator D."""
 
     section = games.Latent
     maker = LatentMaker
@@ -74,38 +74,38 @@ class Latent(Game):
 
     @cached_property
     def generator(self) -> Callable[..., Tensor]:
-        """G for the main phases; of a network with styles, its synthesis.
+        """Return G for the main phases, or the synthesis of a G with styles.
 
-        z [N, z_dim], c [N, c_dim] -> fakes [NCHW]; of a network with styles, ws [N, num_ws, w_dim] -> fakes [NCHW].
+        It maps z [N, z_dim], c [N, c_dim] to fakes [NCHW]; with styles, it maps ws [N, num_ws, w_dim] to them.
         """
         return self._maybe_compiled(self.G.synthesis if self.G.num_ws else self.G)
 
     @cached_property
     def discriminator(self) -> Callable[..., Tensor]:
-        """D for the main phases. Their penalties differentiate twice, which compiled code cannot.
+        """Return D for the main phases, without gradient penalties: these differentiate twice, which compiled code cannot.
 
-        images [NCHW], c [N, c_dim] -> [N, outputs]
+        It maps images [NCHW], c [N, c_dim] to outputs [N, outputs].
         """
         return self._maybe_compiled(self.D)
 
     def _maybe_compiled(self, network: nn.Module) -> Callable[..., Tensor]:
         if not self.config.compile:
             return network
-        from torch._inductor import config  # a second to import
-        config.fallback_random = True           # layer noise is then what it is without compiling
+        from torch._inductor import config  # this import takes a second
+        config.fallback_random = True           # layer noise is then the same as without compiling
         return torch.compile(network, dynamic=False)
 
     @cached_property
     def augment(self) -> Callable[[Tensor, Tensor | float], Tensor]:
-        """(images [NCHW], p) -> images."""
+        """Return the augmentation, which maps (images [NCHW], p) to images [NCHW]."""
         options = self.config.augment
         return make_augment(options.name, options.groups, options.factors, options.policies, self.plan.channels,
                             self.plan.resolution)
 
-    # What a step begins with
+    # A step begins with these
 
     def begin_step(self) -> None:
-        """Set what is a function of the images shown (and of rollbacks): rates, and level of detail where networks grow."""
+        """Set what is a function of the images shown and of rollbacks: rates and, if networks grow, the level of detail."""
         config, state, stage = self.config, self.state, self.stage
         slower = config.guard.lr_factor ** int(state.memory['rollbacks'])
         set_rates(state.optimizers['G'], stage.g_lr * slower, config.optim, state.nimg, self.lazy_g)
@@ -116,7 +116,7 @@ class Latent(Game):
             for name, buffer in network.named_buffers():
                 if name.rpartition('.')[2] == 'lod':
                     buffer.fill_(stage.lod)
-        # negative in a fade whose end counts
+        # The side is negative in a fade if the end of the fade is to restart the optimizers too.
         side = -stage.side if config.growth.restart == 'both' and stage.lod % 1 else stage.side
         if state.memory['side'] != side:
             for optimizer in state.optimizers.values():
@@ -125,12 +125,12 @@ class Latent(Game):
 
     @cached_property
     def on_gradient(self) -> list[str]:
-        """Names of D's gradient penalties."""
+        """Return the names of D's gradient penalties."""
         return on_gradient(self.config)
 
     @property
     def lazy_d(self) -> int | None:
-        """Main steps of D for one of its gradient penalties, where that is a step of its own."""
+        """Return how many main steps D takes for one step of its gradient penalties; None if these are in the main steps."""
         return self.config.regularizers.d_interval if self.on_gradient and self.config.regularizers.d_interval > 1 else None
 
     @property
@@ -139,7 +139,7 @@ class Latent(Game):
         return penalties.g_interval / self.config.loss.d_steps if penalties.path_length else None
 
     def phases(self) -> list[Phase]:
-        """What happens in a step, in order. Lazy penalties count `interval` times, as they come that seldom."""
+        """Return the phases of a step, in order. Lazy penalties weigh `interval` times as much, as they come that seldom."""
         penalties, both = self.config.regularizers, ('G', 'D')
         phases = [Phase('D_main', ('D',), both, 1, self.d_main, self.after_d, lambda: power_iterate(self.D))]
         if self.lazy_d:
@@ -151,7 +151,7 @@ class Latent(Game):
         return phases
 
     def micro_batches(self, batch: Batch, phase: Phase) -> list[MicroBatch]:
-        """This rank's share of the step, cut for `phase`; its slice of latents drawn for the whole global batch."""
+        """Cut this rank's share of the step for `phase`. Its latents are a slice of those for the whole global batch."""
         stage, counts = self.stage, self.plan.class_counts
         images, own = batch.pictures['image'], stage.batch // batch.world
         draws = self.draw(batch.nimg, phase.name)[batch.rank * own:(batch.rank + 1) * own].to(images.device)
@@ -159,27 +159,27 @@ class Latent(Game):
             labels, fake_labels = batch.conditions, batch.drawn_conditions
         else:
             labels, fake_labels = to_one_hot(batch.labels, len(counts)), to_one_hot(draws.labels, len(counts))
-        if self.paired:   # of two classes, a pair's logits would differ by what D thinks of the classes
+        if self.paired:   # the logits of a pair of two classes would differ by what D thinks of the classes
             fake_labels = labels
         cuts = [slice(start, start + stage.micro_batch) for start in range(0, own, stage.micro_batch)]
         return [MicroBatch(images[cut], labels[cut], draws[cut], fake_labels[cut]) for cut in cuts]
 
     @property
     def paired(self) -> bool:
-        """Whether the loss compares each fake with the real of its row."""
+        """Tell whether the loss compares each fake with the real of its row."""
         return self.config.game.loss_facts(self.config).paired
 
     def draw(self, nimg: int, purpose: str) -> Draws:
-        """Latents for the whole global batch."""
+        """Draw latents for the whole global batch."""
         G, stage = self.G, self.stage
         return draw(self.config.seed, nimg, purpose, stage.batch, z_dim=G.z_dim, num_ws=G.num_ws - 2 * int(stage.lod),
                     style_mixing=self.config.network.style_mixing if G.num_ws else 0.0, class_counts=self.plan.class_counts,
                     latents=getattr(G, 'latents', 'normal'))
 
-    # What the networks show each other
+    # The networks show each other these
 
     def reals(self, micro: MicroBatch) -> Tensor:
-        """Pictures [NCHW] in [-1, 1], at the stage's size; while it fades in, as blurred as the fakes are."""
+        """Return reals [NCHW] in [-1, 1], at the stage's size; while that fades in, they are as blurred as the fakes are."""
         images, lod = to_float(micro.images), self.stage.lod
         if self.config.growth is None:
             return images
@@ -190,14 +190,14 @@ class Latent(Game):
         return images
 
     def generate(self, micro: MicroBatch) -> tuple[Tensor, Tensor | None]:
-        """Fakes [NCHW], and the first latent's w [N, w_dim] of a network with styles."""
+        """Return fakes [NCHW] and, if G has styles, the first latent's w [N, w_dim]."""
         if not self.G.num_ws:
             return self.generator(micro.draws.z, micro.fake_labels), None
         ws, w = self.styles(micro)
         return self.generator(ws), w
 
     def styles(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Mixed styles [N, num_ws, w_dim], and the first latent's w [N, w_dim]."""
+        """Return mixed styles [N, num_ws, w_dim], and the first latent's w [N, w_dim]."""
         mapping, draws = self.G.mapping, micro.draws
         ws = mapping(draws.z, micro.fake_labels)
         w = ws[:, 0]
@@ -206,18 +206,18 @@ class Latent(Game):
         return ws, w
 
     def outputs(self, D: Callable[..., Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        """D's outputs [N, outputs] for augmented images [NCHW]."""
+        """images [NCHW], labels [N, c_dim] -> D's outputs [N, outputs] for the augmented images."""
         return D(self.augmented(images), labels)
 
     def augmented(self, images: Tensor) -> Tensor:
-        """images [NCHW] -> images"""
+        """images [NCHW] -> augmented images [NCHW]"""
         p = self.config.augment.p
         return self.augment(images, self.state.memory['augment_p'] if p is None else at(p, self.state.nimg))
 
     # D's phases
 
     def d_main(self, micro: MicroBatch) -> tuple[Tensor, Means]:
-        """D's loss, a scalar [], and values [] by name."""
+        """Return D's loss, a scalar [], and values [] by name."""
         penalties, loss = self.config.regularizers, self.config.loss
         joined = self.on_gradient and not self.lazy_d
         D = self.D if joined else self.discriminator     # compiled code differentiates only once
@@ -246,17 +246,17 @@ class Latent(Game):
         return total, means
 
     def lecam_distance(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Of logits [N, 1] from the means until this step; 0 at the first, which has none."""
+        """Return LeCam's distance [] of logits [N, 1] from the means until this step; it is 0 at the first, which has none."""
         decay, steps = self.config.regularizers.lecam_decay, max(self.state.step, 1)
         biased = [self.state.memory[f'lecam_{name}'] for name in ('real', 'fake')]
         return lecam(real, fake, *(unbiased(mean, decay, steps) for mean in biased)).mean() * (biased[0] != 0)
 
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        """From D's outputs [N, outputs], the first of which is the logit."""
+        """D's outputs [N, outputs] for reals and fakes, the first of which is the logit -> the loss, a scalar []."""
         return LOSSES[self.config.loss.name].d_loss(real[:, :1], fake[:, :1])
 
     def d_reg(self, micro: MicroBatch) -> tuple[Tensor, Means]:
-        """D's gradient penalties, a scalar [], and values [] by name."""
+        """Return D's gradient penalties, a scalar [], and values [] by name."""
         fakes = None
         if any(GRADIENT_PENALTIES[name].needs_fakes for name in self.on_gradient):
             with torch.no_grad():
@@ -266,9 +266,9 @@ class Latent(Game):
 
     def gradient_penalties(self, micro: MicroBatch, reals: Tensor, fakes: Tensor | None, real: Tensor | None = None,
                            fake: Tensor | None = None) -> tuple[Tensor, Means]:
-        """The weighted sum of D's gradient penalties, a scalar [], and each penalty [] by name, at reals and fakes [NCHW].
+        """Return the weighted sum of D's gradient penalties, a scalar [], and each penalty [] by name, at reals and fakes [NCHW].
 
-        `real` and `fake` are logits [N, 1] already there, if any.
+        `real` and `fake` are logits [N, 1], if they are known already.
         """
         total, means = reals.new_zeros(()), {}
         for name in self.on_gradient:
@@ -288,14 +288,14 @@ class Latent(Game):
         return total, means
 
     def norms(self, squared: Tensor) -> Tensor:
-        """|gradient|^2 of each picture [N] -> of each of D's inputs, at the size that penalties are taken at."""
+        """|gradient|^2 of each picture [N] -> that of each of D's inputs [N], at the size at which penalties are taken."""
         if self.config.growth is None or self.config.growth.penalty_at == 'stage':
             return squared
-        # each of the 4**f pixels that make one of the stage's has its share of that one's gradient
+        # Of 4**f pixels that make one pixel of the stage, each has its share of that one's gradient.
         return squared / 4 ** int(self.stage.lod)
 
     def after_d(self, means: Means) -> None:
-        """Once D has moved; `means` are over the global batch."""
+        """Do what follows a step of D; `means` are over the global batch."""
         config, memory = self.config, self.state.memory
         if config.regularizers.weight_clip:
             clip_weights_(self.D, config.regularizers.weight_clip)
@@ -307,7 +307,7 @@ class Latent(Game):
             means['augment/p'] = memory['augment_p'].clone()
 
     def adapt_augmentation(self, sign: Tensor) -> None:
-        """Each `interval` steps, from the mean sign of D(real) over them; `sign` [] is one step's."""
+        """Adapt p every `interval` steps, by the mean sign of D(real) over them; `sign` [] is that of one step."""
         augment, memory = self.config.augment, self.state.memory
         memory['augment_signs'] += sign
         memory['augment_steps'] += 1
@@ -321,7 +321,7 @@ class Latent(Game):
     # G's phases
 
     def g_main(self, micro: MicroBatch) -> tuple[Tensor, Means]:
-        """G's loss, a scalar [], and values [] by name; of a network with styles, also `w_mean` [w_dim]."""
+        """Return G's loss, a scalar [], and values [] by name; if G has styles, `w_mean` [w_dim] is among them."""
         loss, penalties = self.config.loss, self.config.regularizers
         fakes, w = self.generate(micro)
         outputs = self.outputs(self.discriminator, fakes, micro.fake_labels)
@@ -336,7 +336,7 @@ class Latent(Game):
         return total, means
 
     def g_loss(self, fake: Tensor, micro: MicroBatch) -> Tensor:
-        """From D's outputs [N, outputs] at the fakes."""
+        """D's outputs [N, outputs] for the fakes -> the loss, a scalar []."""
         chosen, real = LOSSES[self.config.loss.name], None
         if self.paired:
             with torch.no_grad():
@@ -344,13 +344,13 @@ class Latent(Game):
         return chosen.g_loss(fake[:, :1], real)
 
     def g_reg(self, micro: MicroBatch) -> tuple[Tensor, Means]:
-        """G's path length penalty, a scalar [], and values [] by name."""
+        """Return G's path length penalty, a scalar [], and values [] by name."""
         penalties = self.config.regularizers
         count = max(micro.draws.z.shape[0] // penalties.path_length_shrink, 1)
         ws = self.styles(micro)[0][:count]
         images = self.G.synthesis(ws)
         lengths = path_lengths(images, ws, torch.randn_like(images))
-        # the running mean of the previous step: it does not depend on how the batch is spread
+        # The running mean is that of the previous step, so it does not depend on how the batch is spread.
         penalty = path_length_penalty(lengths, self.state.memory['path_length_mean']).mean()
         return penalty * (penalties.path_length * penalties.g_interval), \
             {'penalty/path_length': penalty, 'path_length': lengths.mean()}
@@ -362,11 +362,11 @@ class Latent(Game):
     def after_path_length(self, means: Means) -> None:
         self.state.memory['path_length_mean'].lerp_(means['path_length'], self.config.regularizers.path_length_decay)
 
-    # For the guard
+    # The guard calls this
 
     @torch.no_grad()
     def judge(self, pictures: np.ndarray, labels: Tensor) -> Tensor:
-        """D's logits [N], in evaluation mode: batch norm neither mixes the pictures nor learns from them."""
+        """pictures [NHWC] uint8, classes [N] -> D's logits [N]. D is in evaluation mode, so batch norm mixes and learns nothing."""
         D, size, parts = self.D, self.config.micro_batch, []
         device = next(D.parameters()).device
         images = to_float(torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device))   # [NCHW]
@@ -379,5 +379,5 @@ class Latent(Game):
 
 
 def to_float(images: Tensor) -> Tensor:
-    """[NCHW] uint8 -> float32 in [-1, 1]."""
+    """[NCHW] uint8 -> [NCHW] float32 in [-1, 1]"""
     return images.float() / 127.5 - 1

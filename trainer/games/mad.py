@@ -1,4 +1,4 @@
-"""MAD-GAN: several generators, and a discriminator that also tells who made a fake. Ghosh et al. 2018."""
+"""MAD-GAN has several generators, and a discriminator that also tells which one made a fake. Ghosh et al. 2018."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from imago.trainer.objectives.losses import mad_gan_d, mad_gan_g
 
 
 class MADGAN(Latent):
-    """G is several generators in one; row i of a micro-batch is made by generator i % k. D's outputs: real, then each of them."""
+    """G holds k generators, of which number i % k makes row i of a micro-batch. D has an output for reals, and one for each."""
 
     section = games.MADGAN
     maker = SeveralMaker

@@ -1,4 +1,4 @@
-"""What a trained run is for: makers of pictures, from the averages of its networks alone."""
+"""Makers make the pictures for which a run is trained, from the averages of its networks alone."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -23,34 +23,34 @@ MOST_PSI, MOST_BATCHES = 100.0, 10_000
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn from a trained generator."""
+    """Says how pictures are drawn from a trained generator."""
 
     psi: float = 1.0                   # truncation psi, in w
-    psi_cutoff: int | None = None      # layers, from the first on, in which psi truncates; None: all
-    truncation: float | None = None    # latents are drawn again until |z| is below; None: any
-    noise: str = 'const'               # of layers that add some; random: from torch's own generator
+    psi_cutoff: int | None = None      # number of layers, from the first on, in which psi truncates; None: all
+    truncation: float | None = None    # latents are drawn again until |z| is below this; None: no limit
+    noise: str = 'const'               # noise of layers that add some; 'random' comes from torch's own generator
 
 
 class Inputs(Protocol):
-    """What a maker makes pictures of: a frozen dataclass of rows."""
+    """A maker makes pictures from these rows, which are a frozen dataclass."""
 
     labels: Tensor     # [N] classes, 0 where there are none
 
     def __getitem__(self, rows: slice) -> Self:
-        """Some of the rows."""
+        """Return some of the rows."""
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device."""
+        """Return the same on a device."""
 
 
 class Maker(ABC):
-    """Makes pictures from the averages of a run, by name; grids, guard, evaluation, sample and export know only this."""
+    """Makes pictures from the averages of a run, by name. Grids, guard, evaluation, sample and export know only this class."""
 
-    takes: tuple[str, ...] = ()            # () latents alone; ('a',) pictures of that domain
-    class_counts: tuple[int, ...] = ()     # how often each label is drawn; () where there are none
-    classes: int = 0                       # those that a picture can be asked to be of
+    takes: tuple[str, ...] = ()            # () is latents alone; ('a',) is pictures of domain a
+    class_counts: tuple[int, ...] = ()     # how often each label is drawn; () if there are none
+    classes: int = 0                       # number of classes that can be asked for
     noisy: bool = False                    # whether pictures depend on `Sampling.noise`
-    has_paths: bool = False                # whether `between` is there
+    has_paths: bool = False                # whether `between` is implemented
 
     def __init__(self, networks: dict[str, nn.Module], resolution: tuple[int, int]) -> None:
         """resolution: (height, width) of its pictures, in px."""
@@ -61,24 +61,24 @@ class Maker(ABC):
         return next(parameter for network in self.networks.values() for parameter in network.parameters()).device
 
     def check(self, sampling: Sampling) -> None:
-        """ValueError unless pictures can be made so."""
+        """Raise ValueError unless pictures can be made like this."""
         if (sampling.psi, sampling.psi_cutoff, sampling.truncation) != (1, None, None):
             raise ValueError('psi, psi-cutoff and truncation: what these pictures are made of cannot be truncated; leave them out')
 
     @abstractmethod
     def draw(self, seed: int, nimg: int, purpose: str, count: int, truncation: float | None = None) -> Inputs:
-        """Inputs of `count` pictures, a pure function of the arguments; labels as frequent as in the data."""
+        """Draw inputs of `count` pictures as a pure function of the arguments; labels are as frequent as in the data."""
 
     @abstractmethod
     def inputs(self, seeds: Iterable[int], label: int | None = None, truncation: float | None = None) -> Inputs:
-        """Inputs of one picture a seed, the same for a seed whatever stands beside it; of the class `label`, if given."""
+        """Draw the inputs of one picture for each seed, whatever the other seeds are; all are of the class `label`, if given."""
 
     @abstractmethod
     def __call__(self, inputs: Any, sampling: Sampling = Sampling()) -> Tensor:
-        """Pictures [NCHW] in [-1, 1] at full size, on the device of the networks."""
+        """Return pictures [NCHW] in [-1, 1] at full size, on the device of the networks."""
 
     def between(self, first: Any, second: Any, where: Tensor, sampling: Sampling) -> Tensor:
-        """Pictures [NCHW] at the share `where` [N, 1] of the way from `first` to `second`, of the classes of `first`."""
+        """Return pictures [NCHW] at the share `where` [N, 1] of the way from `first` to `second`, of the classes of `first`."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -93,10 +93,10 @@ class Maker(ABC):
 
 
 class LatentMaker(Maker):
-    """Latents and labels become pictures by G.
+    """Turns latents and labels into pictures by G.
 
-    `class_counts` count where the generator takes classes. Where it takes continuous conditions, labels are the rows of
-    `conditions`, as data/conditions.py writes them, all drawn equally often.
+    `class_counts` are used only if the generator takes classes. If it takes continuous conditions, labels are row numbers of
+    `conditions`, which data/conditions.py has written, and all are drawn equally often.
     """
 
     has_paths = True
@@ -110,7 +110,7 @@ class LatentMaker(Maker):
             self.class_counts, self.classes = (1,) * len(self.conditions), 0
 
     def c(self, labels: Tensor) -> Tensor:
-        """[N] labels -> [N, c_dim], what the generator takes for them."""
+        """labels [N] -> the classes or conditions [N, c_dim] that the generator takes for them."""
         return to_one_hot(labels, self.G.c_dim) if self.conditions is None else self.conditions.to(labels.device)[labels]
 
     @property
@@ -119,11 +119,11 @@ class LatentMaker(Maker):
 
     @property
     def latents(self) -> str:
-        """Their distribution, of layers.LATENTS."""
+        """Return the distribution of latents, a name in layers.LATENTS."""
         return getattr(self.G, 'latents', 'normal')
 
     def check(self, sampling: Sampling) -> None:
-        """In w, in its first layers, and in z."""
+        """Raise ValueError unless the generator can truncate like this in w, in its first layers, and in z."""
         normal, psi, cutoff, truncation = self.latents == 'normal', sampling.psi, sampling.psi_cutoff, sampling.truncation
         if not abs(psi) <= MOST_PSI:
             raise ValueError(f'psi {psi} is not a number up to {MOST_PSI:g}; 0 to 1 is usual')
@@ -161,17 +161,17 @@ class LatentMaker(Maker):
         return Draws(z, z, torch.zeros_like(labels), labels)
 
     def __call__(self, inputs: Draws, sampling: Sampling = Sampling()) -> Tensor:
-        """What of `sampling` draws latents is in `inputs` already."""
+        """Return pictures [NCHW]. The truncation of latents is in `inputs` already, so `sampling.truncation` is not used."""
         styles = {'truncation_psi': sampling.psi, 'truncation_cutoff': sampling.psi_cutoff, 'noise': sampling.noise}
         images = self.run(inputs.z, inputs.labels, **(styles if self.G.num_ws else {}))
-        return functional.interpolate(images, self.resolution)   # nearest, while G grows
+        return functional.interpolate(images, self.resolution)   # this repeats pixels while G grows
 
     def run(self, z: Tensor, labels: Tensor, **options: object) -> Tensor:
-        """G on latents [N, z_dim] and labels [N]."""
+        """Run G on latents [N, z_dim] and labels [N] -> pictures [NCHW]."""
         return self.G(z, self.c(labels), **options)
 
     def between(self, first: Draws, second: Draws, where: Tensor, sampling: Sampling) -> Tensor:
-        """In w along a line; else in z, along a circle, or a line, which does not leave the cube of uniform latents.
+        """Move along a line in w, if there is one, else along a circle in z. A line keeps uniform latents within their cube.
 
         where [N, 1] -> pictures [NCHW]
         """
@@ -184,19 +184,19 @@ class LatentMaker(Maker):
 
 
 class SeveralMaker(LatentMaker):
-    """Labels are no classes: they say which of several generators makes a picture, all of them equally often."""
+    """Labels are no classes here: they say which of several generators makes a picture. All are drawn equally often."""
 
     def __init__(self, networks: dict[str, nn.Module], class_counts: Iterable[int], conditions: str = '') -> None:
         super().__init__(networks, class_counts, conditions)
         self.class_counts = (1,) * len(self.G.generators)
 
     def run(self, z: Tensor, labels: Tensor, **options: object) -> Tensor:
-        """G on latents [N, z_dim]; labels [N] say which generator makes each picture."""
+        """Run G on latents [N, z_dim] -> pictures [NCHW]; labels [N] say which generator makes each."""
         return super().run(z, labels, made_by=labels.tolist(), **options)
 
 
 def check_batches(batches: int) -> None:
-    """ValueError unless standing statistics can be taken of so many; 0: none are."""
+    """Raise ValueError unless standing statistics can be taken over so many batches; 0 means that none are taken."""
     if not 0 <= batches <= MOST_BATCHES:
         raise ValueError(f'--standing-batches {batches} is not between 0 and {MOST_BATCHES}; 16 is usual')
 
@@ -204,7 +204,7 @@ def check_batches(batches: int) -> None:
 @torch.no_grad()
 def generate(maker: Maker, inputs: Inputs, sampling: Sampling = Sampling(), batch: int = 16,
              title: str | None = None) -> np.ndarray:
-    """Pictures [NHWC] uint8, `batch` at a time. title: of the progress that is told; None: none is."""
+    """Make pictures [NHWC] uint8, `batch` at a time. title: the title of the progress; None shows no progress."""
     parts, count = [], len(inputs.labels)
     with Progress(title, count, 'pictures') as progress:
         for start in range(0, count, batch):
@@ -215,11 +215,11 @@ def generate(maker: Maker, inputs: Inputs, sampling: Sampling = Sampling(), batc
 
 
 def to_pictures(images: Tensor) -> np.ndarray:
-    """[NCHW] in [-1, 1] -> [NHWC] uint8, rounded and clamped."""
+    """[NCHW] in [-1, 1] -> [NHWC] uint8, rounded and clamped"""
     return ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def along_circle(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
-    """Spherical interpolation of rows [N, z_dim], lengths along with it; Shoemake 1985."""
+    """Interpolate rows a and b [N, z_dim] spherically at `where` [N, 1] -> [N, z_dim]. Shoemake 1985."""
     angle = torch.acos(torch.cosine_similarity(a, b, dim=1).clamp(-1, 1))[:, None]
     return (torch.sin((1 - where) * angle) * a + torch.sin(where * angle) * b) / torch.sin(angle)

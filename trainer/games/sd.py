@@ -1,4 +1,4 @@
-"""SD-GAN: pairs of pictures of one identity, which the first latents of a pair share. Donahue et al. 2018."""
+"""SD-GAN shows pairs of pictures of one identity, whose latents share their first dimensions. Donahue et al. 2018."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from imago.trainer.games.latent import Latent
 
 
 class SDGAN(Latent):
-    """Rows 2i and 2i + 1 of a batch are a pair: one input of D, with twice the channels."""
+    """Rows 2i and 2i + 1 of a batch are a pair, which is one input of D with twice the channels."""
 
     section = games.SDGAN
 
@@ -20,9 +20,9 @@ class SDGAN(Latent):
         return draws
 
     def outputs(self, D: Callable[..., Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        """D's outputs [N / 2, outputs] for augmented images [NCHW]."""
+        """images [NCHW], labels [N, c_dim] -> D's outputs [N / 2, outputs] for the augmented images."""
         return D(self.augmented(images).unflatten(0, (-1, 2)).flatten(1, 2), labels[::2])
 
     def norms(self, squared: Tensor) -> Tensor:
-        """|gradient|^2 of each picture [N] -> of each pair [N / 2]"""
+        """|gradient|^2 of each picture [N] -> that of each pair [N / 2]"""
         return super().norms(squared.unflatten(0, (-1, 2)).sum(dim=1))

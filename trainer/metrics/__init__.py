@@ -1,1 +1,1 @@
-"""How good pictures are: features by a fixed network, and distances between the features of fakes and of reals."""
+"""Metrics tell how good pictures are, by distances between a fixed network's features of fakes and of reals."""

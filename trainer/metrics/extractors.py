@@ -1,4 +1,4 @@
-"""Fixed networks that turn pictures into features, and the resizing before them, which changes scores as much."""
+"""Fixed networks turn pictures into features. The resizing before them changes scores as much."""
 
 import re
 import sys
@@ -24,15 +24,15 @@ INCEPTION_SIZE, LITE0_SIZE = 299, 224   # px
 
 @dataclass(frozen=True)
 class Extractor:
-    """Pictures -> features [N, d], and class probabilities where the network has them."""
+    """Turns pictures into features [N, d], and into class probabilities if the network has them."""
 
-    name: str               # in the names of the scores
-    sha256: str             # of the weights
+    name: str               # the names of the scores have it
+    sha256: str             # SHA-256 of the weights
     resizer: str            # 'clean' or 'legacy'
-    size: int | None        # px, of both sides; None: the network resizes
+    size: int | None        # px, length of both sides; None: the network resizes
     network: Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]   # [N3HW] float32, 0 to 255; whether classes are wanted
     device: torch.device
-    normalisation: tuple = ()   # mean and deviation that a file was given
+    normalisation: tuple = ()   # mean and deviation for a network from a file
 
     def resize(self, picture: np.ndarray) -> np.ndarray:
         """[HWC] uint8, or float32 in 0 to 255, of 1 or 3 channels -> [size, size, 3] float32."""
@@ -47,9 +47,9 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, resized: list[np.ndarray], classes: bool = False) -> dict[str, np.ndarray]:
-        """What `resize` returned -> `features` [N, d] float32, and if wanted `classes` [N, C] float64, probabilities.
+        """Results of `resize` -> `features` [N, d] float32 and, if wanted, `classes` [N, C] float64, which are probabilities.
 
-        ValueError if the network gives something else.
+        Raises ValueError if the network gives something else.
         """
         same = len({picture.shape for picture in resized}) == 1
         batches = [np.stack(resized)] if same else [picture[None] for picture in resized]
@@ -76,7 +76,7 @@ class Extractor:
 
 
 class Inception(nn.Module):
-    """FID's Inception-v3, from TorchScript, by clean-fid's wrapper."""
+    """This is FID's Inception-v3, from TorchScript, in clean-fid's wrapper."""
 
     def __init__(self, path: Path, legacy: bool):
         super().__init__()
@@ -84,12 +84,12 @@ class Inception(nn.Module):
 
     def forward(self, x: Tensor, classes: bool) -> tuple[Tensor, Tensor | None]:
         """x [N3HW] in 0 to 255 -> features [N, 2048], and class probabilities [N, C] if `classes`"""
-        # the network's own resizing, inside `base`, leaves what is 299 px already
+        # The network's own resizing, inside `base`, leaves pictures of 299 px as they are.
         return self.wrapper(x), self.wrapper.base(x) if classes else None
 
 
 class EfficientNetLite0(nn.Module):
-    """1280 pooled features and 1000 classes of ImageNet, from a package: nothing is fetched."""
+    """Gives 1280 pooled features and 1000 classes of ImageNet. Its weights are in a package, so nothing is fetched."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -105,7 +105,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class FromFile(nn.Module):
-    """A TorchScript or ONNX file: [N3SS], normalised -> features [N, d], or features and logits [N, C]."""
+    """Runs a TorchScript or ONNX file, which maps normalised [N3SS] to features [N, d], or to features and logits [N, C]."""
 
     def __init__(self, path: Path, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
         super().__init__()
@@ -124,7 +124,7 @@ class FromFile(nn.Module):
 
 
 def make_extractor(config: EvaluateConfig, device: torch.device) -> Extractor:
-    """The network that `config` names. ValueError if it cannot be had, or is not what it should be."""
+    """Make the extractor that `config` names. Raises ValueError if it cannot be had, or is not what it should be."""
     name, legacy = config.extractor, config.resizer == 'legacy'
     if name == 'auto':
         name = _best_available()
@@ -142,7 +142,7 @@ def make_extractor(config: EvaluateConfig, device: torch.device) -> Extractor:
 
 
 def _best_available() -> str:
-    """Nothing is fetched unasked: a score that waits for a network is worse than one with another name."""
+    """Choose a network. Nothing is fetched unasked: it is worse to wait for a network than to give the score another name."""
     path = cache_folder() / INCEPTION_FILE
     if path.is_file():
         check_inception(path)
@@ -164,7 +164,7 @@ def _checked(config: EvaluateConfig, path: Path, name: str, size: int | None, lo
     try:
         network = load().requires_grad_(False).eval().to(device)
         extractor = Extractor(name, found, config.resizer, size, network, device, normalisation)
-        extractor([extractor.resize(np.zeros((64, 64, 3), np.uint8))], 'is' in config.metrics)   # before hours of work
+        extractor([extractor.resize(np.zeros((64, 64, 3), np.uint8))], 'is' in config.metrics)   # a trial before hours of work
     except (RuntimeError, AttributeError, TypeError) as error:
         raise ValueError(f'{path} does not work as a feature network: {str(error).strip().splitlines()[-1]}') from error
     return extractor
@@ -177,7 +177,7 @@ def _onnx(path: Path) -> Callable[[Tensor], Tensor | list[Tensor]]:
         raise ValueError(f'{path} needs onnxruntime; pip install onnxruntime, or give a TorchScript file') from error
     try:
         session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
-    except Exception as error:   # each of its errors is a class of its own below Exception
+    except Exception as error:   # each of its errors is its own subclass of Exception
         raise ValueError(f'{path} cannot be read as ONNX: {str(error).splitlines()[0]}') from error
     name = session.get_inputs()[0].name
 

@@ -1,4 +1,4 @@
-"""Features of many pictures, by all ranks together: the same bits on any number of them."""
+"""All ranks together compute the features of many pictures, with the same bits on any number of ranks."""
 
 import os
 import sys
@@ -13,16 +13,16 @@ from imago.trainer.ranks import dist
 from imago.trainer.ranks.machine import usable_cores
 from imago.trainer.ranks.progress import Progress
 
-CHUNK = 32   # pictures that pass the networks together, whatever the number of ranks, so that rounding is the same
-Rows = dict[str, np.ndarray]   # arrays with a row a picture
+CHUNK = 32   # so many pictures pass the networks together on any number of ranks, so that rounding is the same
+Rows = dict[str, np.ndarray]   # arrays with a row for each picture
 
 
 class Stopped(Exception):
-    """A rank was asked to stop; raised on all."""
+    """A rank was asked to stop; all ranks raise this."""
 
 
 def over_ranks(work: Callable[[range], Rows], count: int, title: str, stopped: Callable[[], bool]) -> Rows | None:
-    """The rows of `work` for `count` pictures, a chunk at a time, in order; on rank 0, None elsewhere.
+    """Gather the rows of `work` for `count` pictures in order, a chunk at a time. Returns them on rank 0, None elsewhere.
 
     Rank r does chunks r, r + ranks ...; `work` may return fewer rows than it was asked for. Raises Stopped.
     """
@@ -48,7 +48,7 @@ def over_ranks(work: Callable[[range], Rows], count: int, title: str, stopped: C
 
 def features_of_pictures(pictures: Pictures, extractor: Extractor, classes: bool, title: str,
                          stopped: Callable[[], bool]) -> Rows | None:
-    """`features`, `labels` and perhaps `classes` of all that can be read; damaged ones are named and left out."""
+    """Compute `features`, `labels` and perhaps `classes` of all readable pictures; damaged ones are named and left out."""
     def load(index: int) -> tuple[np.ndarray, int] | None:
         try:
             picture, label = pictures.read(index)
@@ -65,7 +65,7 @@ def features_of_pictures(pictures: Pictures, extractor: Extractor, classes: bool
 
         def work(indices: range) -> Rows:
             submit(indices.start)
-            submit(indices.start + CHUNK * dist.world_size())   # is read while the network computes
+            submit(indices.start + CHUNK * dist.world_size())   # these are read while the network computes
             good = [loaded for future in ahead.pop(indices.start) if (loaded := future.result()) is not None]
             if not good:
                 return {}
@@ -76,7 +76,7 @@ def features_of_pictures(pictures: Pictures, extractor: Extractor, classes: bool
 
 def features_of_fakes(fakes: Fakes, extractor: Extractor, classes: bool, title: str,
                       stopped: Callable[[], bool]) -> Rows | None:
-    """The same of a generator's pictures."""
+    """Compute the same for a generator's pictures."""
     with resizing_threads() as pool:
         def work(indices: range) -> Rows:
             pictures, labels = fakes.make(indices)
@@ -85,6 +85,6 @@ def features_of_fakes(fakes: Fakes, extractor: Extractor, classes: bool, title: 
 
 
 def resizing_threads() -> ThreadPoolExecutor:
-    """Pillow lets others run while it decodes and resizes."""
+    """Make threads for resizing: Pillow lets other threads run while it decodes and resizes."""
     local_world = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     return ThreadPoolExecutor(max(min(usable_cores() // local_world, 16), 1))

@@ -1,6 +1,6 @@
-"""Kernel distance: KID, Binkowski et al. 2018, "Demystifying MMD GANs", section 4.
+"""KID is the kernel distance of Binkowski et al. 2018, "Demystifying MMD GANs", section 4.
 
-The unbiased estimate of the squared MMD under the kernel (x.y / d + 1)^3: 0 on average where the distributions are equal.
+It is the unbiased estimate of the squared MMD under the kernel (x.y / d + 1)^3: its mean is 0 if the distributions are equal.
 """
 
 import numpy as np
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 SUBSETS, SUBSET_SIZE = 100, 1000   # as published
-MOST_IN_BLOCK = 4 * SUBSET_SIZE       # or fakes, of a block of the bootstrap
+MOST_IN_BLOCK = 4 * SUBSET_SIZE       # reals, or fakes, in a block of the bootstrap
 
 
 def kernel_distance(fakes: Tensor, reals: Tensor, seed: int, subsets: int = SUBSETS, size: int = SUBSET_SIZE) -> float:
-    """Mean over random subsets of `size` features of [N, d] and [M, d]; of all, where there are no more."""
+    """Estimate the distance of fakes [N, d] and reals [M, d] as the mean over random subsets of `size`, or of all if fewer."""
     size = min(size, len(fakes), len(reals))
     if size == len(fakes) == len(reals):
         subsets = 1
-    rng = np.random.RandomState(seed)   # numpy keeps its numbers the same for ever
+    rng = np.random.RandomState(seed)   # numpy keeps the numbers of this generator the same in all versions
     total = 0.0
     for _ in range(subsets):
         x, y = (features[torch.from_numpy(rng.choice(len(features), size, replace=False)).to(features.device)]
@@ -27,9 +27,10 @@ def kernel_distance(fakes: Tensor, reals: Tensor, seed: int, subsets: int = SUBS
 
 
 def kernel_replicates(fakes: Tensor, reals: Tensor, times: int, seed: int) -> np.ndarray:
-    """Bootstrap replicates [times]: pictures are drawn again within disjoint blocks, whose distances are averaged.
+    """Return bootstrap replicates [times] of fakes [N, d] and reals [M, d]: pictures are drawn again within disjoint blocks, and
+    the distances of blocks are averaged.
 
-    Blocks have at most 1000 to 4000 pictures, so that the cost grows with their number and not with its square.
+    Blocks have at most 4000 pictures, so that the cost grows with the number of pictures and not with its square.
     """
     rng = np.random.RandomState(seed)
     blocks = max(min(len(fakes), len(reals)) // SUBSET_SIZE, 1)
@@ -45,7 +46,8 @@ def kernel_replicates(fakes: Tensor, reals: Tensor, times: int, seed: int) -> np
 
 
 def _squared_mmd(x: Tensor, y: Tensor, x_counts: Tensor, y_counts: Tensor) -> Tensor:
-    """For each row of counts [B, n] and [B, m], how often each picture counts: the estimate [B]. No picture meets itself."""
+    """Estimate the squared MMD [B] for each row of counts [B, n] and [B, m], which say how often each picture counts. No picture
+    is compared with itself."""
     cross = ((x_counts @ _kernel(x, y)) * y_counts).sum(1) / (x_counts.sum(1) * y_counts.sum(1))
     return _mean_within(x, x_counts) + _mean_within(y, y_counts) - 2 * cross
 
@@ -57,5 +59,5 @@ def _mean_within(x: Tensor, counts: Tensor) -> Tensor:
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    """[n, d] and [m, d] -> [n, m] float64; products in the features' precision, which is ample for a mean."""
+    """[n, d] and [m, d] -> [n, m] float64. Products have the features' precision, which is enough for a mean."""
     return (x @ y.T).double().div_(x.shape[1]).add_(1).pow_(3)

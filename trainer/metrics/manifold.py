@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage, from balls around pictures that reach to their k-th neighbours."""
+"""Precision, recall, density and coverage use balls around pictures that reach to their k-th neighbours."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ PRECISION_K, DENSITY_K = 3, 5   # as published
 
 @dataclass(frozen=True)
 class Manifold:
-    """What each picture contributes; the scores are the means."""
+    """Holds what each picture contributes; the scores are the means."""
 
     precision: Tensor   # [fakes] 1 for those within a ball of a real; Kynkaanniemi et al. 2019, equation 2
     recall: Tensor      # [reals] 1 for those within a ball of a fake
-    density: Tensor     # [fakes] balls of reals that it lies in, over k; Naeem et al. 2020, equation 6
+    density: Tensor     # [fakes] number of balls of reals in which each lies, over k; Naeem et al. 2020, equation 6
     coverage: Tensor    # [reals] 1 for those with a fake in their ball; equation 7
 
 
 def compare_manifolds(fakes: Tensor, reals: Tensor) -> Manifold:
-    """Features [N, d] and [M, d], on one device; more than 5 rows each."""
+    """Compare features [N, d] and [M, d], on one device, with more than 5 rows each."""
     centre = reals.mean(0)      # products of centred features lose fewer digits
     fakes, reals = fakes - centre, reals - centre
     real_radii, fake_radii = nearest_radii(reals, DENSITY_K), nearest_radii(fakes, PRECISION_K)
@@ -40,7 +40,7 @@ def compare_manifolds(fakes: Tensor, reals: Tensor) -> Manifold:
 
 
 def nearest_radii(features: Tensor, k: int) -> Tensor:
-    """Squared distances to the 1st ... k-th nearest other row: [N, d] -> [N, k]."""
+    """Return squared distances to the 1st ... k-th nearest other row: [N, d] -> [N, k]."""
     radii = []
     for start, distances in _distances(features, features):
         rows = torch.arange(len(distances), device=features.device)
@@ -50,7 +50,7 @@ def nearest_radii(features: Tensor, k: int) -> Tensor:
 
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(first row, squared Euclidean distances [n, M]) of blocks of rows of `x`, up to rounding of |x|^2."""
+    """Yield (first row, squared Euclidean distances [n, M]) of blocks of rows of `x`, up to rounding of |x|^2."""
     rows = max(ENTRIES // len(y), 1)
     lengths = y.square().sum(1)
     with Progress('neighbours', len(x), 'pictures') as progress:

@@ -1,9 +1,9 @@
-"""Mean and covariance of features, in float64, one block of rows at a time."""
+"""Mean and covariance of features are computed in float64, one block of rows at a time."""
 
 import torch
 from torch import Tensor
 
-ROWS = 4096   # of a block: 64 MB in float64 at 2048 features
+ROWS = 4096   # rows of a block: 64 MB in float64 at 2048 features
 
 
 def mean_and_covariance(features: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -11,7 +11,7 @@ def mean_and_covariance(features: Tensor, counts: Tensor | None = None) -> tuple
 
     counts [N] (int64): how often each row counts, in a bootstrap resample; None: once.
     """
-    shift = features[0].double()   # near the mean: no digits are lost to a large offset
+    shift = features[0].double()   # it is near the mean, so that no digits are lost to a large offset
     total, scatter = torch.zeros_like(shift), shift.new_zeros(len(shift), len(shift))
     for start in range(0, len(features), ROWS):
         block = features[start:start + ROWS].double() - shift

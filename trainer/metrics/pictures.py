@@ -1,4 +1,4 @@
-"""What is compared: pictures that lie in shards or elsewhere, and those that a generator makes."""
+"""Metrics compare pictures that lie in shards or elsewhere, and pictures that a generator makes."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,20 +18,20 @@ class Damaged(Exception):
 
 
 class Pictures(Protocol):
-    """Pictures that can be read in any order, from several threads."""
+    """These pictures can be read in any order, from several threads."""
 
     count: int
-    digest: str                        # of all that the features depend on
-    size: tuple[int, int] | None       # (height, width), None: each its own
+    digest: str                        # digest of all on which the features depend
+    size: tuple[int, int] | None       # (height, width); None: each picture has its own
     labelled: bool
 
     def read(self, index: int) -> tuple[np.ndarray, int]:
-        """Picture `index` [HWC] uint8 and its class. Raises Damaged."""
+        """Read picture `index` [HWC] uint8 and its class. Raises Damaged."""
 
 
 @dataclass(frozen=True)
 class ShardPictures:
-    """`most` pictures of a packed dataset, drawn by `seed`, or all; at `size` (height, width)."""
+    """Reads the pictures of a packed dataset at `size` (height, width): all, or `most` of them, which are drawn by `seed`."""
 
     dataset: Dataset
     size: tuple[int, int]
@@ -44,7 +44,7 @@ class ShardPictures:
         if total <= self.most:
             return np.arange(total)
         drawn = np.random.RandomState([self.seed, 1]).permutation(total)[:self.most]
-        return np.sort(drawn)          # as they lie in the shards
+        return np.sort(drawn)          # the order is that in the shards
 
     @cached_property
     def _reader(self) -> SampleReader:
@@ -72,14 +72,14 @@ class ShardPictures:
         number = int(self._numbers[index])
         shard = int(np.searchsorted(self._firsts, number, side='right')) - 1
         sample, damaged = self._reader.read(shard, number - int(self._firsts[shard]))
-        if damaged:                    # the reader went on to its neighbour, which would count twice
+        if damaged:                    # the reader returned its neighbour instead, which would count twice
             raise Damaged(damaged[0])
         return sample.image, sample.label
 
 
 @dataclass(frozen=True)
 class Fakes:
-    """`count` pictures of a maker, and the classes asked for, as frequent as in the data."""
+    """Makes `count` pictures of a maker, whose classes are as frequent as in the data."""
 
     maker: Maker
     count: int
@@ -87,11 +87,11 @@ class Fakes:
     sampling: Sampling = Sampling()    # random noise is a function of the seed and of the first index
 
     def draws(self, indices: range, purpose: str = 'evaluate') -> Inputs:
-        """Inputs [len(indices)], a function of the seed and of the first index."""
+        """Draw inputs [len(indices)] as a function of the seed and of the first index."""
         return self.maker.draw(self.seed, indices.start, purpose, len(indices), self.sampling.truncation)
 
     def make(self, indices: range) -> tuple[np.ndarray, np.ndarray]:
-        """[NHWC] uint8 and classes [N]."""
+        """Make pictures [NHWC] uint8, and return their classes [N] too."""
         draws, device = self.draws(indices), self.maker.device
         with torch.random.fork_rng([device] if device.type == 'cuda' else []):
             torch.manual_seed(seed_for(self.seed, indices.start, 'noise'))
@@ -100,5 +100,5 @@ class Fakes:
 
 
 def fakes_of(maker: Maker, config: EvaluateConfig) -> Fakes:
-    """Those that `config` asks for."""
+    """Return the fakes that `config` asks for."""
     return Fakes(maker, config.images, config.seed, Sampling(config.psi, config.psi_cutoff, config.truncation, config.noise))

@@ -1,4 +1,5 @@
-"""One evaluation: pictures, or a generator's fakes, against a dataset; scores with intervals, and how they came about."""
+"""An evaluation compares pictures, or a generator's fakes, with a dataset. It gives scores with intervals, and how they came
+about."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from imago.trainer.metrics.reference import reference_features
 from imago.trainer.ranks import dist
 from imago.trainer.ranks.progress import Progress
 
-LEAST = 10   # pictures, for neighbours and splits
+LEAST = 10   # neighbours and splits need so many pictures
 ALONE = {'is', 'ppl'}   # metrics that look at no reals
 OF_NEIGHBOURS = ('precision', 'recall', 'density', 'coverage')
 Interval = tuple[float, float]
@@ -28,7 +29,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Scores:
-    """By name, which tells the extractor. `protocol`: all that must be equal where scores are compared."""
+    """Holds scores by name, which tells the extractor. Only scores with an equal `protocol` can be compared."""
 
     values: dict[str, float]
     intervals: dict[str, Interval]
@@ -36,7 +37,7 @@ class Scores:
 
 
 def score_name(metric: str, extractor: Extractor) -> str:
-    """Only Inception's distance is called FID; the legacy resizer is named."""
+    """Name a score. Only Inception's distance is called FID, and the legacy resizer is named."""
     if extractor.name == 'inception':
         name = 'ppl_inception' if metric == 'ppl' else metric
     else:
@@ -45,7 +46,7 @@ def score_name(metric: str, extractor: Extractor) -> str:
 
 
 def check_evaluation(config: EvaluateConfig, source: Pictures | Fakes, reference: Pictures) -> None:
-    """ValueError for metrics that `source` and `reference` cannot give."""
+    """Raise ValueError for metrics that `source` and `reference` cannot give."""
     made = isinstance(source, Fakes)
     if min(source.count, reference.count) < LEAST:
         raise ValueError(f'{source.count} pictures against {reference.count}: both must be at least {LEAST}')
@@ -61,10 +62,10 @@ def check_evaluation(config: EvaluateConfig, source: Pictures | Fakes, reference
 
 def evaluate(source: Pictures | Fakes, reference: Pictures, extractor: Extractor, config: EvaluateConfig,
              stopped: Callable[[], bool] = lambda: False) -> Scores:
-    """Score `source`; all ranks call it together, and all have the result. The same bits on any number of ranks.
+    """Score `source`. All ranks call it together, and all get the result, with the same bits on any number of ranks.
 
-    Rank 0 holds the features of all pictures, 8 KB each with Inception. ValueError as of `check_evaluation` and for an
-    extractor that gives no features; Stopped as soon as `stopped` is true on a rank.
+    Rank 0 holds the features of all pictures, 8 KB each with Inception. Raises ValueError if the readable pictures are too
+    few or the extractor gives no features, and Stopped as soon as `stopped` is true on a rank.
     """
     wanted = set(config.metrics)
     reals = reference_features(reference, extractor, stopped) if wanted - ALONE else {}
@@ -96,7 +97,7 @@ def _protocol(config: EvaluateConfig, source: Pictures | Fakes, reference: Pictu
 
 
 class _Computation:
-    """Scores of features that are there; on rank 0."""
+    """Computes scores from features, on rank 0."""
 
     def __init__(self, fakes: Rows, reals: Rows, lengths: np.ndarray | None, config: EvaluateConfig, device: torch.device):
         self.config, self.lengths, self.device = config, lengths, device
@@ -104,7 +105,7 @@ class _Computation:
                                   for rows in (fakes, reals))
 
     def scores(self) -> tuple[dict[str, tuple[float, Interval]], dict]:
-        """(value, interval) of each metric, and what else the protocol should say."""
+        """Return (value, interval) of each metric, and what else the protocol should say."""
         found, more = {}, {}
         wanted, seed = set(self.config.metrics), self.config.seed
         needed = [self.fakes] * bool(wanted - {'ppl'}) + [self.reals] * bool(wanted - ALONE)

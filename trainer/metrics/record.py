@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a line in RUN/metrics.jsonl, and a table for people."""
+"""An evaluation leaves a line in RUN/metrics.jsonl, and a table for people."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from imago.trainer.runs.history import EVALUATIONS, drop_torn_line
 
 
 def record_of(scores: Scores, nimg: int | None) -> dict:
-    """`nimg`: images the generator was trained on; None for pictures."""
+    """Make the record of `scores`. nimg: images on which the generator was trained; None for pictures."""
     return {'nimg': nimg, 'time': time.time(), 'values': scores.values, 'intervals': scores.intervals,
             'protocol': scores.protocol}
 
@@ -22,7 +22,7 @@ def append(folder: Path, record: dict) -> None:
 
 
 def table(scores: Scores) -> str:
-    """One line a score, and a line of what it was measured with."""
+    """Format a line for each score, and one that says how they were measured."""
     about = scores.protocol
     width = max(map(len, scores.values))
     lines = [f'{name:{width}}  {value:10.4f}   [{scores.intervals[name][0]:.4f}, {scores.intervals[name][1]:.4f}]'

@@ -1,4 +1,4 @@
-"""Features of real pictures, kept on the disk: they are the same in every evaluation of a dataset."""
+"""Features of real pictures are kept on the disk, as they are the same in every evaluation of a dataset."""
 
 import hashlib
 import os
@@ -19,9 +19,9 @@ from imago.trainer.ranks import dist
 
 
 def reference_features(pictures: Pictures, extractor: Extractor, stopped: Callable[[], bool]) -> Rows | None:
-    """`features` and `labels`, from the cache or else computed and kept; on rank 0, None elsewhere.
+    """Load `features` and `labels` from the cache, or else compute and keep them. Returns them on rank 0, None elsewhere.
 
-    The cache is keyed by the pictures, their size, the weights and the resizer. What is damaged there is made again.
+    The cache is keyed by the pictures, their size, the weights and the resizer. Damaged files in it are made again.
     """
     path = cache_folder() / f'{_key(pictures, extractor)}.safetensors'
     rows = _load(path) if dist.is_main() else None

@@ -1,4 +1,4 @@
-"""Files of feature networks: where they are kept, and that they are what they should be."""
+"""This file keeps the files of feature networks, and checks that they are what they should be."""
 
 import fcntl
 import hashlib
@@ -13,26 +13,26 @@ from cleanfid.downloads_helper import inception_url
 from imago.trainer.data.durable import write_text
 from imago.trainer.data.reading import open_regular
 
-INCEPTION_FILE = 'inception-2015-12-05.pt'   # the name that clean-fid's wrapper looks for
+INCEPTION_FILE = 'inception-2015-12-05.pt'   # clean-fid's wrapper looks for this name
 TIMEOUT = 60   # seconds without a byte
 
 
 def cache_folder() -> Path:
-    """IMAGO_METRICS_CACHE, or imago/metrics in the user's cache."""
+    """Return IMAGO_METRICS_CACHE, or imago/metrics in the user's cache."""
     named = os.environ.get('IMAGO_METRICS_CACHE')
     return Path(named) if named else Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'imago' / 'metrics'
 
 
 def sha256_of(path: Path) -> str:
-    """ValueError where it is no regular file; OSError as `open`."""
+    """Return the SHA-256 of a file. Raises ValueError if it is no regular file, and OSError as `open` does."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def fetch_inception(folder: Path) -> Path:
-    """Inception's weights in `folder`; fetched by one process, while others wait, where they are not.
+    """Return the path of Inception's weights in `folder`. If they are missing, one process fetches them while others wait.
 
-    Their SHA-256 is kept beside them and checked at each use. ValueError if they cannot be had, or have changed since.
+    Their SHA-256 is kept beside them and checked at each use. Raises ValueError if they cannot be had, or have changed since.
     """
     path = folder / INCEPTION_FILE
     try:
@@ -49,7 +49,7 @@ def fetch_inception(folder: Path) -> Path:
 
 
 def check_inception(path: Path) -> None:
-    """ValueError unless weights in the cache are those that were fetched or first used."""
+    """Raise ValueError unless weights in the cache are those that were fetched or first used."""
     record, found = _record_of(path), sha256_of(path)
     if not record.is_file():
         write_text(record, found + '\n')

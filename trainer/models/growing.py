@@ -132,7 +132,7 @@ class GrowingDiscriminator(Growing):
 
 
 def published_discriminator(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give each published tensor of D its name here, for `load_state_dict`. Published sizes count from the finest."""
+    """Give each published tensor [...] of D its name here, for `load_state_dict`. Published sizes count from the finest."""
     doublings = sum(name.startswith('input') for name in state_dict) // 2 - 1
     last = 2 * doublings + 2
     renamed = {'lod': state_dict['lod']}
@@ -147,7 +147,7 @@ def published_discriminator(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def before_gain(published: dict[str, Tensor], gained: re.Pattern) -> dict[str, Tensor]:
-    """Divide by sqrt(2) the biases and noise strengths, of any shape, whose names here match `gained`.
+    """Divide by sqrt(2) the biases and noise strengths [...] whose names here match `gained`.
 
     Published layers add these after the gain of sqrt(2), the layers here before it.
     """

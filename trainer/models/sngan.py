@@ -37,7 +37,7 @@ class GeneratorBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Has residual blocks with batch norm; if there are classes, each has its own gains and biases. resolution: (H, W).
+    """Has residual blocks with batch norm; if there are classes, each class has its own gains and biases. resolution: (H, W).
 
     widths: 'doubling' gives the finest block `channels` and each coarser one twice as many, up to 16 times (the tables for
     48 and 128 px); 'constant' gives all 4 times `channels` (the table for CIFAR-10). Raises ValueError for others.

@@ -1,6 +1,6 @@
-"""Adversarial losses: pure functions on logits [N, 1]. Each returns a scalar [], the mean over the batch.
+"""Adversarial losses are pure functions on logits [N, 1]. Each returns a scalar [], the mean over the batch.
 
-In the equations D is the logit, s the sigmoid, x a real, G(z) a fake. G's losses take the reals' logits last and all but
+In the equations, D is the logit, s the sigmoid, x a real and G(z) a fake. G's losses take the reals' logits last; all but
 the relativistic one ignore them.
 """
 
@@ -78,7 +78,10 @@ def began_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
 
 
 def began_balance(k: Tensor, real_mean: Tensor, fake_mean: Tensor, gamma: float, rate: float) -> Tensor:
-    """k + rate (gamma E(x) - E(G(z))) within [0, 1], from the step's mean energies. Berthelot et al. 2017, section 3.4."""
+    """Return k + rate (gamma E(x) - E(G(z))) within [0, 1], from the step's mean energies; all are scalars [].
+
+    Berthelot et al. 2017, section 3.4.
+    """
     return (k + rate * (gamma * real_mean - fake_mean)).clamp(0, 1)
 
 
@@ -93,15 +96,18 @@ LOSSES = {
 assert LOSSES.keys() == LOSS_FACTS.keys()
 
 
-# MAD-GAN, p the softmax of D's outputs [N, 1 + generators], column 0 for reals, each generator weighing as much as the data:
-# L_D = -log p_0(x) - sum_i log p_i(G_i(z)). Ghosh et al. 2018.
+# MAD-GAN: L_D = -log p_0(x) - sum_i log p_i(G_i(z)). Ghosh et al. 2018. p is the softmax of D's outputs [N, 1 + generators],
+# where column 0 is for reals. Each generator weighs as much as the data.
 def mad_gan_d(real: Tensor, fake: Tensor, generator: Tensor) -> Tensor:
-    """`generator` [N] int64: which one, from 0, made each fake; all of them equally many."""
+    """real and fake [N, 1 + generators], generator [N] int64 -> the loss, a scalar [].
+
+    `generator` says which one, from 0, made each fake; all make equally many.
+    """
     reals = torch.zeros(len(real), dtype=torch.int64, device=real.device)
     return F.cross_entropy(real, reals) + (fake.shape[1] - 1) * F.cross_entropy(fake, generator + 1)
 
 
-# Its non-saturating form for G_i: L_G = -log p_0(G_i(z)), in place of log(1 - p_0). Goodfellow et al. 2014, section 3.
+# MAD-GAN, non-saturating: L_G = -log p_0(G_i(z)), in place of log(1 - p_0). Goodfellow et al. 2014, section 3.
 def mad_gan_g(fake: Tensor) -> Tensor:
     """D's outputs [N, 1 + generators] for fakes -> the loss, a scalar []."""
     return -fake.log_softmax(dim=1)[:, 0].mean()
@@ -109,5 +115,5 @@ def mad_gan_g(fake: Tensor) -> Tensor:
 
 # Auxiliary classifier: L_C = -log p(class), for D on reals and fakes and for G on fakes. Odena et al. 2017, equation 3.
 def auxiliary_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
-    """class_logits and one-hot float labels, both [N, C]."""
+    """class_logits [N, C], one-hot float labels [N, C] -> the loss, a scalar []."""
     return F.cross_entropy(class_logits, labels)

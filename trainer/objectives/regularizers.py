@@ -1,4 +1,4 @@
-"""Penalties on images, logits and weights. Those on samples return one value each, [N]: callers average as they need."""
+"""This file has the penalties on images, logits and weights. Those on samples return one value each, [N]; callers average."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from imago.trainer.config.losses import GRADIENT_PENALTY_NAMES
 
 @dataclass(frozen=True)
 class GradientPenalty:
-    """factor * cost(|grad_x D|^2) at x = points(reals, fakes), as D's loss with a weight of 1 has it."""
+    """With a weight of 1, the penalty adds factor * cost(|grad_x D|^2) at x = points(reals, fakes) to D's loss."""
 
     points: Callable[[Tensor, Tensor | None], Tensor]      # (reals, fakes) [N, ...] -> x [N, ...]
     cost: Callable[[Tensor], Tensor]                       # |grad_x D|^2 [N] -> [N]
@@ -23,7 +23,8 @@ class GradientPenalty:
 
 
 def gradient_norm_squared(logits: Tensor, x: Tensor) -> Tensor:
-    """|grad_x D(x)|^2 per sample, [N], to be differentiated again. x [N, ...] requires grad and led to `logits` [N, 1]."""
+    """Return |grad_x D(x)|^2 per sample, [N], which can be differentiated again. x [N, ...] requires grad and led to `logits`
+    [N, 1]."""
     gradient, = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return gradient.flatten(1).square().sum(dim=1)
 
@@ -39,13 +40,13 @@ def at_fakes(reals: Tensor, fakes: Tensor) -> Tensor:
 
 
 def between(reals: Tensor, fakes: Tensor) -> Tensor:
-    """A random point on the line between each real and its fake: [N, ...] each."""
+    """reals and fakes [N, ...] -> a random point on the line between each real and its fake, [N, ...]"""
     share = torch.rand(len(reals), *[1] * (reals.ndim - 1), dtype=reals.dtype, device=reals.device)
     return reals.lerp(fakes, share)
 
 
 def around_reals(reals: Tensor, fakes: Tensor | None = None) -> Tensor:
-    """Reals [N, ...] with uniform noise of half the batch's standard deviation."""
+    """reals [N, ...] -> reals plus uniform noise in 0 ... half the batch's standard deviation, [N, ...]"""
     return reals + 0.5 * reals.std() * torch.rand_like(reals)
 
 
@@ -56,7 +57,7 @@ def squared(norm_squared: Tensor) -> Tensor:
 
 def distance_to_one(norm_squared: Tensor) -> Tensor:
     """|grad_x D|^2 [N] -> (|grad_x D| - 1)^2 [N]"""
-    # a root at exactly 0 has no second derivative
+    # The square root at exactly 0 has no second derivative.
     return ((norm_squared + 1e-12).sqrt() - 1).square()
 
 
@@ -74,35 +75,36 @@ assert tuple(GRADIENT_PENALTIES) == GRADIENT_PENALTY_NAMES
 
 
 def drift(real: Tensor) -> Tensor:
-    """D(x)^2, [N], from logits [N, 1]. Karras et al. 2018, appendix A.1."""
+    """Return D(x)^2, [N], from logits [N, 1]. Karras et al. 2018, appendix A.1."""
     return real[:, 0].square()
 
 
 def lecam(real: Tensor, fake: Tensor, real_mean: Tensor | float, fake_mean: Tensor | float) -> Tensor:
-    """max(0, D(x) - a_F)^2 + max(0, a_R - D(G(z)))^2, [N], from logits [N, 1]. Tseng et al. 2021, as their code has it.
+    """Return max(0, D(x) - a_F)^2 + max(0, a_R - D(G(z)))^2, [N], from logits [N, 1]. Tseng et al. 2021, as in their code.
 
-    a_R and a_F: moving averages of the mean logits of reals and fakes. What is beyond the other side's mean is left alone.
+    a_R and a_F are moving averages [] of the mean logits of reals and fakes. A real logit below a_F costs nothing, and neither
+    does a fake one above a_R.
     """
     return relu(real[:, 0] - fake_mean).square() + relu(real_mean - fake[:, 0]).square()
 
 
 def move_mean_(mean: Tensor, value: Tensor, decay: float, steps: int) -> None:
-    """A moving average [...] that began at 0, moved by the value of the step after `steps` others; see `unbiased`.
+    """Move a moving average [...] that began at 0 by the value [...] of one step, after `steps` others; see `unbiased`.
 
-    One that is still 0, as of a penalty that was switched on since, takes the weight that those would have had.
+    If it is still 0, since its penalty has just been switched on, this value takes the weight of all earlier steps too.
     """
     mean.copy_(torch.where(mean == 0, (1 - decay ** (steps + 1)) * value, mean.lerp(value, 1 - decay)))
 
 
 def unbiased(mean: Tensor, decay: float, steps: int) -> Tensor:
-    """The average [...] that `mean` is after `steps`, one or more, without its beginning at 0. Kingma & Ba 2015, section 3."""
+    """Correct the average `mean` [...] after one or more `steps` for its start at 0. Kingma & Ba 2015, section 3."""
     return mean / (1 - decay ** steps)
 
 
 def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
-    """|J_w^T y| per sample, [N], averaged in square over the layers of `ws`. Karras et al. 2020, equation 4.
+    """Return |J_w^T y| per sample, [N], whose square is averaged over the layers of `ws`. Karras et al. 2020, equation 4.
 
-    `images` [NCHW] came from `ws` [N, num_ws, w_dim]; `noise` is y ~ N(0, 1), of the images' shape.
+    `images` [NCHW] were made from `ws` [N, num_ws, w_dim]; `noise` is y ~ N(0, 1), of the images' shape.
     """
     projected = (images * noise).sum() / sqrt(images.shape[2] * images.shape[3])
     gradient, = torch.autograd.grad(projected, ws, create_graph=True)
@@ -110,16 +112,16 @@ def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
 
 
 def path_length_penalty(lengths: Tensor, mean: Tensor) -> Tensor:
-    """(|J_w^T y| - a)^2 per sample, [N], with a the running mean of the lengths. Karras et al. 2020, equation 4."""
+    """Return (|J_w^T y| - a)^2 per sample, [N], from lengths [N] and their running mean a []. Karras et al. 2020, equation 4."""
     return (lengths - mean).square()
 
 
 def orthogonal_penalty(network: nn.Module, relaxed: bool = True) -> Tensor:
-    """Sum over the weights, as W [outputs, inputs]. Brock et al. 2019, equations 2 (plain) and 3 (relaxed), with W by rows.
+    """Sum the penalty over all weights W [outputs, inputs], as a scalar []. Brock et al. 2019, equations 2 (plain), 3 (relaxed).
 
-    plain: |W^T W - 1|^2; relaxed: |W W^T off its diagonal|^2, which leaves the rows' lengths free. Weights are those before
-    spectral norm, but after an equalised layer's gain; embeddings named `shared` are left out. ValueError if there are none.
-    The code that BigGAN's authors published, BigGAN-PyTorch, takes half of the relaxed form's gradient.
+    plain: |W^T W - 1|^2; relaxed: |W W^T off its diagonal|^2, which leaves the rows' lengths free. Weights are taken before
+    spectral norm, but after an equalised layer's gain; embeddings named `shared` are left out. Raises ValueError if there are
+    none. The code that BigGAN's authors published, BigGAN-PyTorch, takes half of the relaxed form's gradient.
     """
     matrices = list(_weight_matrices(network))
     if not matrices:
@@ -142,7 +144,7 @@ def _weight_matrices(network: nn.Module) -> Iterator[Tensor]:
 
 def _overlap(matrix: Tensor, relaxed: bool) -> Tensor:
     rows = matrix.square().sum(dim=1)
-    # |W W^T| = |W^T W|: the smaller one, as a generator's first layer has tens of thousands of rows
+    # |W W^T| = |W^T W|, so the smaller one is taken: a generator's first layer has tens of thousands of rows.
     gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
     if relaxed:
         return gram.square().sum() - rows.square().sum()
@@ -151,7 +153,10 @@ def _overlap(matrix: Tensor, relaxed: bool) -> Tensor:
 
 @torch.no_grad()
 def clip_weights_(network: nn.Module, limit: float) -> None:
-    """Clamp every parameter to [-limit, limit], in place. Arjovsky et al. 2017, algorithm 1. ValueError if not limit > 0."""
+    """Clamp every parameter to [-limit, limit], in place. Arjovsky et al. 2017, algorithm 1.
+
+    Raises ValueError unless limit > 0.
+    """
     if not limit > 0:
         raise ValueError(f'limit {limit} would clip every weight to nothing: give one above 0, 0.01 as published')
     for parameter in network.parameters():

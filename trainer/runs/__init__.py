@@ -1,1 +1,1 @@
-"""A run's folder: its checkpoints, its figures, its exports, and what it says of itself."""
+"""A run's folder holds its checkpoints, its figures, its exports, and what it says of itself."""

@@ -1,7 +1,8 @@
-"""Sharded checkpoints: written aside in the background, checksummed, then renamed. A final name means complete.
+"""Checkpoints are sharded. Each is written aside in the background, gets checksums, and is renamed: a final name means that
+it is complete.
 
     checkpoints/000000012000/   __0_0.distcp ... .metadata   torch.distributed.checkpoint
-                                complete.json                what it is, size and CRC-32 of each file, and its own checksum
+                                complete.json                facts of `Seal`, size and CRC-32 of each file, and its own checksum
 """
 
 import itertools
@@ -39,7 +40,7 @@ _ASIDE = '.writing-'
 _LEFTOVER = re.compile(rf'\.writing-(old-)?{NAME}')
 _CHUNK = 1 << 24
 T = TypeVar('T')
-# said at each save and load of a single process
+# A single process gets this warning at each save and load.
 warnings.filterwarnings('ignore', message='torch.distributed is disabled, unavailable or uninitialized')
 
 
@@ -48,7 +49,7 @@ class CheckpointError(ValueError):
 
 
 class Seal(BaseModel):
-    """What `complete.json` says."""
+    """These facts stand in `complete.json`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -61,7 +62,7 @@ class Seal(BaseModel):
     parameters: dict[str, Count] = {}
     generator: dict
     files: dict[str, list[Count]]  # size and CRC-32
-    kernels: str = ''                       # what rounded, see trainer/ranks/backend.py; '' before seals had a checksum
+    kernels: str = ''                       # kernels that were used, see trainer/ranks/backend.py; '' before seals had a checksum
     checksum: str = ''
 
 
@@ -69,10 +70,10 @@ _SEALED_BEFORE = Seal.model_fields.keys() - {'kernels', CHECKSUM}
 
 
 class Checkpoints:
-    """The checkpoints of one run. All ranks call each method together."""
+    """Handles the checkpoints of one run. All ranks call each method together."""
 
     def __init__(self, folder: Path, keep: int, about: dict):
-        """`about`: JSON facts to keep with each checkpoint, e.g. the configuration."""
+        """`about` holds JSON facts that are kept with each checkpoint, e.g. the configuration."""
         self.folder, self.keep, self.about = folder, keep, about
         self._group = dist.new_group()
         self._thread: threading.Thread | None = None
@@ -86,10 +87,10 @@ class Checkpoints:
         return self._error is not None
 
     def newest(self, most: float = math.inf) -> tuple[Path, dict] | None:
-        """The newest checkpoint that is whole, of at most `most` images, and what it says of itself; None if there are none.
+        """Return the newest whole checkpoint of at most `most` images, and the facts in its seal; None if there is none.
 
-        Warns of each damaged one it passes over and renames it, as it must not count as one of the last k.
-        ValueError if all are damaged.
+        Warns of each damaged one that it passes over and renames it, as it must not count as one of the last k.
+        Raises ValueError if all are damaged.
         """
         damaged, damage = [], []
         paths = dist.from_main(lambda: list_checkpoints(self.folder))
@@ -109,7 +110,7 @@ class Checkpoints:
         return None
 
     def abandon(self, nimg: int, prefix: str) -> None:
-        """Set aside, under `prefix` and their names, the checkpoints of more than `nimg` images."""
+        """Rename the checkpoints of more than `nimg` images to `prefix` and their names."""
         forget_best = self.best is not None and self.best > nimg
         if dist.is_main():
             if forget_best:
@@ -121,7 +122,7 @@ class Checkpoints:
         dist.barrier()
 
     def load(self, path: Path, state: TrainState) -> None:
-        """Fill `state` in place from one written on any number of ranks. ValueError if it does not fit or is forged."""
+        """Fill `state` in place from a checkpoint of any number of ranks. Raises ValueError if it does not fit or is forged."""
         tree = state.tree()
         reader = dist.together(lambda: CheckpointReader(path))
         load_tensors(tree, reader, process_group=self._group, no_dist=self._group is None)
@@ -129,7 +130,7 @@ class Checkpoints:
         self.last_saved = state.nimg
 
     def save(self, state: TrainState, best: bool = False) -> None:
-        """Copy the state now, write it in the background. Waits for the save before, if that still runs."""
+        """Copy the state now and write it in the background. Waits for the previous save, if that still runs."""
         self.wait()
         if best:
             self.best = state.nimg
@@ -144,7 +145,7 @@ class Checkpoints:
         self.last_saved = state.nimg
 
     def wait(self) -> None:
-        """Until the save under way is complete. CheckpointError, on all ranks, if it failed."""
+        """Wait until the save under way is complete. Raises CheckpointError, on all ranks, if it failed."""
         if self._thread is not None:
             with dist.patience('saving a checkpoint'):
                 self._thread.join()
@@ -154,18 +155,18 @@ class Checkpoints:
             raise CheckpointError(error)
 
     def _commit(self, written: Future, aside: Path, final: Path, seal: dict) -> None:
-        """In the background."""
+        """Seal a checkpoint, in the background."""
         try:
             self._seal(written, aside, final, seal)
-        except Exception as error:  # in a thread it would otherwise pass for success
+        except Exception as error:  # in a thread, an error would otherwise pass for success
             self._error = f'checkpoint {final} could not be written: {error!r}'
 
     def _seal(self, written: Future, aside: Path, final: Path, seal: dict) -> None:
-        """Wait for the bytes, then seal, rename, prune. All ranks learn of a failure on one."""
+        """Wait for the bytes, then seal, rename and prune. All ranks learn of a failure on one."""
         try:
             written.result()
             failure, sums = None, _checksums(aside, dist.rank(), dist.world_size())
-        except (Exception, CheckpointException) as error:  # whatever it is, all ranks must hear of it
+        except (Exception, CheckpointException) as error:  # all ranks must hear of any error
             failure, sums = first_cause(error), {}
         outcomes = dist.gather((failure, sums), self._group)
         failures = [failure for failure, _ in outcomes if failure]
@@ -187,7 +188,7 @@ class Checkpoints:
 
 
 def _sweep(folder: Path) -> None:
-    """Make the folder, and delete what killed saves and prunings have left in it; what has other names is not ours."""
+    """Make the folder, and delete what killed saves and prunings have left in it. Files with other names are not ours."""
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.iterdir():
         if _LEFTOVER.fullmatch(leftover.name):
@@ -195,7 +196,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """A folder, or a link. Files are not ours, and stay."""
+    """Delete a folder or a link. Files are not ours, and stay."""
     if path.is_symlink():
         path.unlink()
     elif path.is_dir():
@@ -216,23 +217,23 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
     for path in list_checkpoints(folder):
         if int(path.name) == best:
             link = folder / (_ASIDE + 'best')
-            if link.is_symlink():       # left by a kill
+            if link.is_symlink():       # a killed process has left it
                 link.unlink()
             link.symlink_to(path.name)
             link.rename(folder / 'best')
     for path in list_checkpoints(folder)[:-keep]:
         if int(path.name) == best:
             continue
-        # under its old name a half-deleted folder would look complete
+        # Under its old name, a half-deleted folder would look complete.
         aside = path.with_name(_ASIDE + 'old-' + path.name)
         path.rename(aside)
         _delete(aside)
 
 
 def newest_of(folder: Path, inspect: Callable[[Path], T]) -> tuple[Path, T]:
-    """The newest checkpoint in `folder` that `inspect` takes, and what it makes of it; for those who look at a run from outside.
+    """Return the newest checkpoint in `folder` that `inspect` accepts, and its result. It is for use from outside of the run.
 
-    Warns of each that it passes over, as `inspect` raises ValueError or OSError. ValueError if none is left.
+    Warns of each that it passes over, as `inspect` raises ValueError or OSError. Raises ValueError if none is left.
     """
     damage = 'it has none'
     while True:
@@ -249,20 +250,20 @@ def newest_of(folder: Path, inspect: Callable[[Path], T]) -> tuple[Path, T]:
 
 
 def read_seal(path: Path) -> dict:
-    """The facts of `Seal`. ValueError if it is none, or damaged."""
+    """Read the facts of `Seal`. Raises ValueError if there is no seal, or it is damaged."""
     try:
         seal = facts(Seal, read_sealed(path / SEAL, _SEALED_BEFORE), path / SEAL)
     except OSError as error:
         raise ValueError(f'{path} is not a complete checkpoint ({error})') from None
     if is_name(path.name) and int(path.name) != seal.nimg:
         raise ValueError(f'{path / SEAL} is of {seal.nimg} images, not of as many as its folder is named after')
-    if not seal.checksum:   # else a configuration that does not parse is of another version, not damaged
+    if not seal.checksum:   # under a checksum, a configuration that does not parse is of another version, not damaged
         parse_kept(seal.config, str(path / SEAL))
     return seal.model_dump()
 
 
 def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
-    """What is wrong with a checkpoint, or None. Of its files only every `parts`-th is read, from number `part`."""
+    """Say what is wrong with a checkpoint, or return None. Only every `parts`-th file is read, from number `part` on."""
     try:
         seal = read_seal(path)
         files = seal['files']
@@ -298,7 +299,7 @@ def _checksum(path: Path) -> list[int]:
 def _seal_and_rename(aside: Path, final: Path, seal: dict) -> None:
     write_sealed(aside / SEAL, seal, private=could_hold_secrets(json.dumps(seal)))
     sync_folder(aside)
-    if os.path.lexists(final):      # no checkpoint, or it would have been resumed from
+    if os.path.lexists(final):      # it is no whole checkpoint, or the run would have resumed from it
         _move_aside(final, 'damaged-')
     aside.rename(final)
     sync_folder(final.parent)

@@ -1,4 +1,4 @@
-"""What the folders of checkpoints are called. Torch-free, as launchers look at them too."""
+"""This file names the folders of checkpoints. It does not need torch, as launchers look at them too."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,11 @@ def name_of(nimg: int) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Whether `name_of` gives it."""
+    """Tell whether `name_of` can give this name."""
     return re.fullmatch(NAME, name) is not None and name == name_of(int(name))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in `folder`, oldest first. Each has its name only since it was complete; of others' names nothing is read."""
+    """List the checkpoints in `folder`, oldest first. Each got its name when it was complete; other names are ignored."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in found if is_name(path.name) and path.is_dir()), key=lambda path: int(path.name))

@@ -1,4 +1,4 @@
-"""Reads checkpoints that may be a stranger's: nothing in them is run, and no file outside of their folder is read.
+"""This file reads checkpoints that may be a stranger's: nothing in them is run, and no file outside of their folder is read.
 
 `torch.distributed.checkpoint` unpickles `.metadata`, and any entry that claims to be no tensor, without restriction.
 """
@@ -23,7 +23,7 @@ _ADMITTED = {(kind.__module__, kind.__qualname__): kind for kind in (
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
         if module.startswith('pathlib') and name.endswith('Path'):
-            return PurePath     # where it was written, on whatever system
+            return PurePath     # this is where the checkpoint was written, on any system
         if module == 'torch' and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         if (module, name) not in _ADMITTED:
@@ -32,10 +32,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 class CheckpointReader(dcp.FileSystemReader):
-    """DCP's reader, of tensors only."""
+    """This is DCP's reader, for tensors only."""
 
     def __init__(self, folder: Path) -> None:
-        """ValueError for metadata that says anything else, OSError if there is none: DCP would tell of both in stack traces."""
+        """Raises ValueError for other metadata, and OSError if there is none; DCP would show stack traces for both."""
         super().__init__(folder)
         self._metadata = self._read(folder / '.metadata')
 
@@ -56,20 +56,21 @@ class CheckpointReader(dcp.FileSystemReader):
         return self._metadata
 
     def sizes(self) -> dict[str, torch.Size]:
-        """Of all tensors, by dotted names."""
+        """Return the sizes of all tensors, by dotted names."""
         return {name: entry.size for name, entry in self._metadata.state_dict_metadata.items()}
 
 
 def load_tensors(tree: dict, reader: CheckpointReader, **how: object) -> None:
-    """Fill the tensors of `tree` in place from a checkpoint, as `dcp.load` does. ValueError if it lacks one or is forged."""
+    """Fill the tensors [...] of `tree` in place from a checkpoint, as `dcp.load` does. Raises ValueError if it lacks one or is
+    forged."""
     try:
         dcp.load(tree, storage_reader=reader, **how)
-    except CheckpointException as error:    # no Exception, and all causes in one text
+    except CheckpointException as error:    # it is no Exception, and has all causes in one text
         raise ValueError(f'{reader.path} cannot be loaded: {first_cause(error)}') from error
 
 
 def first_cause(error: BaseException) -> str:
-    """The first line of the innermost reason; DCP wraps the errors of each rank in one of its own."""
+    """Return the first line of the innermost reason; DCP wraps the errors of each rank in one of its own."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     while error.__cause__ is not None:
@@ -87,9 +88,9 @@ def _check(metadata: object, folder: Path) -> None:
         if not is_plain_name(part.relative_path) or part.transform_descriptors:
             raise ValueError(f'{index.fqn} lies in {part.relative_path!r}')
     for name in {part.relative_path for part in metadata.storage_data.values()}:
-        open_regular(folder / name).close()     # torch would wait for a pipe
+        open_regular(folder / name).close()     # this refuses a pipe, on which torch would wait
 
 
 def is_plain_name(name: str) -> bool:
-    """Of a file in the very folder."""
+    """Tell whether the name is that of a file in the folder itself."""
     return Path(name).name == name

@@ -1,4 +1,4 @@
-"""What a checkpoint or an export says of its networks, which may be a stranger's: checked before anything is built."""
+"""A checkpoint or an export describes its networks. It may be a stranger's, so it is checked before anything is built."""
 
 import inspect
 from typing import Annotated, Any, Literal, Self
@@ -16,15 +16,15 @@ from imago.trainer.data.conditions import from_text
 from imago.trainer.data.sealed import Count
 from imago.trainer.games import GAMES
 
-MOST_PIXELS = 1 << 26   # of a picture: 8192 x 8192
-MOST_OPTION = 1 << 16   # of a number that no section of the configuration bounds
+MOST_PIXELS = 1 << 26   # pixels of a picture: 8192 x 8192
+MOST_OPTION = 1 << 16   # largest number where no section of the configuration has a bound
 _NETWORK = TypeAdapter(NetworkConfig)
 Normalise = tuple[Literal['spectral', 'stable_rank'], Annotated[float, Field(gt=0, le=1)]]   # kind, share
-OLDER = frozenset(('model', 'options', 'class_names', 'class_counts', 'nimg'))   # what it said before it had checksums
+OLDER = frozenset(('model', 'options', 'class_names', 'class_counts', 'nimg'))   # facts in files from before there were checksums
 
 
 class OfPictures(Section):
-    """Those of a generator's options that are no keys of the configuration's section `network`."""
+    """These options of a generator are no keys of the configuration's section `network`."""
 
     resolution: Resolution
     img_channels: Literal[1, 3]
@@ -40,7 +40,7 @@ class OfPictures(Section):
 
 
 class Several(Section):
-    """Options of several generators in one."""
+    """These are the options of several generators in one."""
 
     model: Literal[NETWORK_NAMES]
     count: whole(2, 64)
@@ -49,15 +49,15 @@ class Several(Section):
 
 
 class Network(Section):
-    """One that a maker needs."""
+    """Describes a network that a maker needs."""
 
-    role: str                               # of models.NETWORKS
+    role: str                               # a key of models.NETWORKS
     model: str
-    options: dict[str, Any]                 # of models.build_network
+    options: dict[str, Any]                 # options for models.build_network
 
     @model_validator(mode='after')
     def check(self) -> Self:
-        """Each option goes to the constructor, and is within the bounds of the configuration; see `_check_plain` for the rest."""
+        """Each option must be one of the constructor, within the configuration's bounds; `_check_plain` checks the others."""
         role, model, options = self.role, self.model, self.options
         if model not in models.NETWORKS.get(role, ()):
             raise ValueError(f'model: Input should be a known {role[:40]}, not {model[:40]!r}')
@@ -78,19 +78,19 @@ class Network(Section):
 
 
 class Description(Section):
-    game: str = 'latent'                    # what was not said before there were other games
-    networks: dict[str, Network]            # that the maker of the game needs, by name
-    class_names: tuple[str, ...]            # () of an unconditional generator
+    game: str = 'latent'                    # older files name no game, as there was only this one
+    networks: dict[str, Network]            # networks that the maker of the game needs, by name
+    class_names: tuple[str, ...]            # () for an unconditional generator
     class_counts: tuple[Count, ...]
-    conditions: str = ''                    # of a plan: some that pictures are made for, where they are no classes
-    nimg: Count                             # images that they were trained on
-    weights_sha256: str = ''                # of an export's weights
-    checksum: str = ''                      # of the file that says all this; '' if that is an older one
+    conditions: str = ''                    # the plan's conditions for pictures, if they are no classes
+    nimg: Count                             # images on which they were trained
+    weights_sha256: str = ''                # SHA-256 of an export's weights
+    checksum: str = ''                      # checksum of the file with these facts; '' in an older file
 
     @model_validator(mode='before')
     @classmethod
     def translate(cls, tree: Any) -> Any:
-        """Files say less of a generator alone, see `written`; MAD-GAN's generators were an option before they were a game."""
+        """Files say less of a lone generator, see `written`; MAD-GAN's generators were an option before they were a game."""
         if not isinstance(tree, dict) or not {'model', 'options'} & tree.keys():
             return tree
         model, options = tree.get('model'), tree.get('options')
@@ -122,7 +122,7 @@ class Description(Section):
 
 
 def describe_maker(config: Config, plan: Plan) -> dict:
-    """What to keep with the averages of a run, so that its maker makes pictures without it; plain JSON values."""
+    """Return the facts, as plain JSON values, from which the averages of a run make pictures without the run."""
     networks = {name: {'role': spec.role, 'model': spec.model, 'options': spec.options}
                 for name, spec in plan.networks.items() if name in GAMES[config.game.name].made_of}
     return written({'game': config.game.name, 'networks': networks, 'class_names': plan.class_names,
@@ -130,7 +130,7 @@ def describe_maker(config: Config, plan: Plan) -> dict:
 
 
 def written(about: dict) -> dict:
-    """The facts of a `Description` as files have them: a generator alone stands in no table, as before there were several."""
+    """Return the facts of a `Description` as files have them: a lone generator is not in a table, for the sake of older files."""
     networks = about['networks']
     if networks.keys() != {'G'} or networks['G']['role'] != 'generator':
         return about
@@ -139,12 +139,12 @@ def written(about: dict) -> dict:
 
 
 def _inner(options: dict) -> dict:
-    """Those of one generator, also where they are of several in one."""
+    """Return the options of one generator, also for several in one."""
     return options['options'] if isinstance(options.get('options'), dict) else options
 
 
 def _check_plain(options: dict) -> None:
-    """ValueError unless `options` of a network that the configuration has no section for are words, and numbers within bounds."""
+    """Raise ValueError unless `options`, for which the configuration has no section, are words and numbers within bounds."""
     for key, value in options.items():
         for part in value if isinstance(value, (list, tuple)) else [value]:
             if not isinstance(part, (str, int, float, type(None))) or not isinstance(part, str) and abs(part or 0) > MOST_OPTION:
@@ -160,18 +160,18 @@ def _check(kind: TypeAdapter, options: dict) -> None:
 
 
 def build_networks(about: dict) -> dict[str, nn.Module]:
-    """New networks of a `Description`, by name; not to be trained."""
+    """Build new networks of a `Description`, by name. They are frozen and in evaluation mode."""
     return {name: models.build_network(each['role'], each['model'], each['options']).requires_grad_(False).eval()
             for name, each in about['networks'].items()}
 
 
 def without_content(about: dict) -> dict[str, nn.Module]:
-    """The same with shapes alone, on the meta device. ValueError if they, or their maker, cannot be built."""
+    """Build the same without content, on the meta device. Raises ValueError if they, or their maker, cannot be built."""
     try:
         with torch.device('meta'):
             networks = build_networks(about)
             GAMES[about['game']].maker(networks, about['class_counts'], about['conditions'])
             return networks
-    except Exception as error:  # of options that a stranger has put together constructors may raise anything
+    except Exception as error:  # constructors may raise anything for a stranger's options
         names = ', '.join(f'{each["role"]} {each["model"]}' for each in about['networks'].values())
         raise ValueError(f'it describes a {names} that cannot be built: {error}') from error

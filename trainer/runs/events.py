@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written by the thread that calls: of a full disk it hears at once, and in one place."""
+"""The calling thread itself writes TensorBoard's event files, so it hears of a full disk at once, and in one place."""
 
 import itertools
 import os
@@ -10,10 +10,10 @@ import numpy as np
 
 
 class Events:
-    """One event file. Whatever an earlier file in `folder` shows from `purge_step` on, TensorBoard leaves out."""
+    """Writes one event file. TensorBoard leaves out whatever an earlier file in `folder` shows from `purge_step` on."""
 
     def __init__(self, folder: Path, purge_step: int):
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # a second, which only a run needs
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # this import takes a second, and only a run needs it
         from tensorboard.summary.writer.record_writer import RecordWriter
         folder.mkdir(parents=True, exist_ok=True)
         self._event = Event
@@ -27,7 +27,7 @@ class Events:
             self._write(step=step, summary=text(name, value) if isinstance(value, str) else scalar(name, value))
 
     def add_picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """[HWC] uint8"""
+        """Add a picture [HWC] uint8."""
         from torch.utils.tensorboard.summary import image
         self._write(step=step, summary=image(name, picture, dataformats='HWC'))
 
@@ -39,7 +39,7 @@ class Events:
 
 
 class _Whole:
-    """A file without a buffer, which would fail once more when it is closed; all of a text is written, or OSError is raised."""
+    """Writes all of a text or raises OSError. It has no buffer, as that would fail once more when the file is closed."""
 
     def __init__(self, path: Path):
         self._file = open(path, 'xb', buffering=0)

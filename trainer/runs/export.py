@@ -1,4 +1,4 @@
-"""What makes pictures, outside its run: `safetensors` weights and a JSON file that says what to build. No pickles."""
+"""An export makes pictures without its run. It has `safetensors` weights, and JSON that says what to build; it has no pickles."""
 
 import hashlib
 import os
@@ -21,13 +21,13 @@ from imago.trainer.runs.checkpoint_reader import CheckpointReader, load_tensors
 from imago.trainer.runs.description import OLDER, Description, build_networks, without_content, written
 
 WEIGHTS, ABOUT = 'generator.safetensors', 'generator.json'
-MOST_HEADER = 1 << 27   # bytes before the tensors; safetensors itself takes up to 10**8
+MOST_HEADER = 1 << 27   # bytes before the tensors; safetensors itself accepts up to 10**8
 
 
 def write_export(maker: Maker, about: dict, out: Path) -> None:
-    """Make generator.safetensors and generator.json in `out`, a new or empty folder; `about` as `describe` returns it.
+    """Make generator.safetensors and generator.json in `out`, a new or empty folder; `about` is what `describe` returns.
 
-    After an error nothing of them is left. ValueError if `out` is something else, OSError if it cannot be written.
+    After an error, neither is left. Raises ValueError if `out` is something else, OSError if it cannot be written.
     """
     check_new(out)
     weights = save({name: tensor.contiguous().clone() for name, tensor in as_one(maker.networks).state_dict().items()})
@@ -39,13 +39,13 @@ def write_export(maker: Maker, about: dict, out: Path) -> None:
     except BaseException:
         (out / WEIGHTS).unlink(missing_ok=True)
         for folder in made:
-            with suppress(OSError):     # it was not made after all
+            with suppress(OSError):     # mkdir may have failed before it made this folder
                 folder.rmdir()
         raise
 
 
 def check_new(out: Path) -> None:
-    """ValueError unless an export may be made at `out`."""
+    """Raise ValueError unless an export may be made at `out`."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f'{out} exists and is not an empty folder; choose another')
 
@@ -54,7 +54,7 @@ def describe(path: str | Path) -> tuple[Path, dict]:
     """Find the networks of a maker in an export, a checkpoint, or a run folder (its newest whole checkpoint).
 
     Returns the folder with its weights, and the facts of `Description`. Warns on stderr of what is passed over, and of what
-    cannot be checked. ValueError if there is none, or it is damaged; nothing is built yet.
+    cannot be checked. Raises ValueError if there is none, or it is damaged. Nothing is built yet.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -62,7 +62,7 @@ def describe(path: str | Path) -> tuple[Path, dict]:
     if os.path.lexists(folder / ABOUT):
         about = _of_export(folder)
     elif os.path.lexists(folder / SEAL):
-        folder = folder.resolve()   # `best` may lead elsewhere in a moment
+        folder = folder.resolve()   # the link `best` may point elsewhere in a moment
         about = _of_checkpoint(folder)
     else:
         folder, about = newest_of(folder / 'checkpoints', _of_checkpoint)
@@ -84,7 +84,7 @@ def _of_export(folder: Path) -> dict:
 
 
 def _of_checkpoint(folder: Path) -> dict:
-    """ValueError if it is damaged in any way."""
+    """Return the facts of `Description`. Raises ValueError if the checkpoint is damaged in any way."""
     if damage := find_damage(folder):
         raise ValueError(damage)
     seal = read_seal(folder)
@@ -99,7 +99,7 @@ def _of_checkpoint(folder: Path) -> dict:
 
 
 def load_generator(path: str | Path, device: str | torch.device = 'cpu') -> nn.Module:
-    """The generator of `open_maker`. ValueError if its game has none that is called G.
+    """Return the generator of `open_maker`. Raises ValueError if its game has none that is called G.
 
     Call it as G(z [N, z_dim], c [N, c_dim], truncation_psi=1.0) -> images [NCHW] in [-1, 1]; the same inputs give the same
     images.
@@ -111,9 +111,9 @@ def load_generator(path: str | Path, device: str | torch.device = 'cpu') -> nn.M
 
 
 def open_maker(path: str | Path, device: str | torch.device = 'cpu') -> tuple[Maker, dict]:
-    """What makes pictures from an export, a checkpoint or a run folder, and the facts of `Description`.
+    """Return the maker of an export, a checkpoint or a run folder, and the facts of `Description`.
 
-    ValueError if there is none, or it is damaged.
+    Raises ValueError if there is none, or it is damaged.
     """
     while True:
         folder, about = describe(path)
@@ -122,7 +122,7 @@ def open_maker(path: str | Path, device: str | torch.device = 'cpu') -> tuple[Ma
 
 
 def build_maker(folder: Path, about: dict, device: str | torch.device = 'cpu') -> Maker | None:
-    """Of what `describe` has found. None if a run beside has pruned its checkpoint since: describe it again."""
+    """Build the maker that `describe` has found. Returns None if a run has pruned the checkpoint since: describe it again."""
     networks = build_networks(about)
     try:
         if os.path.lexists(folder / ABOUT):
@@ -142,7 +142,7 @@ def build_maker(folder: Path, about: dict, device: str | torch.device = 'cpu') -
 
 
 def as_one(networks: dict[str, nn.Module]) -> nn.Module:
-    """Whose tensors an export has: a generator alone, as before there were games of several networks, or all by their names."""
+    """Return the module whose tensors are exported: a lone generator itself, as in older files, or all networks by name."""
     return networks['G'] if networks.keys() == {'G'} else nn.ModuleDict(networks)
 
 

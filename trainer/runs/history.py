@@ -1,4 +1,4 @@
-"""What a run has written about itself, read again: reports of `stats.jsonl`, evaluations of `metrics.jsonl`."""
+"""This file reads what a run has written about itself: reports in `stats.jsonl` and evaluations in `metrics.jsonl`."""
 
 import math
 import os
@@ -9,22 +9,22 @@ from imago.trainer.data.reading import open_regular, parse_json
 from imago.trainer.wording import shown
 
 REPORTS, EVALUATIONS = 'stats.jsonl', 'metrics.jsonl'
-HIGHER_IS_BETTER = ('is', 'precision', 'recall', 'density', 'coverage')   # first words of scores; of the others lower is
+HIGHER_IS_BETTER = ('is', 'precision', 'recall', 'density', 'coverage')   # first words of scores; in others lower is better
 SPEED = 'speed/img_per_s'
 MOST_BYTES = 1 << 28
 MOST_NIMG = 10 ** 15
-_TAIL = 1 << 20    # bytes, in which a line ends
+_TAIL = 1 << 20    # bytes; every line is shorter
 
 
 def read_reports(folder: Path) -> list[dict]:
-    """Reports of a run folder in the order of `nimg`, each with `seconds` of training up to it, stops left out.
+    """Read the reports of a run folder in the order of `nimg`. `seconds` is the time of training up to each, without stops.
 
-    ValueError if `folder` holds no run, or a line is damaged.
+    Raises ValueError if `folder` holds no run, or a line is damaged.
     """
     reports = _read(folder / REPORTS, _check_report)
     if not reports:
         raise ValueError(f'{shown(folder)} holds no {REPORTS}; give the folder of a run that has trained')
-    reports = list({report['nimg']: report for report in reports}.values())     # of two at one place the later
+    reports = list({report['nimg']: report for report in reports}.values())     # the later of two at one place
     seconds, before = 0.0, 0
     for report in reports:
         seconds += (report['nimg'] - before) / report[SPEED]
@@ -33,9 +33,9 @@ def read_reports(folder: Path) -> list[dict]:
 
 
 def read_evaluations(folder: Path) -> list[dict]:
-    """Evaluations of a run folder in the order of `nimg`, those of one state under one protocol as one; perhaps none.
+    """Read the evaluations of a run folder, if any, in the order of `nimg`. Those of one state and one protocol are merged.
 
-    ValueError if a line is damaged.
+    Raises ValueError if a line is damaged.
     """
     evaluations = []
     for line in _read(folder / EVALUATIONS, _check_evaluation):
@@ -47,12 +47,12 @@ def read_evaluations(folder: Path) -> list[dict]:
 
 
 def is_better(name: str, value: float, other: float) -> bool:
-    """Whether a score of this name is at least as good."""
+    """Tell whether `value` is at least as good a score of this name as `other`."""
     return value >= other if name.split('_')[0] in HIGHER_IS_BETTER else value <= other
 
 
 def best_evaluation(evaluations: list[dict], name: str) -> dict | None:
-    """The one with the best score of this name, the later of two equal ones; None if none has it."""
+    """Return the evaluation with the best score of this name, the later of two equal ones; None if none has this score."""
     best = None
     for evaluation in evaluations:
         if name in evaluation['values'] and (
@@ -62,8 +62,8 @@ def best_evaluation(evaluations: list[dict], name: str) -> dict | None:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut off a last line without an end, which readers pass over: the next one would be added to it, and lost with it."""
-    if not path.is_file():    # a pipe or a device is refused when it is opened to append
+    """Cut off a last line without an end. Readers pass over it, and the next line would be added to it and lost with it."""
+    if not path.is_file():    # a pipe or a device is refused later, when it is opened to append
         return
     with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -74,7 +74,7 @@ def drop_torn_line(path: Path) -> None:
 
 
 def _read(path: Path, check: Callable[[object], None]) -> list[dict]:
-    """Lines of JSON. Those of a future that a run went back behind, when it resumed, are left out, as is a torn last one."""
+    """Read lines of JSON. A run that resumed at fewer images voids its later lines; these and a torn last line are left out."""
     lines = []
     for number, text in enumerate(_whole_lines(path), 1):
         try:
@@ -109,7 +109,7 @@ def _check_line(line: object) -> None:
 def _check_report(line: object) -> None:
     _check_line(line)
     for name, value in line.items():
-        if not isinstance(value, str):    # words of the guard
+        if not isinstance(value, str):    # the guard writes words
             _check_number(name, value)
     if not isinstance(speed := line.get(SPEED), (int, float)) or not 1e-9 < speed < math.inf:
         raise ValueError(f'{SPEED}={shown(speed)} is no speed')

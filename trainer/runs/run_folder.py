@@ -1,4 +1,4 @@
-"""The folder of a run: who may use it, and which configuration it belongs to."""
+"""This file says who may use the folder of a run, and to which configuration it belongs."""
 
 import fcntl
 import os
@@ -21,14 +21,14 @@ CONFIG_FILE = 'config.yaml'
 
 
 class RunFolder:
-    """Made and held by rank 0 alone; the lock goes with the process, however that ends."""
+    """Rank 0 alone makes and holds the folder. The lock goes with the process, however that ends."""
 
     def __init__(self, config: Config, wait_seconds: float = 10.0):
         self.path = Path(config.run_dir)
         check_same_run(self.path, config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # not through a link, which may lead anywhere, and without waiting for a pipe's other end
+            # A link might lead anywhere, so it is refused; a pipe must not make us wait for its other end.
             how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             self._lock = os.fdopen(os.open(self.path / '.lock', how, 0o666), 'w')
         except OSError as error:
@@ -36,12 +36,12 @@ class RunFolder:
         self._take_lock(wait_seconds)
 
     def record(self, config: Config) -> None:
-        """Once it is certain that the run goes on under `config`."""
+        """Write `config` down, once it is certain that the run goes on under it."""
         text = to_yaml(config)
         write_text(self.path / CONFIG_FILE, text, private=could_hold_secrets(text))
 
     def _take_lock(self, wait_seconds: float) -> None:
-        # a rank of a run that was killed a moment ago may still be dying
+        # A rank of a run that was killed a moment ago may still be dying.
         deadline = time.monotonic() + wait_seconds
         while True:
             try:
@@ -54,7 +54,7 @@ class RunFolder:
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration that a run folder was last used with. ValueError if it is not a run folder."""
+    """Read the configuration with which a run folder was last used. Raises ValueError if it is not a run folder."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f'{folder} is not a run folder: it has no {CONFIG_FILE}')
@@ -62,7 +62,7 @@ def read_config(folder: Path) -> Config:
 
 
 def check_same_run(folder: Path, config: Config) -> None:
-    """ValueError if `folder` holds a run that `config` cannot go on with, naming the keys that differ, or cannot be made."""
+    """Raise ValueError if `folder` holds a run that cannot go on under `config`, with the keys that differ, or cannot be made."""
     if (folder / CONFIG_FILE).is_file():
         refuse_changes(read_config(folder), config, str(folder))
     elif folder.exists() and not folder.is_dir():
@@ -73,13 +73,13 @@ def check_same_run(folder: Path, config: Config) -> None:
 
 
 def nearest(path: Path) -> Path:
-    """`path`, or the first above it that exists."""
+    """Return `path`, or the first folder above it that exists."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
 def refuse_changes(old: Config, new: Config, where: str) -> str:
-    """ValueError unless a run under `old` may go on under `new`. Returns the changes that are allowed, for people."""
-    # names first, as they bring the rest
+    """Raise ValueError unless a run under `old` may go on under `new`. Returns the allowed changes, as a text for people."""
+    # Names come first, as other changes follow from them.
     changed = sorted(changed_keys(old, new).items(), key=lambda change: not change[0].endswith('.name'))
     changes = {key: f'{key}: {shown(before)} there, {shown(after)} now' for key, (before, after) in changed}
     fixed = [text for key, text in changes.items() if is_fixed(key)]
@@ -90,7 +90,7 @@ def refuse_changes(old: Config, new: Config, where: str) -> str:
 
 
 def told_of_micro_batches(old: Config, new: Config, ranks: tuple[int, int], batch_norm: bool) -> str:
-    """What another size of them changes in a run that goes on, as a sentence; '' if it is the same. ranks: (before, now)."""
+    """Say in a sentence what another size of micro-batches changes in a run that goes on; '' if nothing. ranks: (before, now)."""
     seen = [config.micro_batch * count for config, count in zip((old, new), ranks, strict=True)]
     if batch_norm and seen[0] != seen[1]:
         return f'batch norm takes its statistics over {seen[1]} pictures (micro_batch x ranks) from here on, {seen[0]} before'

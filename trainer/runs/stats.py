@@ -1,4 +1,4 @@
-"""What is watched: one progress line, TensorBoard scalars and pictures, and `stats.jsonl`."""
+"""A run is watched by one progress line, TensorBoard scalars and pictures, and `stats.jsonl`."""
 
 import json
 import resource
@@ -23,7 +23,7 @@ _LINE_SECONDS = 0.5
 class Stats:
     """Collects the results of phases; rank 0 reports their means since the last report.
 
-    Scalars are over the global batch. Times are of rank 0: `seconds/PHASE` per run of that phase.
+    Scalars are over the global batch. Times are those of rank 0: `seconds/PHASE` is the time of one run of that phase.
     """
 
     def __init__(self, folder: Path, total_nimg: int, nimg: int, main: bool):
@@ -46,7 +46,7 @@ class Stats:
         self.record({name: value.item() for name, value in means.items()})
 
     def count_damaged(self, names: list[str]) -> None:
-        """Each damaged picture is named once, by the rank that met it; the count goes into the report of rank 0."""
+        """Name each damaged picture once, on the rank that met it. The count goes into the report of rank 0."""
         for name in set(names) - self._damaged:
             print(f'warning: skipped damaged picture {name}', file=sys.stderr, flush=True)
         self._damaged |= set(names)
@@ -74,13 +74,13 @@ class Stats:
         self._last = (time.perf_counter(), nimg)
 
     def add_picture(self, name: str, picture: np.ndarray, nimg: int) -> None:
-        """A [HWC] uint8 picture for TensorBoard."""
+        """Add a picture [HWC] uint8 to TensorBoard."""
         if self._main:
             with self._to_disk():
                 self._events.add_picture(name, picture, nimg)
 
     def leave_out(self, seconds: float) -> None:
-        """Time that was not spent on training does not count in its speed."""
+        """Leave `seconds`, which were not spent on training, out of its speed."""
         then, nimg = self._last
         self._last = then + seconds, nimg
 
@@ -89,16 +89,16 @@ class Stats:
             if sys.stdout.isatty():
                 print()
             with closing(self._jsonl), closing(self._events):
-                pass    # both, also where one fails
+                pass    # both are closed, even if one fails
 
     def record(self, values: dict[str, float]) -> None:
-        """Values whose mean goes into the next report."""
+        """Take in values whose mean goes into the next report."""
         for name, value in values.items():
             self._sums[name] += value
             self._counts[name] += 1
 
     def note(self, name: str, text: str) -> None:
-        """Words that go into the next report."""
+        """Take in words that go into the next report."""
         self._notes[name] = text
 
     @contextmanager
@@ -125,7 +125,7 @@ class Stats:
 
 
 def peak_memory_gb() -> float:
-    """Most memory used so far, in GB: of the GPU if there is one, else of this process."""
+    """Return the most memory used so far, in GB: on the GPU if there is one, else by this process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

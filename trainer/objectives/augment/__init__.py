@@ -1,4 +1,4 @@
-"""What D sees in place of pictures, real and generated alike. Draws from PyTorch's default generator."""
+"""D sees augmented pictures, both real and generated. Augmentations draw from PyTorch's default generator."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -33,7 +33,10 @@ AUGMENTS = {'none': _keep, 'ada': _ada, 'diffaugment': _diffaugment}
 
 def make_augment(name: str, groups: Sequence[str], factors: Mapping[str, float], policies: Sequence[str], channels: int,
                  resolution: tuple[int, int]) -> Augment:
-    """groups and factors are ADA's, policies DiffAugment's; resolution is (H, W). ValueError for unknown ones of any."""
+    """groups and factors are ADA's, policies are DiffAugment's; resolution is (H, W). Raises ValueError for unknown ones.
+
+    The result maps (images [NCHW] in [-1, 1], p) to images [NCHW].
+    """
     if name not in AUGMENTS:
         raise ValueError(f'augmentation {name!r} is unknown: take one of {", ".join(AUGMENTS)}')
     return AUGMENTS[name](groups, factors, policies, channels, resolution)

@@ -1,4 +1,4 @@
-"""Adaptive discriminator augmentation.
+"""This is adaptive discriminator augmentation.
 
 Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", sections 2 and 3, appendix B.
 """
@@ -19,11 +19,12 @@ GROUPS = ('blit', 'geometry', 'color', 'filter', 'noise', 'cutout')
 
 @dataclass(frozen=True)
 class ADA:
-    """The 18 published transforms, in `groups`, each at its published strength and with its own chance p for each sample.
+    """Applies those of the 18 published transforms that are in `groups`, at their published strength. Each comes to each sample
+    with its own chance p.
 
     resolution: (H, W); pictures may be smaller as long as they have this shape. Non-square ones are turned by 180 degrees
-    only, not by 90. factors: by group, what its chance is of p; 1 where none is given. ValueError for unknown groups, or
-    channels other than 1 or 3.
+    only, not by 90. factors: the chance of a group as a share of p; 1 if none is given. Raises ValueError for unknown groups,
+    and for channels other than 1 or 3.
     """
 
     groups: Sequence[str]
@@ -39,7 +40,7 @@ class ADA:
             raise ValueError(f'ADA takes pictures of 1 or 3 channels, not {self.channels}: use another augmentation')
 
     def __call__(self, images: Tensor, p: Tensor | float) -> Tensor:
-        """[NCHW] in [-1, 1] -> the same shape; exactly the same pictures for p = 0. Gradients of any order."""
+        """[NCHW] in [-1, 1] -> [NCHW]. With p = 0, pictures stay exactly the same. Gradients of any order exist."""
         chance = {group: p * self.factors.get(group, 1.0) for group in self.groups}
         if 'blit' in chance or 'geometry' in chance:
             square = self.resolution[0] == self.resolution[1]
@@ -57,7 +58,7 @@ class ADA:
 
 
 def adapt_p(p: Tensor, sign_mean: Tensor, images: int, target: float = 0.6, speed_kimg: float = 500.0) -> Tensor:
-    """p after `images` more images, where r_t = E[sign(D(real))] = `sign_mean`: a step up above the target, down below.
+    """Return p [] after `images` more images; it grows if r_t = E[sign(D(real))] = `sign_mean` [] is above the target.
 
     p += sign(r_t - target) images / (1000 speed_kimg), kept in [0, 1]. Section 3.
     """

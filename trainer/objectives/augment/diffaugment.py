@@ -1,4 +1,5 @@
-"""Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training"; ranges as published in its section 3."""
+"""DiffAugment, with ranges as published. Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training",
+section 3."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from imago.trainer.objectives.augment.sampling import take_pixels
 
 
 def random_color(images: Tensor) -> Tensor:
-    """Brightness +-0.5, then saturation times 0 ... 2, then contrast times 0.5 ... 1.5. [NCHW] -> [NCHW]."""
+    """Change brightness by +-0.5, then saturation by 0 ... 2 times, then contrast by 0.5 ... 1.5 times. [NCHW] -> [NCHW]."""
     brightness, saturation, contrast = images.new_empty(3, len(images), 1, 1, 1).uniform_()
     images = images + (brightness - 0.5)
     grey = images.mean(dim=1, keepdim=True)
@@ -22,9 +23,9 @@ def random_color(images: Tensor) -> Tensor:
 
 
 def random_translation(images: Tensor) -> Tensor:
-    """By whole pixels, up to 1/8 of the sides; what comes in is 0. [NCHW] -> [NCHW]."""
+    """Shift by whole pixels, up to 1/8 of the sides; new pixels are 0. [NCHW] -> [NCHW]."""
     def sources(size: int) -> Tensor:
-        """[N, size], in a picture padded by one pixel, the source of all that comes in."""
+        """Return the source [N, size] of each pixel in a picture that is padded by one pixel, from which new ones come."""
         furthest = round(size / 8)
         shift = torch.randint(-furthest, furthest + 1, [len(images), 1], device=images.device)
         return (torch.arange(size, device=images.device) - shift).clamp(-1, size) + 1
@@ -38,7 +39,7 @@ POLICIES = {'color': random_color, 'translation': random_translation, 'cutout': 
 
 @dataclass(frozen=True)
 class DiffAugment:
-    """`policies` one after the other, on every sample. ValueError for unknown ones."""
+    """Applies `policies` one after the other to every sample. Raises ValueError for unknown ones."""
 
     policies: Sequence[str]
 
@@ -48,7 +49,7 @@ class DiffAugment:
             raise ValueError(f'DiffAugment policy {unknown[0]!r} is unknown: take some of {", ".join(POLICIES)}')
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[NCHW] in [-1, 1] -> the same shape. Gradients of any order."""
+        """[NCHW] in [-1, 1] -> [NCHW]. Gradients of any order exist."""
         for policy in self.policies:
             images = POLICIES[policy](images)
         return images

@@ -1,4 +1,4 @@
-"""ADA's image-space filtering: four octave bands, amplified at random.
+"""ADA's image-space filtering amplifies four octave bands at random.
 
 Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", appendix B.
 """
@@ -9,14 +9,14 @@ from torch.nn import functional as F
 
 from imago.trainer.objectives.augment.sampling import extend, with_probability
 
-# H(z) H(1/z) / 2 of the symlet with 2 vanishing moments, taps -3 ... 3. What it lacks to 1 is that of the highpass.
+# This is H(z) H(1/z) / 2 of the symlet with 2 vanishing moments, taps -3 ... 3. The highpass has the rest up to 1.
 HALF_BAND = (-1 / 32, 0, 9 / 32, 1 / 2, 9 / 32, 0, -1 / 32)
-POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)   # expected in each band of a picture, whose spectrum falls as 1/f
+POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)   # expected power of each band of a picture, whose spectrum falls as 1/f
 GAIN_DEVIATION = 1.0                        # octaves
 
 
 def octave_bands() -> Tensor:
-    """Symmetric taps [4, 43], float64, of the bands up to pi/8, pi/4, pi/2 and pi. Their sum is the identity."""
+    """Return symmetric taps [4, 43], float64, of the bands up to pi/8, pi/4, pi/2 and pi. Their sum is the identity."""
     lowpass, bands = torch.ones(1, dtype=torch.float64), []
     for octave in range(3):
         half_band = torch.zeros(6 * 2 ** octave + 1, dtype=torch.float64)
@@ -29,7 +29,7 @@ def octave_bands() -> Tensor:
 
 
 def random_gains(images: Tensor, p: Tensor | float) -> Tensor:
-    """Gains of the four bands, [N, 4]; each band's turn keeps the expected power of the picture."""
+    """images [NCHW] -> random gains of the four bands, [N, 4]. Each band's change keeps the picture's expected power."""
     power = torch.tensor(POWER, dtype=images.dtype, device=images.device)
     gains = images.new_ones(len(images), 4)
     for band in range(4):
@@ -40,7 +40,8 @@ def random_gains(images: Tensor, p: Tensor | float) -> Tensor:
 
 
 def filter_bands(images: Tensor, gains: Tensor) -> Tensor:
-    """[NCHW], each band times its gain [N, 4], in both directions. Samples with gains of 1 stay exactly as they are."""
+    """Multiply each band of [NCHW] by its gain [N, 4], along both axes -> [NCHW]. Samples with gains of 1 stay exactly as they
+    are."""
     count, channels, height, width = images.shape
     taps = gains @ octave_bands().to(gains)                                       # [N, 43], symmetric
     taps, margin = taps.repeat_interleave(channels, dim=0)[:, None], taps.shape[1] // 2

@@ -1,6 +1,6 @@
-"""ADA's pixel blitting and geometric transforms, composed into one motion of the picture.
+"""ADA's pixel blitting and geometric transforms are composed into one motion of the picture.
 
-A motion is kept as its inverse, [N, 3, 3] on (x, y, 1): where a pixel comes from, in pixels from the picture's centre.
+A motion is kept as its inverse, [N, 3, 3] on (x, y, 1), which says where a pixel comes from, in pixels from the centre.
 Legend: N batch, C channels, H W pixels. Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", B.
 """
 
@@ -12,17 +12,18 @@ from torch import Tensor
 from imago.kernels import upfirdn2d
 from imago.trainer.objectives.augment.sampling import at_identity, extend, read_bilinear, reflect, take_pixels, with_probability
 
-# Lowpass of the symlet with 6 vanishing moments: orthonormal to its shifts by 2, so up- and down-sampling cancel exactly.
+# This lowpass of the symlet with 6 vanishing moments is orthonormal to its shifts by 2, so up- and down-sampling cancel
+# exactly.
 SYM6 = (0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633, 0.4910559419267466,
         0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
         0.0017677118642428036, -0.007800708325034148)
-SYM6_CENTRE = sum(i * tap for i, tap in enumerate(SYM6)) / sum(SYM6)   # taps; its delay of smooth pictures
-MAX_SHIFT = 0.125          # of the picture's side; for fractional shifts the standard deviation
+SYM6_CENTRE = sum(i * tap for i, tap in enumerate(SYM6)) / sum(SYM6)   # taps, by which it delays smooth pictures
+MAX_SHIFT = 0.125          # a share of the picture's side; for fractional shifts it is the standard deviation
 SCALE_DEVIATION = 0.2      # octaves
 
 
 def random_blit(images: Tensor, p: Tensor | float, quarter_turns: bool = True) -> Tensor:
-    """Flips, turns by 90 degrees (by 180 only, without `quarter_turns`) and whole-pixel shifts: [N, 3, 3]."""
+    """Draw flips, turns by 90 degrees (without `quarter_turns` 180) and whole-pixel shifts for images [NCHW]: [N, 3, 3]."""
     count, _, height, width = images.shape
     uniform = images.new_empty(4, count).uniform_()
     flip = with_probability(p, (uniform[0] * 2).floor())
@@ -34,7 +35,7 @@ def random_blit(images: Tensor, p: Tensor | float, quarter_turns: bool = True) -
 
 
 def random_affine(images: Tensor, p: Tensor | float) -> Tensor:
-    """Scaling, rotation, anisotropic scaling, rotation and fractional shifts: [N, 3, 3]."""
+    """Draw scaling, rotation, anisotropic scaling, rotation and fractional shifts for images [NCHW]: [N, 3, 3]."""
     count, _, height, width = images.shape
     p_rotation = 1 - (1 - p) ** 0.5                 # so that p is the chance of at least one of the two
     normal, uniform = images.new_empty(4, count).normal_(), images.new_empty(2, count).uniform_(-pi, pi)
@@ -48,7 +49,10 @@ def random_affine(images: Tensor, p: Tensor | float) -> Tensor:
 
 
 def move(images: Tensor, blit: Tensor, affine: Tensor | None = None) -> Tensor:
-    """[NCHW] moved by the inverses `blit`, then `affine`, mirrored at the edges. Samples without the latter: copies."""
+    """Move [NCHW] by the inverses `blit`, then `affine`, both [N, 3, 3], and mirror it at the edges -> [NCHW].
+
+    Pixels of samples whose `affine` is the identity are copied.
+    """
     height, width = images.shape[2:]
     x, y = (torch.arange(size, device=images.device, dtype=images.dtype) - (size - 1) / 2 for size in (width, height))
     x, y = _sources(blit, x, y)
@@ -58,16 +62,16 @@ def move(images: Tensor, blit: Tensor, affine: Tensor | None = None) -> Tensor:
 
 
 def resample(images: Tensor, inverse: Tensor) -> Tensor:
-    """[NCHW] moved by `inverse` at twice the resolution, where bilinear reading blurs little.
+    """Move [NCHW] by `inverse` [N, 3, 3] at twice the resolution, where bilinear reading blurs little -> [NCHW].
 
-    Mirrored without end, a picture repeats every 2 (size - 1) pixels: one period, up-sampled, serves positions however far
-    outside, where margins would have to follow the batch's widest motion.
+    A picture that is mirrored without end repeats every 2 (size - 1) pixels, so one period, up-sampled, serves positions at any
+    distance outside. Margins would have to be as wide as the widest motion in the batch.
     """
     height, width = images.shape[2:]
     taps = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
     period = extend(extend(images, 2, -5, 2 * height - 1), 3, -5, 2 * width - 1)
     period = upfirdn2d(period, taps, up=2, padding=(1, -1, 1, -1))            # [N, C, 4H - 3, 4W - 3]
-    # sample i of the up-sampled picture lies at (i - SYM6_CENTRE) / 2; down-sampling reads 10 beyond the last pixel's own
+    # Sample i of the up-sampled picture lies at (i - SYM6_CENTRE) / 2. Down-sampling reads 10 samples beyond the last pixel's.
     x, y = ((torch.arange(2 * size + 10, device=images.device, dtype=images.dtype) - SYM6_CENTRE - (size - 1)) / 2
             for size in (width, height))
     x, y = _sources(inverse, x, y)
@@ -77,12 +81,12 @@ def resample(images: Tensor, inverse: Tensor) -> Tensor:
 
 
 def scaling(x: Tensor, y: Tensor) -> Tensor:
-    """By x and y [N]."""
+    """Scale by x and y [N]: [N, 3, 3]."""
     return torch.diag_embed(torch.stack([x, y, torch.ones_like(x)], dim=1))
 
 
 def rotation(angle: Tensor) -> Tensor:
-    """By angle [N], in radians."""
+    """Rotate by angle [N], in radians: [N, 3, 3]."""
     matrix = _identity(angle)
     matrix[:, 0, 0] = matrix[:, 1, 1] = angle.cos()
     matrix[:, 1, 0] = angle.sin()
@@ -91,7 +95,7 @@ def rotation(angle: Tensor) -> Tensor:
 
 
 def translation(x: Tensor, y: Tensor) -> Tensor:
-    """By x and y [N], in pixels."""
+    """Shift by x and y [N], in pixels: [N, 3, 3]."""
     matrix = _identity(x)
     matrix[:, 0, 2], matrix[:, 1, 2] = x, y
     return matrix
@@ -102,7 +106,7 @@ def _identity(like: Tensor) -> Tensor:
 
 
 def _sources(inverse: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the pixels of columns x [w] and rows y [h] come from: columns and rows [N, h, w], all from the centre."""
+    """Tell where the pixels of columns x [w] and rows y [h] come from: columns and rows [N, h, w], all from the centre."""
     inverse = inverse[:, :2, :, None, None]
     sources = inverse[:, :, 0] * x + inverse[:, :, 1] * y[:, None] + inverse[:, :, 2]     # [N, 2, h, w]
     return sources[:, 0], sources[:, 1]

@@ -1,50 +1,53 @@
-"""What transforms share: their chance, and pictures read at other positions. Differentiable any number of times."""
+"""Transforms share these functions, which apply their chance and read pictures at other positions.
+
+All can be differentiated any number of times.
+"""
 
 import torch
 from torch import Tensor
 
 
 def with_probability(p: Tensor | float, strength: Tensor, neutral: float = 0.0) -> Tensor:
-    """strength [N, ...], each sample's own with probability p, else `neutral`."""
+    """strength [N, ...] -> [N, ...]: each sample keeps its own with probability p, else it gets `neutral`."""
     chosen = torch.rand(len(strength), device=strength.device) < p
     return torch.where(chosen.reshape(-1, *[1] * (strength.ndim - 1)), strength, neutral)
 
 
 def at_identity(matrices: Tensor) -> Tensor:
-    """Which of [N, k, k] change nothing, as [N, 1, 1, 1] to choose among pictures."""
+    """Tell which of [N, k, k] are the identity, as [N, 1, 1, 1] to choose among pictures."""
     identity = torch.eye(matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
     return (matrices == identity).flatten(1).all(dim=1)[:, None, None, None]
 
 
 def reflect(position: Tensor, size: int) -> Tensor:
-    """Integer positions [...], also outside of 0 ... size-1, to those inside: mirrored at the outermost pixels, without end."""
+    """Map any integer positions [...] to 0 ... size-1, by mirroring at the outermost pixels without end."""
     period = 2 * (size - 1)
     position = position % period
     return torch.minimum(position, period - position)
 
 
 def extend(images: Tensor, axis: int, first: int, end: int) -> Tensor:
-    """[NCHW] from position `first` to before `end` along `axis`, mirrored as `reflect` does."""
+    """Take [NCHW] from position `first` to before `end` along `axis`, mirrored as `reflect` does."""
     return images.index_select(axis, reflect(torch.arange(first, end, device=images.device), images.shape[axis]))
 
 
 def take_pixels(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The pixels of [NCHW] at integer columns x and rows y inside, which broadcast to [N, h, w] -> [N, C, h, w]."""
+    """Take the pixels of [NCHW] at integer columns x and rows y inside, which broadcast to [N, h, w] -> [N, C, h, w]."""
     index = y * images.shape[3] + x
     taken = images.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, images.shape[1], -1))
     return taken.unflatten(2, index.shape[1:])
 
 
 def read_bilinear(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """[NCHW] at fractional x and y [N, h, w] in 0 ... size-1 -> [N, C, h, w]. The positions get no gradient."""
+    """Read [NCHW] at fractional x and y [N, h, w] in 0 ... size-1 -> [N, C, h, w]. The positions get no gradient."""
     return _Read.apply(images, x, y)
 
 
 class _Read(torch.autograd.Function):
-    """Reading is linear in the picture, so its gradient is its transpose, and that one's gradient is reading again.
+    """Reading is linear in the picture, so its gradient is its transpose, whose gradient is reading again.
 
     [NCHW] is read at x and y [N, h, w] -> [N, C, h, w].
-    Kept for it are positions only: autograd's own record of the four gathers is several times as large.
+    Only positions are kept for backward: autograd's own record of the four gathers would be several times as large.
     """
 
     @staticmethod
@@ -61,7 +64,7 @@ class _Read(torch.autograd.Function):
 
 
 class _Spread(torch.autograd.Function):
-    """The transpose of reading: what is at each position goes to the four pixels around it. [N, C, h, w] -> [NCHW]."""
+    """Is the transpose of reading: the value at each position goes to the four pixels around it. [N, C, h, w] -> [NCHW]."""
 
     @staticmethod
     def forward(ctx, values: Tensor, x: Tensor, y: Tensor, size: torch.Size) -> Tensor:
@@ -78,9 +81,9 @@ class _Spread(torch.autograd.Function):
 
 
 def _corners(x: Tensor, y: Tensor, height: int, width: int) -> list[tuple[Tensor, Tensor]]:
-    """Flat index and weight, both [N, 1, h * w], of the four pixels around each position."""
+    """Return flat index and weight, both [N, 1, h * w], of the four pixels around each position."""
     x, y = x.flatten(1)[:, None], y.flatten(1)[:, None]
-    # on the last row or column: from the cell before it
+    # Positions on the last row or column belong to the cell before it.
     left, top = x.floor().clamp(max=width - 2), y.floor().clamp(max=height - 2)
     right_weight, bottom_weight = x - left, y - top
     index = top.long() * width + left.long()
