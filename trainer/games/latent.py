@@ -366,7 +366,7 @@ class Latent(Game):
 
     @torch.no_grad()
     def judge(self, pictures: np.ndarray, labels: Tensor) -> Tensor:
-        """pictures [NHWC] uint8, classes [N] -> D's logits [N]. D is in evaluation mode, so batch norm mixes and learns nothing."""
+        """pictures [NHWC] uint8, classes [N] -> D's logits [N]. In evaluation mode, batch norm mixes and learns nothing."""
         D, size, parts = self.D, self.config.micro_batch, []
         device = next(D.parameters()).device
         images = to_float(torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device))   # [NCHW]

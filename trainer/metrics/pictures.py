@@ -14,7 +14,7 @@ from imago.trainer.games.makers import Inputs, Maker, Sampling, generate
 
 
 class Damaged(Exception):
-    """A picture that cannot be read; it is named and not counted."""
+    """A picture cannot be read; it is named and not counted."""
 
 
 class Pictures(Protocol):
