@@ -27,7 +27,7 @@ def gradients_of_each_phase(config, nimg=0):
 
 
 def average_gradient(state, name):
-    """Of all the network's parameters, laid end to end. All ranks call it together."""
+    """Return the gradients of all the network's parameters, end to end, averaged over ranks. All ranks call it together."""
     network, optimizer = state.networks[name], state.optimizers[name]
     if isinstance(optimizer, ZeroAdam):
         found = {key: gradient for part in optimizer.parts for key, gradient in part.whole(part.gradient).items()}
@@ -36,7 +36,7 @@ def average_gradient(state, name):
 
 
 def assert_same_gradients(found, alone, about='', *, limit=1e-5, rtol=1e-4, atol=1e-6):
-    """What a rank found, and what one process did: as `gradients_of_each_phase` returns them, up to rounding."""
+    """Compare what a rank and what one process found, as `gradients_of_each_phase` returns it, up to rounding."""
     assert found.keys() == alone.keys()
     for phase, (expected, means) in alone.items():
         gradient, their_means = found[phase]

@@ -46,7 +46,7 @@ def write_tiny(data: Path, run_dir: Path, path: Path, /, **changes: object) -> P
 
 
 def game_of(config: Config, strategy: Strategy | None = None) -> Game:
-    """Of a new run's state, on the CPU; without a strategy, in one process."""
+    """Make the game of a new run on the CPU; without a strategy, for one process."""
     plan = config.game.plan(config, open_dataset(config.data.path).manifest)
     return make_game(config, plan, make_state(config, plan, torch.device('cpu'), strategy or Strategy()))
 
@@ -94,7 +94,7 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """What is computed in float32 elsewhere is computed in float64 inside, by networks and states that are made inside."""
+    """Inside the block, networks and states are made in float64 and compute in it, where they otherwise have float32."""
     usual = torch.get_default_dtype()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, 'float32', torch.float64)

@@ -65,7 +65,7 @@ def copy_dataset(source: Path, folder: Path) -> Path:
 
 
 def take(dataset: Dataset, steps: int = 6, **changes) -> list[Batch]:
-    """The first batches of its stream, for one rank unless `changes` says otherwise."""
+    """Take the first batches of the dataset's stream, for one rank unless `changes` says otherwise."""
     settings = dict(batch=8, lanes=4, seed=1, rank=0, world=1, nimg=0, resolution=dataset.size, flip=True, workers=0)
     batches = stream(dataset, **(settings | changes))
     taken = list(itertools.islice(batches, steps))

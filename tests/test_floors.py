@@ -27,12 +27,12 @@ def within(name: str, above: str) -> bool:
 
 
 def room_of(module: str) -> str:
-    """'' of the package that only holds rooms."""
+    """Return the room of a module, or '' for the package that only holds rooms."""
     return next((room for room in ROOMS if within(module, room)), '')
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """All that runs: what stands under TYPE_CHECKING does not."""
+    """Yield all nodes except those under TYPE_CHECKING, which do not run."""
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, ast.If) and ast.unparse(child.test) == 'TYPE_CHECKING':
             continue
@@ -41,7 +41,7 @@ def nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports(module: str) -> set[str]:
-    """Dotted names, those inside functions too; ours without the `imago.` that all of them carry."""
+    """Return the dotted names that a module imports, inside functions too; Imago's own come without their `imago.`."""
     names = set()
     for node in nodes(ast.parse(FILES[module].read_text())):
         if isinstance(node, ast.Import):
@@ -55,7 +55,7 @@ def imports(module: str) -> set[str]:
 
 
 def imported_modules(module: str) -> set[str]:
-    """Those of ours, without itself."""
+    """Return Imago's modules that a module imports, without itself."""
     ours = {name for name in imports(module) if name.split('.')[0] in (*PACKAGES, 'tests')}
     found = {max((other for other in FILES if within(name, other)), key=len, default=name) for name in ours}
     return found - {module}

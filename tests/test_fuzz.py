@@ -1,4 +1,4 @@
-"""Odd arguments, configurations and damaged files, drawn by seeds: each command ends well, or with one line and status 2.
+"""Seeds draw odd arguments, configurations and damaged files. Each command must end well, or with one line and status 2.
 
 IMAGO_FUZZ=0:2000 takes other seeds than the suite's; a failure names its own, the arguments and what was damaged.
 """
@@ -91,7 +91,7 @@ KEYS = _known_keys(Config)
 
 
 class Draws(random.Random):
-    """Odd words with the chance `odd`; else good ones, so that what is damaged is also reached."""
+    """Draws odd words with the chance `odd`, and else good ones, so that commands get as far as the damaged files."""
 
     odd = 0.0
 
@@ -211,7 +211,7 @@ def listing(folder):
 
 
 class Here(Executor):
-    """In place of processes, which would take seconds to start."""
+    """This executor takes the place of processes, which would take seconds to start."""
 
     def __init__(self, workers, initializer=None):
         pass

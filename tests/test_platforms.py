@@ -1,4 +1,4 @@
-"""What only Linux has is asked for before it is called: packing, training and sampling work on macOS too."""
+"""Code asks for what only Linux has before it calls it, so that packing, training and sampling work on macOS too."""
 
 import ast
 import ctypes

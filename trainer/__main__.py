@@ -3,9 +3,9 @@ import sys
 
 from imago.trainer.ranks.stop_signals import hold_signals
 
-# of a rank that was lost torch would tell in stack traces; we do in one line
+# torch would report a lost rank in stack traces; Imago says it in one line
 os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
-hold_signals()   # before imports that take seconds
+hold_signals()   # it comes before the imports, which take seconds
 from imago.trainer.train import main  # noqa: E402
 
 sys.exit(main())

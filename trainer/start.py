@@ -1,4 +1,4 @@
-"""A run made ready to start or to go on: everything that can be checked is checked before anything is made."""
+"""This module makes a run ready to start or to go on. Everything that can be checked is checked before anything is made."""
 
 import sys
 from collections.abc import Iterator
@@ -41,14 +41,14 @@ class Run:
     strategy: Strategy
     state: TrainState
     checkpoints: Checkpoints
-    folder: RunFolder | None     # rank 0 holds it
+    folder: RunFolder | None     # only rank 0 has it
     evaluation: Evaluation | None
 
 
 def prepare(config: Config) -> Run:
     """Check everything that can be checked, then make the run's folder, and resume.
 
-    ValueError, on all ranks, for what the user can mend.
+    ValueError is raised, on all ranks, for what the user can mend.
     """
     dist.together(lambda: config.check_world(dist.world_size()))
     dataset = dist.together(lambda: open_checked(config))
@@ -75,7 +75,7 @@ def prepare(config: Config) -> Run:
 
 
 def open_checked(config: Config) -> Dataset:
-    """The dataset, once it is certain that `config` can be trained on it. ValueError otherwise."""
+    """Open the dataset and check that `config` can be trained on it. ValueError otherwise."""
     dataset = open_data(config, 'path')
     if config.data.path_b is not None:
         dataset = replace(dataset, b=open_data(config, 'path_b'))
@@ -110,7 +110,7 @@ def open_checked(config: Config) -> Dataset:
 
 
 def open_data(config: Config, key: str) -> Dataset:
-    """The dataset that `data.KEY` names. ValueError if it cannot be had."""
+    """Open the dataset that `data.KEY` names. ValueError if it cannot be opened."""
     data = config.data
     try:
         return open_dataset(getattr(data, key), cache_dir=data.cache_dir, cache_gb=data.cache_gb, crop=data.crop)
@@ -119,7 +119,7 @@ def open_data(config: Config, key: str) -> Dataset:
 
 
 def check_domains(config: Config, dataset: Dataset) -> None:
-    """ValueError unless the game is one of pictures of these domains, and two datasets go together."""
+    """Raise ValueError unless the game takes pictures of these domains, and two datasets go together."""
     takes, b = config.game.plan(config, dataset.manifest).domains, dataset.b and dataset.b.manifest
     if b and (dataset.manifest.domains, b.domains) != (SINGLE, SINGLE):
         raise ValueError('data.path_b with samples of two pictures each, which are pairs already; leave data.path_b out, or pack '
@@ -141,7 +141,7 @@ def check_domains(config: Config, dataset: Dataset) -> None:
 def resume(config: Config, dataset: Dataset, plan: Plan, state: TrainState, kernels: str) -> Checkpoints:
     """Load the newest whole checkpoint into `state`, if there is one. ValueError if it is of another run.
 
-    kernels: what rounds, see `agree_on_kernels`.
+    `kernels` describes what decides about rounding; see `agree_on_kernels`.
     """
     about = {'config': config.model_dump(mode='json'), 'dataset': dataset.digest(), 'pictures': dataset.manifest.num_samples,
              'parameters': {name: num_parameters(network) for name, network in state.networks.items()},
@@ -167,7 +167,7 @@ def resume(config: Config, dataset: Dataset, plan: Plan, state: TrainState, kern
 
 
 def open_stream(config: Config, dataset: Dataset, plan: Plan, nimg: int) -> Iterator[Batch]:
-    """This rank's batches from image `nimg` on."""
+    """Yield this rank's batches from image `nimg` on."""
     data, size = config.data, plan.resolution
     return stream(dataset, batch=lambda shown: stage_at(config, size, shown).batch, lanes=data.lanes, seed=config.seed,
                   rank=dist.rank(), world=dist.world_size(), nimg=nimg, resolution=size, flip=data.flip, workers=data.workers,

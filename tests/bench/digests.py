@@ -1,9 +1,10 @@
-"""SHA-256 of the whole state after 12 tiny steps of every family and recipe: a change that should move no bit can be proved so.
+"""SHA-256 of the whole state after 12 tiny steps of every family and recipe, to prove that a change moves no bit.
 
     python tests/bench/digests.py --out before.json       # then change the code
     python tests/bench/digests.py --against before.json   # exit status 1 where a digest differs
 
-With the plain kernels and one thread. Each on 1 rank and on 2, data-parallel; two of them under fsdp and zero as well.
+Kernels are the plain ones, with one thread. Each case runs data-parallel on 1 rank and on 2; two families also run under fsdp
+and zero.
 """
 
 import argparse
@@ -32,13 +33,13 @@ SHARDED = ('stylegan2', 'pggan')
 
 
 def digest(config: Config) -> str:
-    """Of names and bytes of all tensors, on each rank the same."""
+    """Return the digest of names and bytes of all tensors, which is the same on each rank."""
     with redirect_stdout(io.StringIO()):
         state = train_here(config)
     found = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         if name.startswith('scalars.') and not tensor:
-            continue    # what nothing has used says nothing
+            continue    # an unused value says nothing
         found.update(name.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 

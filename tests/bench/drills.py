@@ -1,8 +1,8 @@
-"""Faults on purpose, and what becomes of a run: a line a drill, with figures.
+"""Each drill breaks something on purpose and prints in one line, with figures, what becomes of a run.
 
     python tests/bench/drills.py [NAME ...]     (default: all)
 
-Each ends with the bits of a run that was left alone, or with the refusal that it expects; exit status 1 if one does not.
+A drill passes if the run ends with the bits of a run that was left alone, or with the expected refusal; else status 1.
 """
 
 import argparse
@@ -41,7 +41,7 @@ with socket.socket() as probe:
 TRAIN = '-m', 'imago.trainer'
 NODE = '-m', 'imago.launch.node', '--nodes', '1', '--gpus-per-node', '2', '--rendezvous', f'localhost:{PORT}'
 STEPS = 40
-# the clock leaps by up to a hundred days, forwards and backwards, at every look
+# at every call of time.time the clock leaps by up to a hundred days, forwards or backwards
 LEAPING = '''import random, time, sys; true = time.time
 time.time = lambda: true() + random.uniform(-1, 1) * 8640000
 from imago.trainer.train import main; sys.exit(main(sys.argv[1:]))'''
@@ -115,7 +115,7 @@ def left_alone(launcher: tuple[str, ...] = TRAIN, steps: int = STEPS) -> Run:
 
 
 def kills(count: int = 30, steps: int = 120) -> str:
-    """SIGKILL of a random rank of two at random moments, also while it starts; a new launcher after its three restarts."""
+    """Kill a random rank of two at random moments, also while it starts. A new launcher takes over after three restarts."""
     rng, recovered, relaunched = random.Random(0), [], 0
     run = Run('kills', NODE, steps)
     process = run.start()
@@ -165,7 +165,7 @@ def terminate() -> str:
 
 
 def full_disk() -> str:
-    """A file system of 8 MB, which grows after the refusal."""
+    """The run fills a file system of 8 MB, is refused, and goes on after it has grown."""
     mount = SCRATCH / 'small'
     mount.mkdir()
     subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'imago', str(mount)], check=True)
@@ -185,7 +185,7 @@ def full_disk() -> str:
 
 
 class Troubled(SimpleHTTPRequestHandler):
-    """The first `times` requests for each shard fare as `trouble` says."""
+    """The first `times` requests for each shard fail in the way that `trouble` names."""
 
     trouble, times = '', 2
     asked: dict[str, int] = {}
@@ -210,11 +210,11 @@ class Troubled(SimpleHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, format: str, *arguments: str) -> None:
-        """The drill tells."""
+        """Print nothing, as the drill prints its own line."""
 
 
 def server() -> str:
-    """One that is slow, drops connections, answers 500, sends half a tar; for a while, and for ever."""
+    """The server is slow, drops connections, answers 500, or sends half a tar, first for a while and then for ever."""
     told = []
     for trouble, times in (('slow', 99), ('drops', 2), ('500', 2), ('half a tar', 2), ('500', 99), ('half a tar', 99)):
         handler = type('Handler', (Troubled,), {'trouble': trouble, 'times': times, 'asked': {}})
@@ -264,7 +264,7 @@ def clock() -> str:
 
 
 def twice() -> str:
-    """A second start on the folder of a run under way."""
+    """Start a second run on the folder of a run that is under way."""
     run = Run('twice', steps=100000)
     process = run.start()
     run.wait_for_lines(2)

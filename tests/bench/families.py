@@ -1,4 +1,4 @@
-"""Every family and recipe on the emoji at 32 px, the same number of images each: pictures, and whether a loss blew up.
+"""Train every family and recipe on the emoji at 32 px for the same number of images; show pictures, and whether a loss blew up.
 
 python tests/bench/families.py OUT [--only NAME ...] [--kimg K]     about 3 minutes each on one core
 """

@@ -1,9 +1,10 @@
-"""25 Gaussians on a grid: the modes that each loss finds, and the share of its samples near one, after the same training.
+"""25 Gaussians on a grid: how many modes each loss finds, and the share of its samples near one, after the same training.
 
     python tests/bench/gaussians.py [--steps 2500] [--seeds 3] [--only NAME ...]
 
-The same MLPs, Adam with rates falling linearly to 0, batch, steps and seeds for all, a step of D for a step of G, medians
-over the seeds. Samples are near a mode within 3 of its standard deviations; it is found if half as many are as should be.
+All losses train the same MLPs with the same Adam (rates fall linearly to 0), batch, steps and seeds, and take a step of D for
+a step of G; results are medians over the seeds. A sample is near a mode within 3 of its standard deviations. A mode is found
+if it has at least half of its share of samples.
 Uniform samples over the square that the grid fills would find none and have 28% near a mode.
 The default takes 5 minutes on one core, when all still learn; --steps 10000, 18 minutes, shows where they end.
 """

@@ -1,4 +1,4 @@
-"""Trainings that fail on purpose, and healthy ones: which of the guard's signals sound, from where on, at what values.
+"""Run trainings that fail on purpose, and healthy ones: which of the guard's signals sound, when, and at what values.
 
 python tests/bench/guard.py OUT [--only NAME ...] [--kimg K]     2 to 5 minutes each on one core
 """
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def subset(folder: Path, parts: dict[str, slice]) -> Path:
-    """Shards of a part of some classes of the emoji, made unless they are there."""
+    """Return shards with a part of some classes of the emoji; make them unless they are there."""
     if not folder.exists():
         dataset = open_dataset(EMOJI)
         reader, names = SampleReader(dataset, (SIZE, SIZE), max_open=1), dataset.manifest.class_names
@@ -89,7 +89,7 @@ def subset(folder: Path, parts: dict[str, slice]) -> Path:
 
 
 def summary(name: str, ending: str, seconds: float, folder: Path) -> list[str]:
-    """A line for each signal that has values: the worst since alarms are possible, the last, and when it first sounded."""
+    """Write a line for each signal with values: the worst since alarms became possible, the last, and when it first sounded."""
     reports = [json.loads(line) for line in (folder / 'stats.jsonl').read_text().splitlines()]
     lines = [f'{name}: {ending} at {reports[-1]["nimg"] / 1000:g} kimg after {seconds:.0f} s, '
              f'{max(report.get("guard/rollbacks", 0) for report in reports):g} rollbacks']

@@ -1,9 +1,9 @@
-"""How fast the kernels are: against the best eager PyTorch form of each, and as a share of what copying memory takes.
+"""How fast the kernels are, compared with the best eager PyTorch form of each and with the time to copy as much memory.
 
     python tests/bench/kernel_speed.py                    shapes of the CPU figures, float32
     python tests/bench/kernel_speed.py --device cuda      layers of a 512 px StyleGAN2 at batch 8, bf16 and float32
 
-Medians; the forms of a line take turns in the same run. Bytes are those that any implementation must move.
+Times are medians; the forms of a line take turns in the same run. Bytes are those that any implementation must move.
 """
 
 import argparse
@@ -31,7 +31,7 @@ RESAMPLING = {'up 2': (2, 1, (2, 1, 2, 1)), 'down 2': (1, 2, (1, 1, 1, 1)), 'sam
 
 @dataclass
 class Case:
-    """`forms`: name -> what is timed; the first is ours. `bytes`: read and written at least."""
+    """`forms` maps names to what is timed; Imago's kernel is the first. `bytes` is the least that must be read and written."""
 
     name: str
     bytes: int
@@ -62,7 +62,7 @@ def seconds(form: Callable[[], object], device: str) -> float:
 
 
 def usual_upfirdn2d(x: Tensor, taps: Tensor, up: int, down: int, padding: tuple[int, ...]) -> Tensor:
-    """By its definition: zeros put in, padded, a depth-wise convolution, every down-th pixel."""
+    """upfirdn2d by its definition: put zeros in, pad, convolve depth-wise, keep every down-th pixel. [NCHW] -> [NCHW]"""
     n, c, h, w = x.shape
     x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(n, c, h * up, w * up)
     x = F.conv2d(F.pad(x, padding), taps.flip([0, 1]).to(x.dtype).expand(c, 1, -1, -1), groups=c)
@@ -70,7 +70,7 @@ def usual_upfirdn2d(x: Tensor, taps: Tensor, up: int, down: int, padding: tuple[
 
 
 def sliced_upfirdn2d(x: Tensor, taps: Tensor, up: int, down: int, padding: tuple[int, ...]) -> Tensor:
-    """As sums of shifted slices, a phase of the output at a time: the best eager form for few channels."""
+    """upfirdn2d by sums of shifted slices, a phase of the output at a time, the best eager form for few channels."""
     line = taps.sum(dim=1) / taps.sum().sqrt()  # the filter is the outer product of two of these
     for axis in (3, 2):
         before, after = padding[:2] if axis == 3 else padding[2:]

@@ -63,7 +63,7 @@ def open_stream(folder: Path, nimg: int, workers: int):
 
 
 def stream_speed(folder: Path, workers: int, images: int) -> float:
-    """Images per second, once workers have started and what they read ahead meanwhile is gone."""
+    """Return images per second, measured after workers have started and what they read ahead by then is used up."""
     with open_stream(folder, 0, workers) as batches:
         for _ in itertools.islice(batches, 4 * workers):
             continue
@@ -87,7 +87,7 @@ def seconds_to_first_batch(folder: Path, nimg: int, workers: int) -> float:
 
 
 def checksum_costs(encoding: str, paths: list[Path], rounds: int) -> str:
-    """Of the same pictures in another encoding, on one core: medians of alternating rounds."""
+    """Return the costs for the same pictures in another encoding, on one core, as medians of alternating rounds."""
     pictures = []
     for path in paths[:200]:
         out = io.BytesIO()
@@ -107,7 +107,7 @@ def checksum_costs(encoding: str, paths: list[Path], rounds: int) -> str:
 
 
 def opening_costs(folder: Path, rounds: int) -> str:
-    """Of a shard, with its checksums and without: medians of alternating rounds."""
+    """Return the costs of opening a shard with its checksums and without, as medians of alternating rounds."""
     dataset = open_dataset(folder)
     new = dataset.manifest.shards[0]
     old = dataclasses.replace(new, checksums=None)

@@ -1,8 +1,8 @@
-"""Seconds and peak memory of the metrics from given features, beside torch-fidelity and clean-fid on the same, in one run.
+"""Seconds and peak memory of the metrics from given features, compared with torch-fidelity and clean-fid on the same features.
 
     python tests/bench/metrics.py [--count 50000] [--width 2048] [--only fid kid prc]     (PRC: half an hour on two cores)
 
-Each is a process of its own, with all cores. The memory is what comes on top of the two sets of features.
+Each metric runs in a process of its own, with all cores. Memory is counted without the two sets of features.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def of_clean_fid(metric: str) -> Callable[[Tensor, Tensor], object]:
 
 
 def measure(metric: str, whose: str, files: list[str]) -> None:
-    """In a process of its own: one line of JSON."""
+    """Measure in a process of its own, which prints one line of JSON."""
     x, y = (torch.from_numpy(np.load(file)) for file in files)
     score = {'imago': imago, 'torch-fidelity': of_torch_fidelity, 'clean-fid': of_clean_fid}[whose](metric)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -72,7 +72,7 @@ def measure(metric: str, whose: str, files: list[str]) -> None:
 
 
 def write_features(folder: Path, count: int, width: int) -> list[str]:
-    """Positive, correlated and of falling variance, like Inception's."""
+    """Write features that are positive and correlated and have falling variances, like Inception's."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(width, width, generator=generator) / torch.arange(1, width + 1) ** 0.5
     files = []

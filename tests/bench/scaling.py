@@ -2,9 +2,9 @@
 
     unshare --user --map-root-user --net sh -c 'ip link set lo up && python tests/bench/scaling.py [key=value ...]'
 
-In a network namespace of its own, as it counts the bytes that pass through `lo`. StyleGAN2 of 64 px, 4 pictures a rank
-(emoji from tests/data), unless overridden; 4 ranks for their bytes only, as they share two cores. The machine's speeds
-are measured first. 1 and 2 processes take turns: times are medians, efficiencies those of pairs.
+It needs a network namespace of its own, as it counts the bytes that pass through `lo`. It trains StyleGAN2 of 64 px with 4
+pictures a rank (emoji from tests/data), unless overridden; 4 ranks run for their bytes only, as they share two cores. The
+machine's speeds are measured first. 1 and 2 processes take turns: times are medians, and efficiencies are those of pairs.
 """
 
 import os
@@ -44,7 +44,7 @@ COLLECTIVES = ('all_reduce', 'all_gather_into_tensor', 'reduce_scatter')
 
 @contextmanager
 def watched(seconds: Counter) -> Iterator[None]:
-    """Adds to `seconds` what each collective takes: waiting for the other ranks, then sending."""
+    """Add to `seconds` what each collective takes: waiting for the other ranks, then sending."""
     def timed(collective: Callable) -> Callable:
         def call(*arguments, **options):
             began = time.perf_counter()
@@ -87,7 +87,7 @@ def measure(config: Config) -> dict[str, float]:
 
 
 def sent_on_loopback() -> int:
-    """Bytes, once all ranks have sent theirs."""
+    """Return the bytes on the loopback device, once all ranks have sent theirs."""
     dist.barrier()
     line = next(line for line in Path('/proc/net/dev').read_text().splitlines() if line.strip().startswith('lo:'))
     count = int(line.split(':')[1].split()[8])
@@ -106,7 +106,7 @@ def seconds_of(work: Callable[[], object], times: int) -> float:
 
 
 def speeds() -> dict[str, float]:
-    """Of one thread: FLOP/s of a 3x3 convolution forward and backward, bytes/s of an addition, seconds of a tiny one."""
+    """Measure one thread: FLOP/s of a 3x3 convolution forward and backward, bytes/s of an addition, seconds of a tiny one."""
     maps, weight = torch.randn(OWN, 128, 32, 32, requires_grad=True), torch.randn(128, 128, 3, 3, requires_grad=True)
     large, tiny = torch.ones(LARGE), torch.ones(SHORT)
     flops = 3 * 2 * OWN * 128 * 128 * 9 * 32 * 32
@@ -116,7 +116,7 @@ def speeds() -> dict[str, float]:
 
 
 def links() -> dict[str, float]:
-    """Between two ranks: bytes/s that each sends while both sum a large buffer up, seconds of a small message."""
+    """Measure two ranks: bytes/s that each sends while both sum up a large buffer, and seconds of a small message."""
     large, small = torch.ones(LARGE), torch.ones(SHORT)
     return {'inside': 4 * LARGE / seconds_of(lambda: torch.distributed.all_reduce(large), 10),
             'latency_inside': seconds_of(lambda: torch.distributed.all_reduce(small), 200) / 2}

@@ -2,9 +2,9 @@
 
     python tests/bench/sharding.py [key=value ...]
 
-StyleGAN2 of 32 px with the published widths, batch 4, unless overridden.
-between: all tensors alive between two phases. in a phase: the same once the networks are whole, before activations; with
-the gradients that data and zero have then, and without those that fsdp gathers as backward runs.
+It trains StyleGAN2 of 32 px with the published widths at batch 4, unless overridden.
+"between" counts all tensors alive between two phases. "in a phase" counts them once the networks are whole, before there are
+activations: with the gradients that data and zero have then, and without those that fsdp gathers while backward runs.
 """
 
 import gc
@@ -55,7 +55,7 @@ def alive() -> list[torch.Tensor]:
 
 
 def megabytes(tensors: list[torch.Tensor]) -> float:
-    """Of the storages on this rank, each counted once."""
+    """Return the megabytes of the storages on this rank, each counted once."""
     own = [tensor._local_tensor if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     own = [tensor for tensor in own if type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_meta]
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in own}

@@ -3,9 +3,9 @@
     python tests/bench/step.py [--device cuda] [--profile] [--forms fused reference ...] [key=value ...]
 
 64 px, channel base 4096, at most 128 channels, batch 8, R1 every 16 steps, path length every 4, unless overridden.
-fused: as training runs. unfused: our upfirdn2d and bias_act alone. reference: plain PyTorch, its best eager forms.
-usual: plain PyTorch with upfirdn2d by its definition (zeros put in, padded, convolved), all maps NCHW.
-compiled: fused, `compile: true`. bf16: fused, all blocks but the coarsest in bf16.
+The forms are: fused, which training uses; unfused, only the kernels upfirdn2d and bias_act; reference, the best eager forms of
+plain PyTorch; usual, plain PyTorch with upfirdn2d by its definition (zeros put in, padded, convolved) and all maps NCHW;
+compiled, which is fused with `compile: true`; bf16, which is fused with all blocks but the coarsest in bf16.
 """
 
 import argparse
@@ -42,7 +42,7 @@ ROUNDS = 7
 
 @contextlib.contextmanager
 def unfused() -> Iterator[None]:
-    """Epilogues and modulation from their parts."""
+    """Compute epilogues and modulation from their parts."""
     with contextlib.ExitStack() as stack:
         for module in ('epilogue', 'modulate'):
             stack.enter_context(mock.patch.object(sys.modules[f'imago.kernels.{module}'], 'serves', lambda device: False))
@@ -51,7 +51,7 @@ def unfused() -> Iterator[None]:
 
 @contextlib.contextmanager
 def usual() -> Iterator[None]:
-    """upfirdn2d as most people write it."""
+    """Compute upfirdn2d as most people write it."""
     def by_definition(x, taps, up, down, padding):
         n, c, h, w = x.shape
         x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up[0] - 1, 0, 0, 0, up[1] - 1)).reshape(n, c, h * up[1], w * up[0])
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def print_profile(trainer: Trainer, form) -> None:
-    """Over 16 steps: R1 once, path length four times."""
+    """Print a profile of 16 steps, in which R1 comes once and path length four times."""
     with form(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for phase in trainer.phases:
             for _ in range(16 // phase.interval):

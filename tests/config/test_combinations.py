@@ -87,14 +87,14 @@ def test_an_example_is_refused(minimal, overrides, message):
 
 
 def test_every_rule_has_an_example(minimal):
-    """Those of all games, and each game's own."""
+    """There is one for each rule of all games, and for each game's own rules."""
     first = {refusing(minimal, overrides)[0] for overrides, _ in EXAMPLES}
     configs = [load_config(minimal).changed([f'game.name={name}']) for name in SECTIONS]
     assert first == {key for config in configs for key in _rules(config)}
 
 
 def test_advice_breaks_no_rule_of_another_game(minimal):
-    """Games number their own rules alike: that one is broken here does not excuse the one of that number there."""
+    """Each game numbers its own rules from 0: a broken rule 0 of this game does not excuse breaking rule 0 of another."""
     config = load_config(minimal).changed(['game.name=mad_gan', 'game.generators=2', 'network.name=stylegan2'])
     assert _refusing(config) == {('mad_gan', 0)} == _refusing(config.changed(['micro_batch=8']))
     other = load_config(minimal).changed(['game.name=began'])
@@ -105,7 +105,7 @@ def test_advice_breaks_no_rule_of_another_game(minimal):
 
 @pytest.mark.parametrize('overrides, message', EXAMPLES, ids=[message for _, message in EXAMPLES])
 def test_advice_is_accepted(minimal, overrides, message):
-    """Each way out that a message tells; of two things that are wrong it mends the first."""
+    """Each way out that a message names is accepted, or if two things are wrong, mends the first."""
     with pytest.raises(ValueError) as caught:
         load_config(minimal, overrides)
     first = str(caught.value)

@@ -95,7 +95,7 @@ SMALL = [1, 2, 3, 4, 6, 8, 10, 12, 16, 48, 64]
 
 
 def test_advice_on_division_is_accepted(tmp_path):
-    """Of whatever lanes, batches, micro-batches and ranks; with pairs, several generators and growth too."""
+    """This holds for any lanes, batches, micro-batches and ranks, and with pairs, several generators and growth."""
     path, rng, told = write(tmp_path, 'c.yaml', MINIMAL), random.Random(0), Counter()
     kinds = [[], ['network.name=dcgan', 'game.name=sd_gan', 'game.identity_dim=10'],
              ['network.name=dcgan', 'game.name=mad_gan', 'game.generators=3'], ['network.name=pggan']]
@@ -111,7 +111,7 @@ def test_advice_on_division_is_accepted(tmp_path):
         except ValueError as error:
             for way in str(error).rpartition('; use ')[2].split(', or '):
                 changed = [*overrides, *way.split()]
-                # a configuration is read before its number of ranks is known
+                # load_config does not know the number of ranks: its advice may fail for `world`, but must pass for one rank
                 with contextlib.suppress(ValueError):
                     load_config(path, changed).check_world(world)
                     told[way.split('=')[0]] += 1

@@ -50,7 +50,7 @@ def singles(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def others(tmp_path_factory) -> Path:
-    """Classes make shards with other bytes."""
+    """Thirteen pictures with classes, so that the bytes of the shards differ from those of `singles`."""
     return write_dataset(tmp_path_factory.mktemp('data') / 'others', (9, 4), classes=2)
 
 
@@ -85,7 +85,7 @@ def test_ranks_and_workers_do_not_change_what_two_datasets_show(singles, others,
 
 
 def test_a_second_dataset_has_an_order_of_its_own_at_the_same_indices(singles):
-    """Even if it is the same one."""
+    """This holds even if both are the same dataset."""
     alone, dataset = open_dataset(singles), replace(open_dataset(singles), b=open_dataset(singles))
     both = take(dataset, 15, batch=4)
     assert all(torch.equal(a.pictures['a'], b.pictures['image']) for a, b in zip(both, take(alone, 15, batch=4), strict=True))

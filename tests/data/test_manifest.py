@@ -74,7 +74,7 @@ def test_what_can_be_is_read(text, key, value):
 
 
 def test_a_manifest_is_written_as_it_was_read(text):
-    """Byte for byte: runs remember the digest of the one that they were trained with."""
+    """It is the same byte for byte, as runs remember the digest of the manifest that they were trained with."""
     new = (EMOJI / 'dataset.json').read_text()
     fields = json.loads(new)
     for shard in fields['shards']:
@@ -86,7 +86,7 @@ def test_a_manifest_is_written_as_it_was_read(text):
 
 
 def test_a_stranger_chooses_no_word_of_a_command(text, tmp_path):
-    """As in pipe:ssh host cat /data/{}, where another shell reads the name once more."""
+    """In pipe:ssh host cat /data/{} a second shell would read the name of the shard."""
     manifest = Manifest.from_json(text, '')
     shards = (replace(manifest.shards[0], name=f'$(touch {tmp_path}/trace)'), *manifest.shards[1:])
     replace(manifest, shards=shards).write(tmp_path)

@@ -66,7 +66,7 @@ def test_pairs_resume(folder):
 
 
 def spoil(folder, number, names):
-    """Overwrite the pictures of a shard with noughts, headers left whole."""
+    """Overwrite the pictures of a shard with zeros, and leave the headers whole."""
     content = bytearray((folder / f'shard-{number:05d}.tar').read_bytes())
     for name in names:
         header = content.index(f'{name}.png'.encode())
@@ -91,7 +91,7 @@ def test_a_damaged_partner_is_passed_over_and_named(folder, tmp_path):
 
 
 def test_a_partner_is_sought_in_the_other_shards(tmp_path):
-    """Sample 3 is alone of its class in the second shard."""
+    """Sample 3 is the only one of its class in the second shard."""
     folder = write_dataset(tmp_path / 'spread', (3, 1, 2), classes=3)
     batches = take(folder, 12, lanes=2, batch=4)
     assert {second for batch in batches for first, second in pairs_of(batch) if first == '000000003'} == {'000000000'}

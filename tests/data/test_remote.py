@@ -21,7 +21,7 @@ FIRST, SECOND = 'shard-00000.tar', 'shard-00001.tar'
 
 @dataclass
 class Server:
-    """An HTTP server on a dataset. `trouble[file]` lists what befalls the next requests for it; then all is well."""
+    """An HTTP server on a dataset. `trouble[file]` lists how the next requests for the file fail; later requests succeed."""
 
     url: str
     trouble: dict[str, list[str]] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Handler(SimpleHTTPRequestHandler):
         if trouble == 'dropped':                        # the connection breaks in mid-body
             self.send_header('Content-Length', str(len(body)))
         self.end_headers()
-        while trouble == 'endless':                     # until nobody reads any more
+        while trouble == 'endless':                     # the body goes on until nobody reads any more
             try:
                 self.wfile.write(body)
             except OSError:
@@ -203,7 +203,7 @@ def test_a_command_that_hangs_is_killed_with_all_that_it_started(tmp_path, monke
 
 
 def wait_for_end(pid: int) -> bool:
-    """A killed process that was not ours may take a moment to go."""
+    """Wait until a killed process is gone: one that is not a child of this one may take a moment."""
     _, alive = psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=60)
     return not alive
 

@@ -60,7 +60,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def server(folder, tmp_path, monkeypatch) -> Iterator[tuple[str, list]]:
-    """`host:port`, and what was asked of it. No password is known but to the test."""
+    """Yield `host:port`, and what was asked of it. Only the test knows a password."""
     monkeypatch.setenv('no_proxy', '*')
     monkeypatch.setenv('NETRC', str(tmp_path / 'netrc'))
     monkeypatch.delenv('IMAGO_DATA_PASSWORD', raising=False)

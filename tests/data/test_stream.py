@@ -121,7 +121,7 @@ def break_header(content: bytes) -> bytes:
 
 
 def forge_size(content: bytes, size: int) -> bytes:
-    """In the header of a picture, in base 256."""
+    """Write `size` into the header of a picture, in base 256."""
     _, data = find_member(content, '000000009.png')
     header = data - 512
     forged = content[header:header + 124] + (size % 2**96 | (size >= 0) << 95).to_bytes(12, 'big') + content[header + 136:data]
@@ -324,7 +324,7 @@ if __name__ == '__main__':
 '''
 
 
-# a traceback that lives until exit, and the loader with it
+# the traceback lives until the process exits, and keeps the loader alive
 FAILS_AND_IS_KEPT = '''os.truncate(sys.argv[1] + '/shard-00000.tar', 0)
     try:
         list(batches)
@@ -338,7 +338,7 @@ def test_workers_do_not_outlive_their_parent(folder, tmp_path, end, status):
     script = tmp_path / 'script.py'
     script.write_text(SCRIPT.format(end=end))
     root = str(Path(__file__).parents[2])
-    # Waits for the end of stderr, which the workers hold as well.
+    # run() waits for the end of stderr, which the workers hold as well
     done = subprocess.run([sys.executable, script, copy_dataset(folder, tmp_path / 'own')], stderr=subprocess.PIPE, timeout=60,
                           env=os.environ | {'PYTHONPATH': root})
     assert done.returncode == status

@@ -48,7 +48,7 @@ def test_what_can_be_done_about_it_depends_on_what_is_there():
     assert 'no checkpoint is there' in before and 'start with another run_dir' in before and 'resume' not in before
     later, _ = poisoned_step(0)
     assert 'goes on from the last checkpoint' in later
-    # what is told to be changed may be changed on resume, or another run_dir is told
+    # the message names keys that may be changed on resume, and for the key that may not, it asks for another run_dir
     assert not is_fixed('optim.g_lr') and not is_fixed('optim.d_lr') and is_fixed('network.low_precision')
     assert 'network.low_precision=none needs another run_dir' in later
 
@@ -79,7 +79,7 @@ def test_missing_gradients_are_zero_not_stale():
 
 
 def several_learn(name):
-    """The networks' weights after a step of two of three, and the norm of the gradient that was told."""
+    """Return the networks' weights after a step that trains two of three, and the gradient norm that it reported."""
     networks = {key: nn.Linear(2, 2, bias=False) for key in 'ABC'}
     for network in networks.values():
         nn.init.eye_(network.weight).requires_grad_(False)
@@ -94,7 +94,7 @@ def several_learn(name):
 
 
 def test_a_phase_steps_those_that_it_trains_together_and_no_other():
-    """At the identity each of A's and B's 4 gradients is 1, and Adam's first step is its learning rate."""
+    """Each of A's and B's 4 gradients is 1 at the identity, and Adam's first step is as long as its learning rate."""
     spread = [found for name in ('data', 'fsdp', 'zero') for found in on_ranks(2, several_learn, name)]
     for weights, norm in (several_learn('data'), *spread):
         assert norm == pytest.approx(math.sqrt(8))

@@ -63,7 +63,7 @@ def test_gradients_of_two_replicas_of_two_parts(wide_shards, tmp_path):
 
 @pytest.mark.parametrize('name, straight, second_half, tolerance', [('biggan', FSDP, FSDP, 0.0), ('pggan', {}, FSDP, 1e-3)])
 def test_resumed_and_sampled_from(wide_shards, tmp_path, name, straight, second_half, tolerance):
-    """Bitwise under one strategy: power iteration, batch norm. Up to rounding under two: moments that start anew, fades."""
+    """Power iteration and batch norm resume bitwise under one strategy; new moments and fades, up to rounding under two."""
     def run(folder, kimg, parallel):
         return on_ranks(2, train_here, config_of(name, wide_shards, tmp_path / folder, 2, total_kimg=kimg, parallel=parallel,
                                                  **SELDOM))
@@ -77,7 +77,7 @@ def test_resumed_and_sampled_from(wide_shards, tmp_path, name, straight, second_
 
 
 def test_a_run_goes_on_under_other_strategies(shards, tmp_path):
-    """4 ranks data-parallel, 2 of FSDP, 4 in two replicas, 3 data-parallel, one process: as on one throughout."""
+    """A run on 4 ranks data-parallel, 2 of FSDP, 4 in two replicas, 3 data-parallel and one process equals one on one process."""
     sizes = {'batch': 24, 'micro_batch': 2, 'seed': 1, **SELDOM}
 
     def go_on(world, folder, kimg, **parallel):
@@ -98,7 +98,7 @@ def test_a_run_goes_on_under_other_strategies(shards, tmp_path):
 
 
 def bytes_held(config):
-    """Bytes of weights, moments and average: all, and those on this rank after the networks were whole."""
+    """Return the bytes of weights, moments and average: all of them, and those on this rank after the networks were whole."""
     strategy = make_strategy(config.parallel)
     state = game_of(config, strategy).state
     moments = [entry[key] for adam in state.optimizers.values() for entry in adam.state.values() for key in ('exp_avg', 'exp_avg_sq')]

@@ -28,7 +28,7 @@ def one_process():
 
 
 def each(work, arguments):
-    """One after the other: importing DeepSpeed takes longer than a case."""
+    """Do all the work in one process, as importing DeepSpeed takes longer than a case."""
     return [work(*entry) for entry in arguments]
 
 
@@ -43,7 +43,7 @@ def test_gradients_equal_those_of_one_process(wide_shards, tmp_path):
 
 
 def test_steps_are_those_of_data_parallel_adam_and_resume_bitwise(wide_shards, tmp_path):
-    """Clipped weights, learning rates and beta on ramps, and moments that start anew as networks grow."""
+    """The cases are clipped weights, learning rates and beta on ramps, and moments that start anew as networks grow."""
     def run(name, folder, kimg, parallel=ZERO):
         return config_of(name, wide_shards, tmp_path / folder, 2, total_kimg=kimg, parallel=parallel, **SELDOM),
     names = 'clipped', 'ramps', 'pggan'
@@ -57,7 +57,7 @@ def test_steps_are_those_of_data_parallel_adam_and_resume_bitwise(wide_shards, t
 
 
 def test_a_run_goes_on_under_other_strategies(shards, tmp_path):
-    """2 ranks data-parallel, 2 of FSDP, 3 of ZeRO, one process: as on one throughout."""
+    """A run on 2 ranks data-parallel, 2 of FSDP, 3 of ZeRO and one process equals one on one process."""
     sizes = {'batch': 24, 'micro_batch': 2, 'seed': 1, **SELDOM}
 
     def go_on(world, folder, kimg, **parallel):
@@ -84,7 +84,10 @@ def test_a_run_goes_on_under_other_strategies(shards, tmp_path):
 
 
 def start_engines(config, folder):
-    """Bytes of moments, all and on this rank; what starting the engines wrote; the folder that it would compile in."""
+    """Start the engines. Returns the bytes of all moments and of those on this rank, and what was printed.
+
+    `folder` is where DeepSpeed would compile.
+    """
     os.environ['TORCH_EXTENSIONS_DIR'] = str(folder)
     with contextlib.redirect_stdout(io.StringIO()) as output:
         adams = game_of(config, make_strategy(config.parallel)).state.optimizers.values()

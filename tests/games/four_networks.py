@@ -79,7 +79,7 @@ class Drawings:
 
     @property
     def whole(self) -> Tensor:
-        """[NCHW]"""
+        """The drawings at full size [NCHW]."""
         return F.interpolate(self.coarse, scale_factor=COARSE, mode='bilinear')
 
 
@@ -168,6 +168,6 @@ class FourNetworks(Game):
 
 
 def register() -> None:
-    """In each process that plays it."""
+    """Add the game to the registry; each process that plays it has to call this."""
     NETWORKS.update({'translator': {'tiny': Translator}, 'critic': {'tiny': Critic}})
     add_game(FourNetworks)

@@ -1,4 +1,4 @@
-"""Continuous conditions: of reals those that are packed with them, of fakes those of other pictures of the data."""
+"""Reals have the continuous conditions that are packed with them; fakes have those of other pictures of the data."""
 
 import itertools
 from pathlib import Path
@@ -52,7 +52,7 @@ def take(folder: Path, steps: int, **changes) -> list[Batch]:
 
 
 def numbers(conditions: torch.Tensor) -> list[int]:
-    """Of the samples whose conditions these are."""
+    """Return the numbers of the samples whose conditions these are. conditions: [N, d]"""
     return [int(np.flatnonzero((row.numpy() == VALUES).all(axis=1)).item()) for row in conditions]
 
 
@@ -64,8 +64,8 @@ def test_fakes_have_the_conditions_of_others_in_the_shard_as_often_as_the_data(f
         assert shards[own].tolist() == shards[other].tolist()
         lent += [(a, b) for a, b in zip(own, other)]
     counts = np.bincount([b for _, b in lent], minlength=30)
-    assert counts.min() > 15 and counts.max() < 75         # of 40
-    assert 60 < sum(a == b for a, b in lent) < 180          # of 1200, by chance, a tenth
+    assert counts.min() > 15 and counts.max() < 75         # 40 are expected
+    assert 60 < sum(a == b for a, b in lent) < 180          # a tenth of 1200 is expected by chance
 
 
 def test_ranks_and_the_start_do_not_change_them(folder):

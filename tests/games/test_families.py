@@ -55,7 +55,7 @@ def reports(folder):
 
 
 def test_what_adapts_has_moved(wide_shards, tmp_path):
-    """Augmentation's p, BEGAN's k, LeCam's means: in the state, and in the reports."""
+    """Augmentation's p, BEGAN's k and LeCam's means have moved, in the state and in the reports."""
     for name, scalar, key in (('ada', 'augment_p', 'augment/p'), ('began', 'began_k', 'began/k'), ('auxiliary', 'lecam_fake', None)):
         end = train_here(config_of(name, wide_shards, tmp_path / name, total_kimg=0.096))
         assert end[f'scalars.{scalar}'] != 0

@@ -47,7 +47,7 @@ def config_of(shards, folder, strategy='data', /, **changes):
 
 
 def each(work, *arguments):
-    """In a process of its own."""
+    """Do all the work in a new process, where the game must be registered first."""
     register()
     return [work(*entry) for entry in arguments]
 
@@ -92,7 +92,7 @@ def test_what_it_will_need_is_told(shards, tmp_path):
     assert [phase.trains for phase in work.phases] == [('D_a', 'D_b'), ('G_ab', 'G_ba')]
     assert all(phase.micro and phase.activations for phase in work.phases)
     sent = {strategy: cost(config_of(shards, tmp_path, strategy), work, machine, 1, 2).sent for strategy in STRATEGIES}
-    # an all-reduce sends all gradients once, and beside them only means and a word on whether to stop
+    # an all-reduce sends all gradients once; besides, only means and a request to stop are sent
     gradients = 2 * one + 2 * other
     assert gradients < sent['data'] < gradients + 200 and sent['data'] < sent['zero'] < sent['fsdp']
 
@@ -161,7 +161,7 @@ def test_a_forged_or_foreign_export_is_refused(trained, tmp_path):
 
 
 def forged(path, tree):
-    """With a checksum that is right."""
+    """Write a forged file with a checksum that is right."""
     from imago.trainer.data.sealed import CHECKSUM, write_sealed
     write_sealed(path, {key: value for key, value in tree.items() if key != CHECKSUM})
 

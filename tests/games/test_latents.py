@@ -30,7 +30,7 @@ def test_uniform_latents_fill_the_cube():
 
 @pytest.mark.parametrize('name, family', [('dcgan', dcgan), ('began', began), ('mad-gan', dcgan)])
 def test_a_generator_sees_nothing_else(wide_shards, tmp_path, monkeypatch, capsys, name, family):
-    """All that a run, its samples and its evaluation show to the network."""
+    """These are all the latents that a run, its samples and its evaluation show to the network."""
     seen, original = [], family.Generator.forward
     monkeypatch.setattr(family.Generator, 'forward', lambda self, z, c: seen.append(z) or original(self, z, c))
 
@@ -81,7 +81,7 @@ def test_the_published_configuration_says_uniform():
 
 
 def test_a_path_between_latents_stays_among_them(monkeypatch):
-    """Straight in the cube of uniform latents; along a circle of normal ones."""
+    """The path is straight in the cube of uniform latents, and along a circle between normal latents."""
     monkeypatch.setattr(LatentMaker, 'run', lambda self, z, labels: z)
     ends, where = 2 * torch.rand(2, 100, 8) - 1, torch.rand(100, 1)
     labels = torch.zeros(100, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Where a loss pairs reals and fakes, both of a pair are of one class: what D thinks of classes must cancel."""
+"""Where a loss pairs reals and fakes, both of a pair have the same class, so that D's opinion of classes cancels."""
 
 from math import log, sqrt
 
@@ -15,7 +15,7 @@ from imago.trainer.start import open_stream
 
 
 class ByClass(nn.Module):
-    """Its logit is a number a class; with `slope`, times the sum of the picture."""
+    """A discriminator with one logit per class; with `slope`, the logit is multiplied by the sum of the picture."""
 
     def __init__(self, slope=False):
         super().__init__()
@@ -51,7 +51,7 @@ def test_offsets_of_classes_cancel_in_pairs(wide_shards, tmp_path, name, key):
 
 @pytest.mark.parametrize('name, interval', [('D_main', 1), ('D_reg', 2)])
 def test_r2_sees_the_classes_that_r1_sees(wide_shards, tmp_path, name, interval):
-    """Where the slope depends on the class alone, they are equal."""
+    """R1 and R2 are equal where the slope depends on the class alone."""
     phase, micro_batches = phase_and_micro_batches(wide_shards, tmp_path, ByClass(slope=True), name, **PAIRED,
                                                     regularizers={'r1': 1.0, 'r2': 1.0, 'd_interval': interval})
     for micro in micro_batches:

@@ -29,9 +29,9 @@ _locks = defaultdict(threading.Lock)   # a file is made once, also for several t
 
 def emulated_library(sanitized: bool = False, mutation: tuple[str, str, str] | None = None,
                      units: Sequence[str] = ()) -> Path:
-    """The library's path, compiled if this source was not before.
+    """Return the library's path; compile it unless this source was compiled before.
 
-    mutation: (file, old, new), a fault to plant in a file of csrc/cuda; units: the .cu files that are compiled with it.
+    `mutation` (file, old, new) plants a fault in a file of csrc/cuda; `units` are the .cu files that are compiled with it.
     """
     sources = {path.relative_to(SOURCES).as_posix(): path.read_text() for path in sorted(SOURCES.rglob('*.*'))
                if path.suffix in ('.cu', '.cuh', '.h') or path.name == 'ops.cpp'}
@@ -45,7 +45,7 @@ def emulated_library(sanitized: bool = False, mutation: tuple[str, str, str] | N
     names = [name for name in sources if name.endswith(('.cu', '.cpp'))]
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda name: _compile(name, mutated if name in units else sources, flags), names))
-    # the first definition of an inline function wins: the planted one
+    # the linker takes the first definition of an inline function, which must be the planted one
     objects.sort(key=lambda path: path.stem.split('-')[0] not in [Path(unit).stem for unit in units])
     torch_libraries = ('-L', str(Path(torch.__file__).parent / 'lib'))
     return _make('library.so', [*find_compiler(), *flags, *map(str, objects), *LINK, *torch_libraries])
@@ -54,7 +54,7 @@ def emulated_library(sanitized: bool = False, mutation: tuple[str, str, str] | N
 def _compile(name: str, sources: Mapping[str, str], flags: Sequence[str]) -> Path:
     """Object file of a .cu file or of ops.cpp."""
     command = [*find_compiler(), *FLAGS, *flags, '-x', 'c++', '-c']
-    if name.endswith('.cpp'):  # glue: not what is tested, and slow to compile with more
+    if name.endswith('.cpp'):  # this glue is not what is tested, and compiles slowly with more flags
         torch_include = Path(torch.__file__).parent / 'include'
         command += ['-O0', STABLE_ABI, '-DIMAGO_CUDA', '-DIMAGO_EMULATED', '-DIMAGO_KEY=CPU', '-I', str(torch_include)]
     else:
@@ -65,7 +65,7 @@ def _compile(name: str, sources: Mapping[str, str], flags: Sequence[str]) -> Pat
 
 
 def _make(output: str, command: Sequence[str], source: str = '', text: Mapping[str, str] | None = None) -> Path:
-    """What the command makes of a folder with these texts; made once, kept in the temporary folder."""
+    """Run the command in a folder with these texts, and return what it makes. The temporary folder keeps that for later calls."""
     text = text or {}
     ingredients = (command, source, text, torch.__version__, EMULATION.read_text())
     key = hashlib.sha256(repr(ingredients).encode()).hexdigest()[:20]

@@ -14,7 +14,7 @@ SUITES = ('bias_act', 'filter_paths', 'layer_ends', 'upfirdn2d')
 
 def run_suites(suites: Sequence[str], tests: str = '', mode: str = 'strict', library: Path | None = None,
                **environment: str) -> subprocess.CompletedProcess:
-    """The given suites, of them what -k `tests` chooses, in a process of their own: on this library, or as `mode` says."""
+    """Run the tests that -k `tests` chooses of the suites in a new process, on this library, or as `mode` says."""
     files = [str(HERE / f'test_{suite}.py') for suite in suites]
     # --capture=sys: what sanitizers print before they kill the process is not lost
     command = [sys.executable, '-m', 'pytest', '-qx', '-p', 'no:cacheprovider', '--capture=sys', '-k', tests, *files]

@@ -70,19 +70,19 @@ def start(sources: Path, cache: Path | None, wait: float = 60, **environment: st
 
 
 def use(*arguments, **environment: str) -> tuple[str, str]:
-    """(which way it went: 'compiled', 'reference' or '', stderr)"""
+    """Use the kernels in a new process. Returns (the way taken: 'compiled', 'reference' or '', stderr)."""
     out, err = start(*arguments, **environment).communicate()
     return out.strip(), err
 
 
 def only_line(err: str) -> str:
-    """Of a failure, less the announcement of a build."""
+    """Return the only line that a failure prints, apart from the announcement of a build."""
     line, = (line for line in err.splitlines() if 'compiling kernels' not in line)
     return line
 
 
 def counting(folder: Path, before: str = '') -> tuple[str, Path]:
-    """A compiler that runs `before` and writes a line for each compilation of ops.cpp."""
+    """Make a compiler that runs `before` and writes a line for each compilation of ops.cpp, and the file of these lines."""
     count, wrapper = folder / 'count', folder / 'c++'
     wrapper.write_text(f'#!/bin/sh\ncase "$*" in *ops.cpp*) echo >> {count}; {before} ;; esac\nexec {COMPILER} "$@"\n')
     wrapper.chmod(0o755)
@@ -322,7 +322,7 @@ def test_library_of_the_real_sources_links_what_every_torch_has():
 
 
 def links(path: Path) -> set[str]:
-    """What it needs to load; libtorch_cpu or CUDA's own libraries would tie it to one torch."""
+    """Return the libraries that it needs to load; libtorch_cpu or CUDA's own libraries would tie it to one torch."""
     printed = subprocess.run(['readelf', '-d', path], capture_output=True, text=True, check=True).stdout
     names = {line.split('[')[1].rstrip(']') for line in printed.splitlines() if 'NEEDED' in line}
     assert not [name for name in names if name.startswith(('libtorch_', 'libcu', 'libc10'))], names
@@ -341,7 +341,7 @@ def test_instruction_sets_share_no_functions(tmp_path):
 
 @pytest.mark.skipif(NVCC is None, reason='needs nvcc')
 def test_cuda_library_needs_no_cuda_runtime_and_loads_without_a_gpu(tmp_path):
-    """So it serves under torches of any CUDA major, and its presence does not harm a torch without CUDA."""
+    """Thus it serves torch builds of any CUDA major version, and its presence does not harm a torch without CUDA."""
     sources = tmp_path / 'csrc'
     (sources / 'cuda').mkdir(parents=True)
     (sources / 'ops.cpp').write_text('extern "C" int launch();\nstatic int at_load = launch();\n')

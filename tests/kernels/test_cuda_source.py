@@ -110,7 +110,7 @@ def run_nvcc(source: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope='module')
 def jobs(request) -> Iterator[dict[str, Future]]:
-    """By test: what its `job` gives. Those of all tests that were chosen run two at a time, from the first test on."""
+    """Map each chosen test to what its `job` returns. All jobs start with the first test and run two at a time."""
     chosen = [item for item in request.session.items if item.path == Path(__file__)]
     with ThreadPoolExecutor(2) as pool:
         futures = {item.nodeid: pool.submit(item.callspec.params['job']) for item in chosen}

@@ -33,7 +33,7 @@ def assert_close(ours: Tensor, expected: Tensor) -> None:
 
 
 def maps(size: tuple, dtype: torch.dtype, layout: torch.memory_format, offset: int = 0) -> Tensor:
-    """Beginning `offset` elements into their storage."""
+    """Make random maps [NCHW] that begin `offset` elements into their storage."""
     n, c, h, w = size
     x = torch.empty(n * c * h * w + offset, dtype=dtype)[offset:].copy_(torch.randn(n * c * h * w))
     return x.view(n, h, w, c).permute(0, 3, 1, 2) if layout == torch.channels_last else x.view(size)

@@ -34,7 +34,7 @@ def adain_by_definition(x, scale, shift, noise, b, alpha=0.2, gain=2 ** 0.5, eps
 
 
 def leaves(*shapes, dtype=torch.float64, layout=torch.contiguous_format):
-    """The first is a map of `dtype` and `layout`, the others are small tensors beside it, the second away from 0."""
+    """Make random leaf tensors: the first is a map of `dtype` and `layout`, the others are small, and the second is above 0.5."""
     tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     tensors[1] = tensors[1].abs() + 0.5
     tensors[0] = tensors[0].to(dtype).contiguous(memory_format=layout)
@@ -49,7 +49,7 @@ def assert_close(ours, expected, tolerance, what):
 
 
 def compare(call, definition, inputs, layout):
-    """Output and first gradients, also those that can be differentiated again."""
+    """Compare output and first gradients with the definition, also gradients that can be differentiated again."""
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     y, expected = call(*inputs), definition(*exact)
     tolerance = TOLERANCE[y.dtype]
@@ -70,7 +70,7 @@ def compare(call, definition, inputs, layout):
 @pytest.mark.parametrize('fir', [False, True], ids=['plain', 'fir'])
 def test_epilogue(size, layout, dtype, fir):
     n, c, h, w = size
-    # on which side of an edge or a kink a value lies is a matter of rounding
+    # float32 gets no clamp and no kink, as rounding decides on which side of it a value lies
     options = {'gain': 1.5} | ({'clamp': 2.5, 'alpha': 0.1} if dtype == torch.float64 else {'alpha': 1.0})
     if fir:
         options |= {'taps': torch.rand(3, 4) + TAPS[:3], 'padding': (2, 1, 1, 2), 'flip_filter': w % 2 == 0, 'fir_gain': 0.5}
@@ -83,7 +83,7 @@ def test_epilogue(size, layout, dtype, fir):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_epilogue_in_low_precision(layout, dtype):
     inputs = leaves((2, 24, 9, 8), (2, 24), (1, 1, 9, 8), (24,), dtype=dtype, layout=layout)
-    options = {'taps': TAPS, 'padding': (2, 1, 2, 1), 'alpha': 1.0}  # so is the kink of leaky ReLU
+    options = {'taps': TAPS, 'padding': (2, 1, 2, 1), 'alpha': 1.0}  # alpha 1 has no kink, where rounding would choose the side
     compare(lambda *args: epilogue(*args, **options), lambda *args: epilogue_by_definition(*args, **options), inputs, layout)
 
 

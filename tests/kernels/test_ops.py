@@ -60,7 +60,7 @@ def layer_inputs():
 
 
 def penalty(x, *rest):
-    """Like R1, with the weights that it trains: the gradient of a gradient."""
+    """Compute a penalty like R1, whose gradients to the weights are gradients of a gradient."""
     gradient, = grad(layer(x, *rest).square().sum(), x, create_graph=True)
     return gradient.square().sum()
 

@@ -1,4 +1,4 @@
-"""Two hosts, as two network namespaces joined by a cable: one is lost, and comes back or not."""
+"""Two network namespaces joined by a cable stand for two hosts. One host is lost, and comes back or not."""
 
 import json
 import os
@@ -70,7 +70,7 @@ class Nodes:
 
 
 def records(run_dir, rank):
-    """{nimg: keys} of a rank; where a step was run again, the last time counts."""
+    """Return {nimg: keys} of a rank. If a step was run again, the last time counts."""
     path, found = run_dir / f'keys-rank{rank}.jsonl', {}
     for line in path.read_text().splitlines() if path.exists() else ():
         with suppress(ValueError):   # torn by a kill; its step is run again
@@ -80,7 +80,7 @@ def records(run_dir, rank):
 
 
 def keys_of_steps(run_dir):
-    """{nimg: sorted keys of the whole batch}; a step that rank 0 ran alone needs no rank 1."""
+    """Return {nimg: sorted keys of the whole batch}. A step that rank 0 ran alone needs no record of rank 1."""
     first, second = records(run_dir, 0), records(run_dir, 1)
     return {nimg: sorted(keys + (second[nimg] if len(keys) < 12 else [])) for nimg, keys in first.items()}
 

@@ -29,7 +29,7 @@ CONFIG_MAP = OBJECT | {'data': {str: str}}
 
 
 def problems(value, schema, where='manifest'):
-    """What of `value` is not as `schema` says, in words."""
+    """Say in words what in `value` is not as `schema` demands."""
     if isinstance(schema, dict):
         if not isinstance(value, dict):
             return [f'{where} is no mapping']
@@ -48,7 +48,7 @@ def problems(value, schema, where='manifest'):
 
 
 def write(shards, tmp_path, *arguments):
-    """Arguments over a tiny configuration -> (ConfigMap, PyTorchJob)."""
+    """Write the manifest of a tiny configuration with these arguments, and return (ConfigMap, PyTorchJob)."""
     config = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml', data={'path': '/lab/shards', 'lanes': 12})
     out = tmp_path / 'job.yaml'
     assert main([str(config), 'run_dir=/lab/runs/Tiny_Run', '--gpus-per-node', '2', '--image', 'registry:5000/imago:1',

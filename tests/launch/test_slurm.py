@@ -40,7 +40,7 @@ def wait_until(condition, process):
 
 
 def steps_seen(run_dir, rank):
-    """nimg of each step, in the order of the rank's record."""
+    """Return the nimg of each step, in the order of the rank's record."""
     path = run_dir / f'keys-rank{rank}.jsonl'
     return [json.loads(line)['nimg'] for line in path.read_text().splitlines()] if path.exists() else []
 

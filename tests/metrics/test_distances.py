@@ -76,9 +76,9 @@ def test_equal_to_clean_fid():
     peer = clean_fid()
     x, y = features(300), features(400, seed=1, shift=0.1)
     ours = [moment.numpy() for one in (x, y) for moment in mean_and_covariance(one)]
-    with warnings.catch_warnings(action='ignore'):   # scipy's, of sqrtm(disp=...)
+    with warnings.catch_warnings(action='ignore'):   # scipy warns of sqrtm(disp=...)
         assert frechet_distance(x, y) == pytest.approx(peer.frechet_distance(*ours), rel=1e-6)
-    np.random.seed(5)   # it draws from the second set first
+    np.random.seed(5)   # the peer draws from its second set first, hence the order of x and y
     assert kernel_distance(y, x, 5, subsets=20, size=100) == pytest.approx(
         peer.kernel_distance(x.double().numpy(), y.double().numpy(), 20, 100), rel=1e-5)
 
@@ -129,7 +129,7 @@ def test_neighbours_of_subset_superset_and_disjoint_sets():
 
 
 def test_neighbours_one_by_one():
-    """Straight from the definitions, over all pairs; more rows than a block holds."""
+    """The expected values come straight from the definitions, over all pairs; there are more rows than a block holds."""
     x, y = features(40, 6), features(70, 6, seed=1, shift=0.1)
 
     def radius(of, k):
@@ -157,7 +157,7 @@ def test_intra_class_distance_is_the_mean_over_classes():
 
 
 def test_intervals_have_the_width_of_repeated_experiments():
-    """The spread of scores of fresh samples, against the half width that bootstrap tells from one."""
+    """The spread of scores over fresh samples is compared with the half width that bootstrap estimates from one sample."""
     pairs = [(features(100, 8, seed=i), features(100, 8, seed=1000 + i, shift=0.3)) for i in range(30)]
 
     def spread(score, half_width):

@@ -1,4 +1,4 @@
-"""`imago evaluate` and evaluation while training: each picture once, the same on any ranks, and what is kept."""
+"""`imago evaluate` and evaluation while training see each picture once, and give the same on any number of ranks."""
 
 import contextlib
 import io
@@ -146,7 +146,7 @@ def test_the_reference_is_computed_once_and_again_when_damaged(shards, patches, 
         assert json.loads(printed.out)['values'] == first['values']
         assert 'is damaged' in printed.err and 'computed again' in printed.err
     assert count['reals'] == 4
-    # of other pictures, another network or another resizer: not these features
+    # other pictures, another network or another resizer must not take these features
     scores(capsys, other, '--data', shards, '--reals', 20, *patches)
     scores(capsys, other, '--data', shards, '--resizer', 'legacy', *patches)
     scores(capsys, other, '--data', shards, '--extractor-mean', 0, 0, 0, *patches)
@@ -234,7 +234,7 @@ def test_evaluation_while_training_changes_nothing_else(shards, patches, tmp_pat
     assert [entry['nimg'] for entry in kept] == [24, 48] and not (tmp_path / 'plain' / 'metrics.jsonl').exists()
     told = {report['nimg']: report.get('metrics/kid_patches') for report in reports}
     assert told == {12: None, 24: kept[0]['values']['kid_patches'], 36: None, 48: kept[1]['values']['kid_patches']}
-    # the run's section stands for the options, but for a program that a stranger may have put there
+    # options default to the run's section, except for a program, which a stranger may have put there
     assert evaluate.main([str(tmp_path / 'run')]) == 2 and 'if you trust that' in capsys.readouterr().err
     assert scores(capsys, tmp_path / 'run', '--extractor', patches[1])['values'] == kept[1]['values']
 
@@ -339,7 +339,7 @@ class Straight(nn.Module):
 
 @pytest.mark.parametrize('psi', [1.0, 0.5])
 def test_path_length_of_a_straight_path(psi):
-    """The direction of (20, w) turns by |w1 - w0| / 20 along the path, wherever on it."""
+    """The direction of (20, w) turns by |w1 - w0| / 20 per unit of the path, at every place on it."""
     fakes = Fakes(LatentMaker({'G': Straight()}, ()), 70, 0, Sampling(psi))
 
     def network(x, classes):

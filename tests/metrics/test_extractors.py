@@ -1,4 +1,4 @@
-"""Feature networks: which one serves, that its file is the right one, and what it is shown."""
+"""These tests check which feature network serves, that its file is the right one, and what pictures it gets."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +44,7 @@ def test_the_clean_resizer_is_clean_fids(inception):
     assert np.array_equal(ours, theirs(picture())) and ours.dtype == np.float32 and ours.shape == (299, 299, 3)
     grey = extractor.resize(picture(channels=1))
     assert np.array_equal(grey, theirs(picture(channels=1).repeat(3, axis=2)))
-    floats = picture().astype(np.float32) + 0.25       # of path lengths: not rounded
+    floats = picture().astype(np.float32) + 0.25       # path lengths use pictures that are not rounded
     assert not np.array_equal(extractor.resize(floats), ours)
     assert extractor.resize(np.full((90, 90, 3), 200, np.uint8)) == pytest.approx(200)
 

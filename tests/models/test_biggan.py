@@ -163,7 +163,7 @@ def test_gradient_penalty_reaches_the_weights(family):
 
 
 def test_copies_and_saved_states_are_whole(family):
-    """As EMA and checkpoints need them, after steps."""
+    """EMA and checkpoints need whole copies, also after steps."""
     G, _ = tiny(family)
     z, c = inputs(4)
     power_iterate(G)

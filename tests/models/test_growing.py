@@ -87,7 +87,7 @@ def test_golden(golden, lod):
 
 @pytest.mark.parametrize('which', [0, 1], ids='GD')
 def test_a_step_of_adam_is_that_of_the_published_parameters(recorded, which):
-    """What a published layer adds after its gain of sqrt(2) learns as it does there, though ours is added before."""
+    """What a published layer adds after its gain of sqrt(2), ours adds before it. Both must learn alike."""
     family, untrained, tensors = recorded
     with in_float64():
         network, config = untrained()[which], OptimConfig(eps=1e-3)    # so large that its part in a step is seen
@@ -210,7 +210,7 @@ COSTS = {   # of D's loss, from the squared norms of its gradients
 @pytest.mark.parametrize('penalty_at', ['stage', 'full'])
 @pytest.mark.parametrize('penalty', COSTS)
 def test_penalties_at_the_stage_and_at_full_size(shards, tmp_path, family, penalty, penalty_at):
-    """At full size: the pictures enlarged to it, before a D that averages them down. Also what D learns from it."""
+    """At full size, a penalty takes the pictures enlarged, and D averages them down. D's gradients are compared as well."""
     with in_float64():
         config = tiny_config(shards, tmp_path, network={'name': family, 'z_dim': 8, 'channel_base': 64, 'channel_max': 4},
                              growth=GROWTH | {'penalty_at': penalty_at}, regularizers={penalty: 3.0})

@@ -1,4 +1,4 @@
-"""Networks by role and name: what is built, and what of an order is refused."""
+"""Networks are built by role and name, and bad options are refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Several generators in one: who makes which picture, what they share, and that an export is the same generators."""
+"""Several generators in one network: which makes which picture, what they share, and that an export has the same ones."""
 
 import pytest
 import torch

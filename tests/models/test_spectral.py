@@ -1,4 +1,4 @@
-"""Spectral norm and stable rank: what they promise of the weights, and who moves the power iteration."""
+"""Spectral norm and stable rank keep what they promise about the weights, and only training moves the power iteration."""
 
 import copy
 
@@ -93,7 +93,7 @@ def test_gradient_is_that_of_the_published_equation():
 
 
 def test_gradients_of_gradient_penalties():
-    """d/dW |d/dx f(x; W / sigma)|^2 against finite differences: sigma = |W^T u| for the u at hand."""
+    """d/dW |d/dx f(x; W / sigma)|^2 is compared with finite differences, where sigma = |W^T u| for the present u."""
     torch.manual_seed(0)
     weight, x = torch.randn(4, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     norm = SpectralNorm(weight)

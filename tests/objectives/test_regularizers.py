@@ -66,7 +66,7 @@ def test_points_around_reals_are_within_half_a_deviation():
 
 @pytest.mark.parametrize('name', GRADIENT_PENALTIES)
 def test_penalties_train_the_discriminator(name):
-    """Their gradient by the weights, through a double backward, against finite differences; and once more."""
+    """First and second derivatives with respect to the weights, through a double backward, agree with finite differences."""
     first, second = torch.randn(5, 3, dtype=torch.float64), torch.randn(1, 5, dtype=torch.float64)
     reals, fakes = torch.randn(2, 4, 3, dtype=torch.float64)
 

@@ -119,7 +119,7 @@ def test_any_tree_has_the_same_classes_in_each_kind(tmp_path, seed):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_labels_are_packed_and_told(tmp_path, capsys, kind):
-    """From StyleGAN's file, whose folders are storage."""
+    """The labels are in StyleGAN's file, where folders are only storage and no classes."""
     files = stylegan(PAIRS) | {name: png(i) for i, (name, _) in enumerate(PAIRS)}
     assert run(write(tmp_path, kind, files), tmp_path / 'out', '--encoding', 'png') == 0
     assert '\nclasses   0 2, 1 2\n' in capsys.readouterr().out
@@ -200,7 +200,7 @@ def check_refusal(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture, w
 
 
 def test_ten_of_many_are_named(tmp_path, capsys):
-    """Once the message had 2.1 MB."""
+    """Without that limit the message once had 2.1 MB."""
     source = write(tmp_path, 'folder', {f'{i:04d}.png': b'x' for i in range(3000)})
     for text, count in (('\n'.join(f'other {i:05d}.png,1' for i in range(20_000)), '3000 pictures'),
                         ('\n'.join(f'{i:04d}.png,1' for i in range(20_000)), '17000 paths')):

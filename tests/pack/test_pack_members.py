@@ -68,7 +68,7 @@ def write_zip(path: Path, members: list[tuple[str, str]], rng: random.Random) ->
 
 
 def expected(members: list[tuple[str, str]], kinds: set[str]) -> set[str]:
-    """The names that are to become pictures, found another way than ours."""
+    """Return the names that must become pictures, found in another way than `imago pack` does."""
     names = {os.path.normpath(name) for name, kind in members if kind in kinds}
     return {name for name in names if os.path.splitext(name)[1].lower() in FORMATS
             and not any(part[0] == '.' or part == '__MACOSX' for part in name.split('/'))}
@@ -112,7 +112,7 @@ def test_the_report_counts_each_member(tmp_path, kind):
 
 
 def test_dotted_names_are_pictures_of_their_own(tmp_path, capsys):
-    """WebDataset's key ends at the first dot: nine of twelve were in no sample's first place, and counted nowhere."""
+    """WebDataset's key ends at the first dot. Nine of these twelve once got lost, as only the first of each key counted."""
     names = [f'clip.a/t{i // 4}.{i % 4 * 25:02d}.png' for i in range(12)]
     with tarfile.open(tmp_path / 'x.tar', 'w') as tar:
         for number, name in enumerate(names):
@@ -142,7 +142,7 @@ def test_folders_deeper_than_can_be_followed(tmp_path, monkeypatch):
         os.chdir('a')
     with pytest.raises(ValueError, match='flatten|no picture'):  # later Pythons follow any number
         list_source(str(tmp_path))
-    for _ in range(1500):  # pytest could not
+    for _ in range(1500):  # pytest could not remove them
         os.chdir('..')
         os.rmdir('a')
 
@@ -210,7 +210,7 @@ def test_damaged_archives_end_in_one_kind_of_error(tmp_path, kind):
             anywhere, near_the_end = rng.randrange(len(data)), -1 - rng.randrange(900)   # where a zip has its directory
             place = block + rng.randrange(512) if kind == 'tar' else rng.choice([anywhere, near_the_end])
             data[place] = rng.randrange(256)
-        if kind == 'tar':  # as of a hostile header, not of a damaged one
+        if kind == 'tar':  # a hostile header has a right checksum, unlike a damaged one
             data[block + 148:block + 156] = b' ' * 8
             data[block + 148:block + 156] = b'%06o\0 ' % sum(data[block:block + 512])
         (tmp_path / f'x.{kind}').write_bytes(data)
@@ -226,7 +226,7 @@ def test_damaged_archives_end_in_one_kind_of_error(tmp_path, kind):
 
 
 def bomb(path: Path, method: int, claimed: int, size: int) -> None:
-    """A zip of one member that claims `claimed` bytes and holds `size`."""
+    """Write a zip with one member that claims `claimed` bytes and holds `size`."""
     with zipfile.ZipFile(path, 'w', method) as archive:
         archive.writestr('a.png', bytes(size))
     data, crc = bytearray(path.read_bytes()), zlib.crc32(bytes(claimed))

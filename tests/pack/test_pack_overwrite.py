@@ -43,7 +43,7 @@ LABELS = json.dumps({'labels': [[f'{i}.png', i % 2] for i in range(30)]})
     ('{"format": "imago-shards/1"}', ['imago-shards/1']), ('{"format": "imago-shards/2"}', ['imago-shards/1']),
     ('[' * 100_000, ['nested']), ('no JSON', ['mend']), (None, ['regular'])])
 def test_a_file_of_the_name_proves_nothing(place, capsys, text, words):
-    """StyleGAN's labels have the same name as a manifest; the 30 pictures beside them were deleted once."""
+    """StyleGAN's labels file has the name of a manifest, and `imago pack` once deleted the 30 pictures beside it."""
     folder_of(place / 'out', [f'{i}.png' for i in range(30)])
     (place / 'out' / 'dataset.json').unlink()
     os.mkfifo(place / 'out' / 'dataset.json') if text is None else (place / 'out' / 'dataset.json').write_text(text)

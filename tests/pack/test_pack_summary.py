@@ -34,7 +34,7 @@ def command_of(output: str) -> list[str]:
 @pytest.mark.parametrize('out, size, count, channels', [
     ('out', (24, 24), 1, 3), ('a b', (50, 75), 3, 1), ("it's: #1", (16, 96), 70, 3), ('2024-01-01', (25, 25), 5, 3)])
 def test_the_next_command_starts(tmp_path, monkeypatch, capsys, out, size, count, channels):
-    """Sizes that networks make and others, fewer pictures than lanes, grey, and names that YAML or the shell would change."""
+    """Cases are sizes that networks make and others, fewer pictures than lanes, grey, and names that YAML or shells change."""
     monkeypatch.chdir(tmp_path)
     for seed in range(count):
         save(noise(seed, *size), tmp_path / 'in' / f'{seed}.png')
@@ -58,7 +58,7 @@ def test_the_published_size_needs_no_more_words():
 
 
 def test_advice_for_any_size_is_a_size_that_networks_make():
-    """Either a command, which the rules have accepted, or sizes to pack again at, for which there is a command."""
+    """The advice is a command that the rules accept, or sizes to pack again at, for which there is such a command."""
     rng = random.Random(0)
     sizes = [(rng.randrange(1, most), rng.randrange(1, most)) for most in (10, 100, 1000, 16384) for _ in range(60)]
     refused = 0

@@ -1,4 +1,4 @@
-"""`imago pack`: pictures of 16 bits have one white, which is told, and warned of where they come out black."""
+"""`imago pack` gives all pictures of 16 bits one white, which it prints, and warns if they come out black."""
 
 import io
 import json

@@ -24,7 +24,7 @@ SLOW = replace(MACHINE, flops_low=1e3, flops=1e3)       # everything waits for a
 
 
 class Called(TorchDispatchMode):
-    """(kind, bytes of the whole) of each collective."""
+    """This mode records (kind, bytes of the whole data) of each collective."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ class Called(TorchDispatchMode):
 
 
 def collectives_called(config):
-    """{phase: its collectives}, of this rank."""
+    """Run each phase, and return {phase: the collectives that this rank called}."""
     strategy = make_strategy(config.parallel)
     game = game_of(config, strategy)
     game.begin_step()
@@ -55,7 +55,7 @@ def collectives_called(config):
 
 @pytest.fixture(scope='module')
 def work(wide_shards):
-    """Of tiny StyleGAN2, 3 images a micro-batch."""
+    """The work of tiny StyleGAN2 at 3 images per micro-batch."""
     return count_work(config_of('stylegan2', wide_shards, 'none'), open_dataset(wide_shards).manifest, 3)
 
 
@@ -74,7 +74,7 @@ def collectives_of_each(configs):
 
 
 def test_collectives_are_those_of_a_real_run(wide_shards, tmp_path, work):
-    """Of each strategy, and with batch norm over the ranks."""
+    """This holds for each strategy, and with batch norm over the ranks."""
     configs = [config_of('stylegan2', wide_shards, tmp_path, 2, parallel={'strategy': strategy}) for strategy in STRATEGIES]
     biggan = config_of('biggan', wide_shards, tmp_path, 2)
     normalised = count_work(biggan, open_dataset(wide_shards).manifest, biggan.micro_batch)
@@ -87,7 +87,7 @@ def test_collectives_of_two_replicas(wide_shards, tmp_path, work):
 
 
 def test_flops_and_bytes_of_a_convolution():
-    """Forward, backward to input and weight, and all three once more for the gradient's own gradient."""
+    """There is a forward pass, a backward pass to input and weight, and all three once more for the gradient's own gradient."""
     n, i, o, size = 2, 3, 5, 8
     layer, x = torch.nn.Conv2d(i, o, 3, padding=1, bias=False), torch.ones(n, i, size, size, requires_grad=True)
     once = 2 * n * i * o * 9 * size * size
@@ -100,7 +100,7 @@ def test_flops_and_bytes_of_a_convolution():
     with Operations() as penalty:
         gradient, = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
         gradient.square().sum().backward()
-    # y, its gradient to x; then from that one to the weight and to y's gradient; then from y to x and the weight
+    # six products: y and its gradient to x; from that one to the weight and to y's gradient; from y to x and to the weight
     assert sum(operation.flops for operation in penalty.found) == 6 * once
     with Operations() as free:
         torch.empty(4).view(2, 2).t().detach()
@@ -127,7 +127,7 @@ def test_work_of_a_run(wide_shards, work):
 
 
 def test_rings_and_rounds():
-    """2 (N - 1) / N of an all-reduce leave a rank, and where it spans nodes, a share of each GPU's leaves the node."""
+    """A rank sends 2 (N - 1) / N of an all-reduce's bytes; where the ranks span nodes, each GPU sends a share to other nodes."""
     flat, wide = (Collective('all_reduce', 8000, group) for group in (Group(8), Group(2, 4)))
     assert flat.sent_inside() == wide.sent_inside() + wide.sent_between() == 2 * 7 / 8 * 8000
     assert flat.sent_between() == 0 and wide.sent_between() == 2 * 3 / 4 * 8000 / 2
@@ -138,7 +138,7 @@ def test_rings_and_rounds():
 
 
 def test_more_nodes(wide_shards, work):
-    """With the same batch a rank the same computing, while links between nodes carry more."""
+    """With the same batch per rank, computing takes as long, while links between nodes carry more."""
     config = config_of('stylegan2', wide_shards, 'none')
     one, two, four = (cost(config.model_copy(update={'batch': 12 * nodes}), work, MACHINE, nodes, 4) for nodes in (1, 2, 4))
     for cause in ('arithmetic', 'bandwidth', 'launches', 'inside'):

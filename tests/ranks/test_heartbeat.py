@@ -53,7 +53,7 @@ def test_a_stopped_rank_is_named_in_time(shards, tmp_path, stopped):
             rank.kill()
             rank.communicate()
     assert other.returncode == 1
-    # rank 0 holds the store, so of its place nothing can be read
+    # rank 0 holds the store, so that where it stands cannot be read
     expected = {0: 'error: rank 0, or its launcher, on 127.0.0.1, has not moved for',
                 1: f'error: rank 1 on {socket.gethostname()} has not moved since'}
     assert expected[stopped] in errors and errors.count('\n') == 1, errors
@@ -75,7 +75,7 @@ def test_a_shard_error_on_one_rank_ends_the_other_quietly(shards, tmp_path, fail
 
 
 class Recorded(Heartbeat):
-    """Keeps what it would say, and lets the process live."""
+    """This heartbeat keeps what it would say, and does not end the process."""
 
     told: str | None = None
 

@@ -31,7 +31,7 @@ TIMEOUT = 120
 
 
 def wait_for(condition, process):
-    """Until `condition()` holds; fails when the process ends or hangs before."""
+    """Wait until `condition()` holds; fail if the process ends or hangs before that."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert process.poll() is None, f'ended early with status {process.returncode}'
@@ -112,7 +112,7 @@ def test_a_signal_is_not_lost_while_signals_begin_to_be_held():
 
 
 def test_a_program_that_a_signal_meets_as_it_begins_goes_with_the_process():
-    """The signal comes when the program runs and nothing but its constructor knows of it."""
+    """The signal comes when the program already runs, but its constructor has not returned it yet."""
     script = """if True:
         import os, signal, subprocess
         from imago.trainer.data.commands import Command
@@ -163,7 +163,7 @@ def train_in_child(path, arguments):
 
 
 def test_six_kills_skip_and_repeat_nothing(shards, tmp_path):
-    """SIGKILL after a random number of steps, and in the middle of saves; then compared with a run left alone."""
+    """The run is killed after random numbers of steps and in the middle of saves, then compared with a run left alone."""
     rng = random.Random(0)
     run_dir, straight = tmp_path / 'run', tmp_path / 'straight'
     total = 1.2

@@ -1,4 +1,4 @@
-"""Nothing that is damaged is used: what covers itself, in whatever way it is spoilt, and what then takes its place."""
+"""Nothing that is damaged is used: files with checksums show any damage, and an older checkpoint takes the place of a bad one."""
 
 import json
 import os
@@ -57,10 +57,10 @@ def checkpoints_of(config):
 
 
 def flips(path: Path):
-    """The file's content is another one at each turn, by one bit; in the end it is what it was."""
+    """At each turn another bit of the file is flipped; in the end the file is as it was."""
     good = path.read_bytes()
     bits = 8 * len(good)
-    for bit in range(0, bits, bits // FLIPS | 1):   # odd: each bit of a byte has its turn
+    for bit in range(0, bits, bits // FLIPS | 1):   # an odd step, so that each bit of a byte has its turn
         flipped = bytearray(good)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
@@ -69,7 +69,7 @@ def flips(path: Path):
 
 
 def as_before(folder: Path) -> None:
-    """As checkpoints were sealed before seals covered themselves."""
+    """Rewrite a seal as checkpoints had it before seals had checksums of themselves."""
     seal = json.loads((folder / SEAL).read_text())
     (folder / SEAL).write_text(json.dumps({key: seal[key] for key in seal if key not in ('kernels', CHECKSUM)}, indent=1))
 
@@ -127,7 +127,7 @@ def test_a_flipped_bit_in_an_export_is_not_used(config):
 
 
 def test_what_cannot_be_checked_gives_no_traceback(config, capsys):
-    """A seal of before, whose flips can pass for another configuration: refused in one line, or used with a warning."""
+    """A flip in an old seal can pass for another configuration. It is refused in one line, or used with a warning."""
     newest = checkpoints_of(config) / NEWEST
     as_before(newest)
     for _ in flips(newest / SEAL):
@@ -139,7 +139,7 @@ def test_what_cannot_be_checked_gives_no_traceback(config, capsys):
 
 
 def edit_seal(folder: Path, **changes: object) -> None:
-    """As someone would who knows nothing of the checksum."""
+    """Edit a seal like someone who does not know of the checksum."""
     seal = json.loads((folder / SEAL).read_text())
     (folder / SEAL).write_text(json.dumps(seal | changes))
 
@@ -207,7 +207,7 @@ def test_what_is_wrong_with_one_checkpoint_leads_to_the_next(config, capsys, cap
 
 @pytest.mark.parametrize('put', [put_pipe, link_to('/dev/zero')], ids=['a pipe', 'endless zeros'])
 def test_only_files_are_read_and_written(config, put):
-    """In the place of any file of an export, and of those of a run that are not a checkpoint's."""
+    """This holds for every file of an export, and for the files of a run outside its checkpoints."""
     run = Path(config.run_dir)
     for name in (ABOUT, WEIGHTS):
         folder = shutil.copytree(run.parent / 'export', run.parent / f'spoilt-{name}')
@@ -253,7 +253,7 @@ def test_compare_reads_the_older_seal(config, capsys, spoil):
 
 
 def test_a_configuration_of_another_version_is_refused_and_nothing_is_set_aside(config):
-    """Its seal is whole: this is not damage."""
+    """Its seal is whole, so that this is not damage."""
     newest = checkpoints_of(config) / NEWEST
     seal = json.loads((newest / SEAL).read_text())
     reseal(newest, config=seal['config'] | {'invented_later': 1})
@@ -283,7 +283,7 @@ def test_other_peoples_names_are_left_alone(config):
 
 @pytest.mark.parametrize('moment', ['while it is checked', 'before its tensors are read'])
 def test_a_checkpoint_that_is_pruned_meanwhile_is_no_failure(config, monkeypatch, capsys, moment):
-    """As a run with `checkpoint.keep=1` does between two looks: the newest goes, and a newer one is there."""
+    """A run with `checkpoint.keep=1` does this between two looks: the newest checkpoint goes, and a newer one is there."""
     folder = checkpoints_of(config)
     (folder / NEWEST).rename(folder / 'later')
 

@@ -61,7 +61,7 @@ def test_the_generators_of_an_export_are_those_of_its_run(of_before):
 
 
 def test_other_configurations_stay_what_they_are():
-    """What names a game is of today, whatever else it holds; what is no configuration is left to the schema."""
+    """A configuration with `game` is a new one, whatever else it holds; what is no configuration is left to the schema."""
     for tree in ({}, {'loss': []}, {'game': {'name': 'latent'}, 'data': {'pairs': True}, 'network': {}, 'loss': {}}):
         assert translate(tree) == tree
         with pytest.raises(ValueError):

@@ -49,7 +49,7 @@ def test_n_plus_n_equals_2n_bitwise(shards, tmp_path, world):
 
 
 def test_resuming_on_another_number_of_ranks(shards, tmp_path):
-    """From 2 ranks to 1, 2, 3 and 4, ten steps on: equal up to the rounding of sums, on the same pictures."""
+    """A run of 2 ranks goes on for ten steps on 1, 2, 3 and 4: with the same pictures, and equal up to the rounding of sums."""
     # 12 micro-batches: whole on 1 to 4 ranks. With seed 0, rounding moves a value to the other side of a kink: 2e-3
     sizes = {'batch': 24, 'micro_batch': 2, 'seed': 1}
     on_ranks(2, train_here, tiny_config(shards, tmp_path / 'start', total_kimg=0.048, **sizes))
@@ -68,7 +68,7 @@ def test_resuming_on_another_number_of_ranks(shards, tmp_path):
 
 
 def test_another_micro_batch_is_told(shards, tmp_path, capsys):
-    """It stays legal, as memory may be short or ranks many: only the batch is what makes a run what it is."""
+    """Changing it stays legal, as memory may be short or ranks many; only the batch may not change."""
     def lines(**changes):
         prepare(tiny_config(shards, tmp_path, total_kimg=0.012, **changes))
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith('resumed from')]
@@ -118,7 +118,7 @@ NO_GRADIENT = 'synthesis.layers.0.bias'
 
 
 def test_growing_on_changing_numbers_of_ranks_differs_by_rounding_alone(wide_shards, tmp_path):
-    """From 1 rank to 2 and to 1, in fades and where Adam restarts: in float64 nearly nothing is left of the difference."""
+    """A run goes from 1 rank to 2 and back to 1, in fades and where Adam restarts. In float64 the difference nearly vanishes."""
     def go_on(world, folder, kimg):
         growth = GROWTH | {'penalty_at': 'full', 'restart': 'both'}
         config = config_of('stylegan1', wide_shards, tmp_path / folder, world, total_kimg=kimg, growth=growth)

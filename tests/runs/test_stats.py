@@ -1,4 +1,4 @@
-"""What a run shows of itself, on disks that are full too."""
+"""These tests check what a run shows of itself, also on a full disk."""
 
 import gc
 import json
@@ -57,7 +57,7 @@ def test_events_fail_where_they_are_added_and_not_once_more(tmp_path, capfd):
 
 
 def test_a_full_disk_is_told_in_one_place(tmp_path, capfd):
-    """In no thread, and in no file that fails once more when it is forgotten."""
+    """Threads do not report it, nor does a file that fails once more when it is garbage-collected."""
     stats, before = Stats(tmp_path, 1000, 0, True), threading.active_count()
     stats.record({'loss/D': 1.0})
     with file_size_limit(200), pytest.raises(OSError, match='figures cannot be written .*File too large.*make room') as caught:

@@ -54,7 +54,7 @@ def finished(shards, tmp_path_factory):
 
 @pytest.fixture
 def trace(tmp_path):
-    """What a payload makes; each test shows that a careless reader would have."""
+    """The folder that a payload makes when it runs."""
     return tmp_path / 'run-by-a-payload'
 
 
@@ -122,14 +122,14 @@ def test_a_forged_checkpoint_is_refused_and_runs_nothing(finished, tmp_path, tra
 
 
 def reseal(folder: Path) -> None:
-    """As a forger would: the checksums are right."""
+    """Seal again like a forger, so that the checksums are right."""
     seal = json.loads((folder / SEAL).read_text())
     seal['files'] = {path.name: checkpoint._checksum(path) for path in folder.iterdir() if path.name != SEAL}
     write_sealed(folder / SEAL, seal)
 
 
 def test_the_payloads_would_have_run(finished, tmp_path, trace):
-    """Under the reader that comes with torch: what the test above holds back is real."""
+    """The reader that comes with torch runs them, so that the test above holds back a real danger."""
     folder = shutil.copytree(list_checkpoints(Path(finished.run_dir) / 'checkpoints')[-1], tmp_path / 'one')
     forged_entries(folder, trace)
     dcp.load({'nimg': torch.tensor(0)}, checkpoint_id=folder, no_dist=True)

@@ -131,7 +131,7 @@ def test_a_damaged_evaluation_is_named_with_its_line(runs, capsys, change, messa
 @pytest.mark.parametrize('change', [{'config': None}, {'config': {'network': {}}}, {'parameters': {'G': 'many', 'D': 1}},
                                     {'parameters': [1, 2]}, {'pictures': None}, {'world_size': 'x'}])
 def test_compare_passes_over_damaged_checkpoints(runs, capsys, change):
-    """With a warning each, to the next older one; of none that is whole it says so in one line more."""
+    """It warns of each and takes the next older one; if none is whole, one more line says so."""
     checkpoints = list_checkpoints(runs[0] / 'checkpoints')[::-1]
     for damaged, path in enumerate(checkpoints, start=1):
         (path / SEAL).write_text(json.dumps(json.loads((path / SEAL).read_text()) | change))
@@ -182,7 +182,7 @@ def test_plot_draws_so_many_panels_and_no_more(runs, tmp_path, capsys):
 
 
 def test_noise_is_compared_where_there_is_some(runs, capsys):
-    """Records from before the key are of the constant map; of generators without noise it is None."""
+    """Records older than the key were made with constant noise; for generators without noise it is None."""
     for one, other, told in (({}, {'noise': 'const', 'psi_cutoff': None}, ''), ({}, {'noise': 'random'}, 'noise=const'),
                              ({'noise': 'random'}, {'noise': None}, ''), ({}, {'noise': None}, ''),
                              ({}, {'psi_cutoff': 8}, 'psi_cutoff=null')):

@@ -252,7 +252,7 @@ def test_stop_checkpoints_and_has_a_status_of_its_own(shards, tmp_path, capsys):
 
 
 def ill_until_rolled_back(self):
-    """In place of a look: collapsed from 36 images on, until the first rollback. Only rank 0's eyes count."""
+    """Look like `Guard._look` at a run that is collapsed from 36 images to the first rollback. Only rank 0's look counts."""
     ill = self.state.nimg >= 36 and self.state.memory['rollbacks'] < 1
     found = {'diversity': 0.0 if ill else 1.0} if dist.is_main() else {'duplicates': 1.0}
     return dist.gather((found, [1.0] * (self.state.guard['history'].shape[1] - len(PHASES))))[0]
@@ -282,7 +282,7 @@ def test_rollback_goes_on_from_before_at_lower_rates_and_loses_nothing(shards, t
     redone = read_checkpoint(tmp_path / 'straight' / 'checkpoints' / '000000000036')
     far, near = (after['D.b4.fc.weight'] - before['D.b4.fc.weight'] for after in (abandoned, redone))
     assert (near / far).median() == pytest.approx(0.25, rel=0.02)
-    # stopped on the way there, and after it
+    # a run that stops on the way to the rollback, or after it, resumes to the same bits
     for stop in (0.036, 0.06):
         train_here(guarded(shards, tmp_path / str(stop), total_kimg=stop, **SICK))
         assert not differing(straight, train_here(guarded(shards, tmp_path / str(stop), **SICK)))

@@ -1,4 +1,4 @@
-"""`imago pack`: a folder, a zip or tars of pictures -> shards to train from, their manifest, and a report."""
+"""`imago pack` makes shards to train from, their manifest and a report, out of a folder, a zip or tars of pictures."""
 
 import argparse
 import hashlib
@@ -51,13 +51,13 @@ from imago.trainer.pack.summary import Tally, advise, full_scale, summarize
 from imago.trainer.ranks.machine import usable_cores
 
 T, R = TypeVar('T'), TypeVar('R')
-CHUNK = 8             # pictures a task: enough to hide the cost of a task, few enough to stay small in memory
+CHUNK = 8             # pictures per task: enough to hide the cost of a task, few enough to need little memory
 LOSSY_QUALITY, LOSSLESS_EFFORT = 95, 75
 MOST_WORKERS = 1024
 
 
 def pack(options: argparse.Namespace) -> None:
-    """Write OUT. ValueError and OSError for what the user can mend."""
+    """Pack SOURCE into OUT. ValueError and OSError for what the user can mend."""
     start = time.perf_counter()
     out = check_paths(options)
     size = check_options(options)
@@ -93,7 +93,7 @@ def pack(options: argparse.Namespace) -> None:
 
 
 def check_paths(options: argparse.Namespace) -> Path:
-    """OUT, as an absolute path. ValueError for paths that cannot be meant."""
+    """Return OUT as an absolute path. ValueError for paths that nobody can mean."""
     for name, text in (('SOURCE', options.source), ('--pair', options.pair), ('OUT', options.out), ('--labels', options.labels),
                        ('--conditions', options.conditions)):
         if text is not None and not text.strip():
@@ -107,7 +107,7 @@ def check_paths(options: argparse.Namespace) -> Path:
 
 
 def check_apart(out: Path, source: str) -> None:
-    """ValueError if one of OUT and SOURCE holds the other: pictures would be replaced by their copies, or mixed with them."""
+    """Raise ValueError if OUT or SOURCE holds the other: pictures would be replaced by their copies, or mixed with them."""
     for path in locate(source):
         place = path.resolve()
         if place == out or out in place.parents:
@@ -117,7 +117,7 @@ def check_apart(out: Path, source: str) -> None:
 
 
 def check_options(options: argparse.Namespace) -> tuple[int, int] | None:
-    """--resolution as (height, width) in pixels, if given. ValueError for options out of range or without effect."""
+    """Return --resolution as (height, width) in pixels, if given. ValueError for options out of range or without effect."""
     if not 0 < options.shard_mb < 1e6:
         raise ValueError(f'--shard-mb {options.shard_mb:g} is outside 0 to 1e6; give megabytes, e.g. 256')
     if not 1 <= options.workers <= MOST_WORKERS:
@@ -145,7 +145,7 @@ def check_options(options: argparse.Namespace) -> tuple[int, int] | None:
 
 
 def target_size(text: str) -> tuple[int, int]:
-    """--resolution -> (height, width) in pixels. ValueError if it is no size, or one that no network can make."""
+    """Read --resolution as (height, width) in pixels. ValueError if it is no size, or one that no network can make."""
     size = parse_resolution(text)
     base_and_doublings(size)
     return size
@@ -153,7 +153,7 @@ def target_size(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Found:
-    """What SOURCE holds; and in the order of the shards the pictures of each sample, its class number, and its condition."""
+    """What SOURCE holds, and each sample's pictures, class number and condition, in the order of the shards."""
 
     listing: Listing
     samples: list[tuple[Member, ...]]
@@ -167,7 +167,7 @@ class Found:
 
 
 def find_samples(options: argparse.Namespace) -> Found:
-    """ValueError unless the pictures, their labels, partners and conditions fit each other."""
+    """Find the samples. ValueError unless the pictures, their labels, partners and conditions fit each other."""
     listing = list_source(options.source, labels=not (options.labels or options.no_labels))
     for note in listing.notes:
         print(f'imago pack: {note}', file=sys.stderr)
@@ -184,7 +184,7 @@ def find_samples(options: argparse.Namespace) -> Found:
     if class_names and 2 * used > len(numbers):
         print(f'imago pack: warning: {used} classes of {len(numbers)} pictures, about one a picture, teach nothing; '
               'give other labels (--labels FILE) or none (--no-labels)', file=sys.stderr)
-    # Names are sorted by class; shuffled, each shard mixes the classes, and a part of the shards is a fair sample.
+    # Names are sorted by class. After shuffling, each shard mixes the classes, and some of the shards are a fair sample.
     order = list(range(len(names)))
     random.Random(options.seed).shuffle(order)
     conditions = read_conditions(Path(options.conditions), names)[order] if options.conditions else [None] * len(order)
@@ -194,7 +194,7 @@ def find_samples(options: argparse.Namespace) -> Found:
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[Executor]:
-    """Processes that are not waited for longer than their present task."""
+    """Yield a pool of processes. At its end nothing is waited for but their present tasks."""
     pool = ProcessPoolExecutor(workers, initializer=start_worker)
     try:
         yield pool
@@ -203,10 +203,10 @@ def worker_pool(workers: int) -> Iterator[Executor]:
 
 
 def in_order(pool: Executor, function: Callable[[T], R], items: Sequence[T], workers: int, doing: str) -> Iterator[R]:
-    """`map` over `items` by the processes of `pool`, with a bounded number of results waiting, and a progress bar."""
+    """Yield `function` of each item, in order, from the processes of `pool`; few results wait at a time. Shows a progress bar."""
     chunks = (items[first:first + CHUNK] for first in range(0, len(items), CHUNK))
     tasks = deque(pool.submit(_each, function, chunk) for chunk in islice(chunks, 2 * workers))
-    # In a log file, a line now and then.
+    # A log file gets a line only now and then.
     with tqdm(desc=doing, total=len(items), unit='img', mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
         while tasks:
             results = tasks.popleft().result()
@@ -221,7 +221,7 @@ def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 def common_size(pool: Executor, pictures: Sequence[Member], limits: Limits, workers: int) -> tuple[int, int]:
-    """The (height, width) in pixels that all have. ValueError naming two that differ, or if none can be read."""
+    """Return the (height, width) in pixels that all have. ValueError names two that differ, or says that none can be read."""
     with closing(in_order(pool, partial(upright_size, limits=limits), pictures, workers, 'comparing sizes')) as sizes:
         whole = ((picture, size) for picture, size in zip(pictures, sizes, strict=True) if size)
         first, common = next(whole, (None, None))
@@ -234,13 +234,13 @@ def common_size(pool: Executor, pictures: Sequence[Member], limits: Limits, work
 
 
 def find_white_level(pool: Executor, pictures: Sequence[Member], limits: Limits, workers: int) -> int:
-    """The largest value that so many bits can hold as the files of 16 bits use, of all of them: 4095 for twelve."""
+    """Return the largest value of as many bits as the 16-bit files use, over all of them: it is 4095 if they use twelve."""
     with closing(in_order(pool, partial(largest_value, limits=limits), pictures, workers, 'looking for white')) as values:
         return full_scale(max(values)) or WHITEST
 
 
 def write_samples(writer: ShardWriter, results: Iterator[tuple[Encoded, ...] | Skipped], found: Found, strict: bool) -> Tally:
-    """Write and count what `results` hold, in order. ValueError if all are skipped, or one is and `strict` is set."""
+    """Write and count the results, in order. ValueError if all are skipped, or if one is and `strict` is set."""
     tally, seen = Tally([0] * len(found.class_names)), set()
     for result, label, condition in zip(results, found.labels, found.conditions, strict=True):
         if isinstance(result, Skipped):
@@ -307,7 +307,7 @@ def make_parser() -> Parser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command's exit status: 0, 2 after an error that the user can mend, 130 when interrupted."""
+    """Run the command. Its exit status is 0, 2 after an error that the user can mend, or 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if '--verify' in arguments:
         return verify.main(arguments)

@@ -1,4 +1,4 @@
-"""A file of conditions, one for each picture."""
+"""This module reads a file of conditions, one for each picture."""
 
 import csv
 import io
@@ -12,15 +12,15 @@ from imago.trainer.data.reading import open_regular, parse_json
 from imago.trainer.pack.members import tidy
 from imago.trainer.wording import listed
 
-MOST_BYTES = 1 << 30    # of a text of conditions; larger ones are arrays
+MOST_BYTES = 1 << 30    # of a text file of conditions; more conditions must come as an array
 HOW = 'write an array [pictures, values] as .npy, lines path,value,value,... as .csv, or an object path -> [values] as .json'
 
 
 def read_conditions(path: Path, names: Sequence[str]) -> np.ndarray:
-    """Float32 [N, d] or [N, T, d], for pictures of these names, which are sorted.
+    """Return conditions, float32 [N, d] or [N, T, d], for pictures of these names, which are sorted.
 
-    A `.npy` holds them in that order; `.csv` and `.json` say which is whose. ValueError if the file is malformed, its values
-    are not finite, or it is not of these pictures.
+    A `.npy` holds them in that order; `.csv` and `.json` name the picture of each. ValueError if the file is malformed, its
+    values are not finite, or it does not fit these pictures.
     """
     readers = {'.npy': _read_npy, '.csv': _read_csv, '.json': _read_json}
     if path.suffix.lower() not in readers:
@@ -49,7 +49,7 @@ def read_conditions(path: Path, names: Sequence[str]) -> np.ndarray:
 
 def _read_npy(path: Path) -> np.ndarray:
     open_regular(path).close()
-    return np.lib.format.open_memmap(path, mode='r')   # a header may promise any size, and objects, which are refused
+    return np.lib.format.open_memmap(path, mode='r')   # it refuses objects, and takes no memory for a size that is not there
 
 
 def _read_csv(path: Path) -> dict[str, list[float]]:
@@ -92,7 +92,7 @@ def _add(found: dict[str, list], name: str, values: object) -> None:
 
 
 def _match(found: Mapping[str, list], names: Sequence[str], path: Path) -> np.ndarray:
-    """The conditions of `names`, in their order."""
+    """Return the conditions of `names`, in their order."""
     tidied = [tidy(name) for name in names]
     lacking = [name for name in tidied if name not in found]
     if lacking:

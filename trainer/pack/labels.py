@@ -1,4 +1,4 @@
-"""Class labels: from a labels file, from small files beside the pictures, or from folders; and numbered."""
+"""This module finds class labels, in a labels file, in small files beside the pictures or in folders, and numbers them."""
 
 import csv
 import io
@@ -15,22 +15,22 @@ from imago.trainer.pack.members import Member, tidy
 from imago.trainer.wording import listed
 
 HEADER = ['path', 'label']
-MAX_CLASSES = 1 << 16    # a larger number is no class
+MAX_CLASSES = 1 << 16    # a label with a larger number is no class
 MOST_LABELS = 1 << 28    # bytes of a labels file; five million lines of 50 bytes
-SIDECARS = {'.cls': 1 << 12, '.json': 1 << 24}   # files beside a picture that may hold its label, the most bytes of each
+SIDECARS = {'.cls': 1 << 12, '.json': 1 << 24}   # suffixes of files beside a picture that may hold its label: most bytes
 FRACTION = re.compile(r'[-+]?(\d+\.\d*|\.?\d+)(e[-+]?\d+)?', re.IGNORECASE)
 HOW = 'write lines path,label, or a .json object path -> label, or {"labels": [[path, class], ...]}'
 OTHERWISE = 'give labels by --labels FILE, or pack without (--no-labels)'
 
 _repr = Repr()
 _repr.maxstring = _repr.maxother = 200
-shown = _repr.repr       # of a stranger's value, which may be long
+shown = _repr.repr       # it shortens a stranger's value, which may be long
 
 
 def read_labels(path: Path, names: Sequence[str]) -> list[str | None]:
-    """The label of each of `names`, from CSV `path,label` or a `.json`: an object path -> label, or StyleGAN's.
+    """Return the label of each of `names`, from CSV `path,label` or a `.json`: an object path -> label, or StyleGAN's form.
 
-    All are None where StyleGAN's says that there are none. ValueError if the file is malformed, lacks one of `names`, or
+    All are None where StyleGAN's form says that there are none. ValueError if the file is malformed, lacks one of `names`, or
     has an entry that is none of them.
     """
     try:
@@ -45,9 +45,9 @@ def read_labels(path: Path, names: Sequence[str]) -> list[str | None]:
 
 
 def labels_beside(paths: Sequence[str], texts: Mapping[str, Member]) -> list[str | None] | None:
-    """The label of each picture of a folder, zip or tar that holds labels itself, else None.
+    """Return the label of each picture if its folder, zip or tar holds labels itself, else None.
 
-    `paths` and the keys of `texts` are inside of it. Labels are in StyleGAN's `dataset.json`, or in `KEY.cls` (text) or
+    `paths` and the keys of `texts` are seen from there. Labels are in StyleGAN's `dataset.json`, or in `KEY.cls` (text) or
     `KEY.json` (its field `label`) beside `KEY.png`, in any order. ValueError if one of them cannot be read or makes no sense.
     """
     if not paths:
@@ -62,9 +62,9 @@ def labels_beside(paths: Sequence[str], texts: Mapping[str, Member]) -> list[str
 
 
 def labels_from_folders(paths: Sequence[str]) -> tuple[list[str | None], str]:
-    """The outermost folder of each picture, below those that hold all of them; and a note where only some have one.
+    """Return the folder that is each picture's label, and a note where only some pictures have one.
 
-    All are None if one has none there.
+    It is the outermost folder below those that hold all pictures. If one picture has none there, all labels are None.
     """
     depth = len(_common_folders(paths))
     parts = [PurePosixPath(path).parts for path in paths]
@@ -78,11 +78,11 @@ def labels_from_folders(paths: Sequence[str]) -> tuple[list[str | None], str]:
 
 def number_classes(labels: Sequence[str | None], names: Sequence[str], *, numeric: bool,
                    class_names: tuple[str, ...] = ()) -> tuple[tuple[str, ...], list[int | None]]:
-    """(class names, a class number for each label); () and Nones if there is no label at all.
+    """Return (class names, a class number for each label); they are () and Nones if there is no label at all.
 
-    Classes are the distinct labels, sorted. But if `numeric`, and all labels are whole numbers, these are the class
-    numbers, called by `class_names` where given. ValueError names a picture without a label among labelled ones, and
-    labels that are no classes.
+    Classes are the distinct labels, sorted. But if `numeric` is set and all labels are whole numbers, these are the class
+    numbers, and `class_names` are their names where given. ValueError names a picture without a label among labelled ones,
+    and labels that are no classes.
     """
     if all(label is None for label in labels):
         return (), list(labels)
@@ -104,7 +104,7 @@ def number_classes(labels: Sequence[str | None], names: Sequence[str], *, numeri
 
 
 def _check_classes(labels: Sequence[str], names: Sequence[str]) -> None:
-    """ValueError unless labels that are not the names of folders can be one class each."""
+    """Raise ValueError unless each label, which is not the name of a folder, can be one class."""
     def refuse(label: str, why: str) -> None:
         raise ValueError(f'the label {shown(label)} of {names[labels.index(label)]!r} {why}, or pack without labels '
                          '(--no-labels)')
@@ -121,12 +121,12 @@ def _check_classes(labels: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _common_folders(paths: Sequence[str]) -> tuple[str, ...]:
-    """The folders that all paths lie in, outermost first."""
+    """Return the folders that all paths lie in, outermost first."""
     return os.path.commonprefix([PurePosixPath(path).parts[:-1] for path in paths])
 
 
 def _stylegan(member: Member | None) -> dict | None:
-    """What a `dataset.json` holds, if it has StyleGAN's form: {"labels": [[path, class], ...]} or {"labels": null}."""
+    """Return what a `dataset.json` of StyleGAN's form holds: {"labels": [[path, class], ...]} or {"labels": null}; else None."""
     if member is None:
         return None
     try:
@@ -141,7 +141,7 @@ def _has_stylegans_form(entries: object) -> bool:
 
 
 def _label_beside(path: str, texts: Mapping[str, Member]) -> str | None:
-    """Of the picture `a/b.c.png`, in `a/b.c.cls` or `.json`, or in those of its WebDataset key, `a/b`."""
+    """Return the label of the picture `a/b.c.png` from `a/b.c.cls` or `.json`, or from those of its WebDataset key, `a/b`."""
     folder, slash, base = path.rpartition('/')
     for stem in dict.fromkeys((base.rpartition('.')[0], base.partition('.')[0])):
         for suffix, most_bytes in SIDECARS.items():
@@ -162,12 +162,12 @@ def _text(member: Member, most_bytes: int) -> str:
     try:
         with member.open(most_bytes) as file:
             return file.read().decode()
-    except Exception as error:  # as of pictures: damaged archives raise nearly every kind
+    except Exception as error:  # damaged archives raise nearly every kind of error
         raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _label_of_json(text: str, where: str) -> str | None:
-    """The `label` of a sample's JSON object, None if it has none. ValueError if it is neither text nor whole number."""
+    """Return the `label` of a sample's JSON object, or None. ValueError if it is neither text nor a whole number."""
     fields = parse_json(text)
     return _as_text(fields['label'], where) if isinstance(fields, dict) and fields.get('label') is not None else None
 
@@ -193,7 +193,7 @@ def _parse_json(data: bytes, where: str) -> dict[str, str] | None:
 
 
 def _as_labels(entries: object, where: str) -> dict[str, str] | None:
-    """path -> label; None if StyleGAN's `labels` is null."""
+    """Return {path: label}, or None if StyleGAN's `labels` is null."""
     if _has_stylegans_form(entries):
         entries = entries['labels']
         if entries is None:
@@ -216,7 +216,7 @@ def _as_labels(entries: object, where: str) -> dict[str, str] | None:
 def _parse_csv(data: bytes, where: str) -> dict[str, str]:
     labels: dict[str, str] = {}
     try:
-        # surrogateescape: names of files need not be UTF-8; utf-8-sig: spreadsheets write a byte order mark
+        # names of files need not be UTF-8, hence surrogateescape; spreadsheets write a byte order mark, hence utf-8-sig
         rows = csv.reader(io.StringIO(data.decode('utf-8-sig', 'surrogateescape'), newline=''))
         for row in rows:
             if not row or (rows.line_num == 1 and [cell.strip().lower() for cell in row] == HEADER):
@@ -236,7 +236,7 @@ def _add(labels: dict[str, str], name: str, label: str, where: str) -> None:
 
 
 def _match(labels: Mapping[str, str] | None, names: Sequence[str], where: str) -> list[str | None]:
-    """The label of each of `names`; None for all where `labels` is None. ValueError unless they are of the same pictures."""
+    """Return the label of each of `names`, all None where `labels` is None. ValueError unless both have the same pictures."""
     if labels is None:
         return [None] * len(names)
     tidied = [tidy(name) for name in names]

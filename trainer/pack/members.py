@@ -1,4 +1,4 @@
-"""What a folder, a zip or a tar holds, member by member; each is read where it lies, and none is extracted to disk."""
+"""This module lists what a folder, a zip or a tar holds. Each member is read where it lies; none is extracted to disk."""
 
 import io
 import os
@@ -16,21 +16,21 @@ from imago.trainer.data.reading import open_regular
 
 FOLDERS, SPECIAL, LISTED = 'folders', 'links and special files', 'links to folders that are listed already'
 MOST_EXTENDED = 1 << 16   # bytes of a tar's extended header, which holds little but a long name
-UNIX = 3                  # the system of a zip's member that tells what kind of file it is
+UNIX = 3                  # the system, noted in a zip's member, whose attributes tell what kind of file it is
 EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file. `name` is the path inside the source, as in a labels file; `container` the folder, zip or tar that holds it."""
+    """A file in the folder, zip or tar `container`. `name` is its path inside the source, as in a labels file."""
 
     name: str
     container: str
 
     def open(self, max_bytes: int) -> BinaryIO:
-        """A seekable file. ValueError if it is empty or has more than `max_bytes`; OSError and others if unreadable."""
+        """Open a seekable file. ValueError if it is empty or has more than `max_bytes`; OSError and others if unreadable."""
         path = Path(self.container, self.name)
-        if not path.is_file():  # a pipe would hang, a device never end
+        if not path.is_file():  # a pipe would hang, and a device would never end
             raise ValueError('not a regular file, or a link to none')
         _check_bytes(path.stat().st_size, max_bytes)
         return open_regular(path)
@@ -47,7 +47,7 @@ class ZipMember(Member):
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile inflates others without a bound
             raise ValueError('neither stored nor deflated; zip it again so')
         with archive.open(info) as file:
-            return io.BytesIO(file.read(info.file_size))  # without a number, read() inflates what is claimed to be less
+            return io.BytesIO(file.read(info.file_size))  # without a number, read() may inflate more than the size claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,14 @@ class TarMember(Member):
 
 
 def tidy(name: str) -> str:
-    """A path as all sources and labels files write it: some Windows tools put backslashes, some `tar` a `./` before it."""
+    """Write a path as all sources and labels files do: some Windows tools put backslashes in it, some `tar` a `./` before it."""
     return str(PurePosixPath(name.replace('\\', '/').lstrip('/')))
 
 
 def members_of_folder(root: Path) -> Iterator[tuple[str, Member, str]]:
-    """(path inside, member, why it is not read or '').
+    """Yield (path inside, member, why it is not read or '').
 
-    Links to folders are followed once, and not if their target holds or is in `root`.
+    Links to folders are followed once, and not at all if their target holds `root` or is in it.
     """
     home, followed = root.resolve(), set()
 
@@ -98,7 +98,7 @@ def members_of_folder(root: Path) -> Iterator[tuple[str, Member, str]]:
 
 
 def members_of_zip(path: Path) -> Iterator[tuple[str, Member, str]]:
-    """As `members_of_folder`. ValueError if it is no zip that can be read."""
+    """Yield what `members_of_folder` does, from a zip. ValueError if it is no zip that can be read."""
     try:
         infos = _open_zip(str(path)).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
@@ -111,12 +111,15 @@ def members_of_zip(path: Path) -> Iterator[tuple[str, Member, str]]:
 
 
 def members_of_tar(path: Path, base: Path) -> Iterator[tuple[str, Member, str]]:
-    """As `members_of_folder`, with names as seen from `base`. ValueError if it is no tar, is cut, or claims more than it has."""
+    """Yield what `members_of_folder` does, from a tar, with names as seen from `base`.
+
+    ValueError if it is no tar, is cut, or claims more than it has.
+    """
     try:
         with open_regular(path) as file, tarfile.open(fileobj=file, mode='r:', tarinfo=_Header) as tar:
             end = os.fstat(file.fileno()).st_size
             for header in iter(tar.next, None):
-                tar.members.clear()  # it would keep all
+                tar.members.clear()  # tarfile would keep all headers in memory
                 has_data = header.isreg() or header.type not in tarfile.SUPPORTED_TYPES
                 if has_data and not 0 <= header.size <= end - header.offset_data:
                     raise ValueError(f'{header.name!r} should have {header.size} bytes, {end - header.offset_data} are there')
@@ -124,21 +127,21 @@ def members_of_tar(path: Path, base: Path) -> Iterator[tuple[str, Member, str]]:
                 member = TarMember(f'{path.relative_to(base)}/{inside}', str(path), header.offset_data, header.size)
                 yield inside, member, FOLDERS if header.isdir() else special
             file.seek(tar.offset)
-            if file.read(MOST_EXTENDED).strip(b'\0'):  # a broken header reads like the end
+            if file.read(MOST_EXTENDED).strip(b'\0'):  # tarfile takes a broken header for the end
                 raise ValueError(f'broken at byte {tar.offset}, or another tar was appended there; write them as one tar')
     except (tarfile.TarError, ValueError, OSError, LookupError, OverflowError, RecursionError) as error:
         raise ValueError(f'{path} cannot be read as a WebDataset tar: {error}') from error
 
 
 def has_end_mark(tar: Path) -> bool:
-    """Whether a tar ends as tars do. One without may have been cut between two members."""
+    """Tell whether a tar has its end mark. A tar without it may have been cut between two members."""
     with open_regular(tar) as file:
         file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
         return not file.read().strip(b'\0')
 
 
 class _Header(tarfile.TarInfo):
-    """tarfile itself follows sizes below 0 for ever, and reads extended headers of any size into memory."""
+    """This class refuses some headers: tarfile itself follows sizes below 0 for ever, and reads extended headers of any size."""
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
@@ -155,7 +158,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 
 @lru_cache(1)
 def _kept_open(path: str, version: tuple[int, ...], process: int) -> zipfile.ZipFile:
-    """In each process its own: two must not share one, they would share its file position."""
+    """Open a zip once in each process: processes that shared one would share its file position."""
     return zipfile.ZipFile(open_regular(path))
 
 

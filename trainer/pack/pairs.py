@@ -1,4 +1,4 @@
-"""Two sources of pictures, matched by name: the two pictures of each sample."""
+"""This module matches two sources of pictures by name, to make samples of two pictures."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -9,7 +9,7 @@ from imago.trainer.wording import listed
 
 
 def partners_of(pictures: Sequence[Member], source: str, other: str) -> list[Member]:
-    """For each of `pictures`, those of `source`, the one of `other` that has its path, whatever the suffixes.
+    """Return, for each of `pictures` of `source`, the picture of `other` that has the same path, whatever the suffixes.
 
     ValueError names pictures that have no partner, in either source, and those whose names only differ in their suffixes.
     """
@@ -35,5 +35,5 @@ def _by_stem(pictures: Sequence[Member], source: str) -> dict[str, Member]:
 
 
 def _stem(picture: Member) -> str:
-    """Its path without the suffix."""
+    """Return the picture's path without its suffix."""
     return str(PurePosixPath(tidy(picture.name)).with_suffix(''))

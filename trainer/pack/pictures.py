@@ -1,4 +1,4 @@
-"""One picture: whatever a file holds in, upright 8-bit sRGB or grey of one size out, encoded."""
+"""This module turns whatever picture a file holds into an upright one in 8-bit sRGB or grey, of one size, and encodes it."""
 
 import io
 import multiprocessing
@@ -21,14 +21,14 @@ SUFFIXES = {'webp': 'webp', 'png': 'png', 'jpeg': 'jpg'}
 MODES = {1: 'L', 3: 'RGB'}
 SRGB = ImageCms.createProfile('sRGB')
 Image.init()
-READABLE = tuple(sorted(set(FORMATS.values()) & Image.OPEN.keys()))  # AVIF and JPEG 2000 are options of Pillow's build
+READABLE = tuple(sorted(set(FORMATS.values()) & Image.OPEN.keys()))  # Pillow may be built without AVIF or JPEG 2000
 MOST_BYTES_A_PIXEL = 16  # four channels of float32: no honest file has more
-WHITEST = 65535          # of 16 bits
+WHITEST = 65535          # the largest value of 16 bits
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may ask of memory, decided before it is decoded."""
+    """How much memory a file may ask for. This is checked before it is decoded."""
 
     max_pixels: int
 
@@ -39,9 +39,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What becomes of a picture. `size` is (height, width) in pixels; `fit` crop, pad, or None to demand that size.
+    """What is done with each picture. `size` is (height, width) in pixels; `fit` is crop, pad, or None to demand that size.
 
-    Without a `size` each picture keeps its own.
+    Without a `size` each picture keeps its own size.
     """
 
     size: tuple[int, int] | None
@@ -49,7 +49,7 @@ class Recipe:
     background: str     # a colour that Pillow knows: under transparency and around padded pictures
     channels: int
     encoding: str       # a key of SUFFIXES
-    quality: int        # 1 to 100, of WebP and JPEG; the effort of lossless WebP
+    quality: int        # 1 to 100, of WebP and JPEG; for lossless WebP it is the effort
     lossless: bool
     limits: Limits
     white_level: int    # the value of files of 16 bits that becomes white
@@ -60,8 +60,8 @@ class Encoded:
     data: bytes
     size: tuple[int, int]           # (height, width) in pixels
     enlarged: bool
-    values: tuple[int, int] | None  # the smallest and the largest in a file of 16 bits ...
-    coarse: bool                    # ... of which only the upper 8 were read
+    values: tuple[int, int] | None  # the smallest and the largest value in a file of 16 bits
+    coarse: bool                    # whether only the upper 8 of the 16 bits were read
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Skipped:
 def start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches the whole group; the parent decides what follows
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    Image.MAX_IMAGE_PIXELS = None                  # Limits stands for it
+    Image.MAX_IMAGE_PIXELS = None                  # Limits takes its place
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
@@ -83,7 +83,7 @@ def _die_with_parent() -> None:
 
 
 def prepare(picture: Member, recipe: Recipe) -> Encoded | Skipped:
-    """Read, normalise, fit and encode; or say why not. ValueError where `recipe` demands a size that it has not."""
+    """Read, normalise, fit and encode a picture, or say why it is skipped. ValueError if it lacks the size of the others."""
     try:
         with _quiet():
             image, values = _decode(picture, recipe.limits)
@@ -103,7 +103,7 @@ def prepare(picture: Member, recipe: Recipe) -> Encoded | Skipped:
 
 
 def prepare_all(pictures: Sequence[Member], recipe: Recipe) -> tuple[Encoded, ...] | Skipped:
-    """Those of a sample; or why it is passed over, if one of them cannot be packed, or a pair has two sizes."""
+    """Prepare the pictures of a sample. The sample is skipped if one of them cannot be packed, or a pair has two sizes."""
     found = []
     for picture in pictures:
         result = prepare(picture, recipe)
@@ -117,12 +117,12 @@ def prepare_all(pictures: Sequence[Member], recipe: Recipe) -> tuple[Encoded, ..
 
 
 def open_upright(picture: Member, limits: Limits, background: str, channels: int) -> Image.Image:
-    """L or RGB, turned as its EXIF says. Raises whatever Pillow does on broken files."""
+    """Open a picture as L or RGB, turned as its EXIF says. Raises whatever Pillow raises on broken files."""
     return to_colour(_decode(picture, limits)[0], background, channels)
 
 
 def largest_value(picture: Member, limits: Limits) -> int:
-    """Of a file of 16 bits; 0 for another file, and for one that cannot be packed."""
+    """Return the largest value in a file of 16 bits, or 0 for another file and for one that cannot be packed."""
     try:
         with _quiet(), picture.open(limits.max_bytes) as file:
             if not _has_16_bits(_open(file, limits)):
@@ -135,11 +135,11 @@ def largest_value(picture: Member, limits: Limits) -> int:
 
 
 def upright_size(picture: Member, limits: Limits) -> tuple[int, int] | None:
-    """(height, width) in pixels, from the header alone; None for a broken picture."""
+    """Return (height, width) in pixels, read from the header alone, or None for a broken picture."""
     try:
         with _quiet(), picture.open(limits.max_bytes) as file:
             image = _open(file, limits)
-            # Pillow turns a TIFF itself; where no eXIf chunk precedes the pixels, PNG's getexif() would decode them.
+            # Pillow turns a TIFF itself. PNG's getexif() would decode the pixels where no eXIf chunk precedes them.
             ask = {'TIFF': False, 'PNG': 'exif' in image.info}.get(image.format, True)
             turned = ask and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return image.size if turned else image.size[::-1]
@@ -149,13 +149,13 @@ def upright_size(picture: Member, limits: Limits) -> tuple[int, int] | None:
 
 def size_mismatch(name: str, size: tuple[int, int], other: str, other_size: tuple[int, int]) -> str:
     (height, width), (h, w) = size, other_size
-    common = largest_square(min(height, width, h, w))  # enlarges neither, unless they are smaller than any
+    common = largest_square(min(height, width, h, w))  # it enlarges neither, unless they are smaller than every network's size
     return (f'{name!r} is {height}x{width} pixels, {other} {h}x{w} (height x width); '
             f'bring all to one size, e.g. --resolution {common}')
 
 
 def to_colour(image: Image.Image, background: str, channels: int, white_level: int = WHITEST) -> Image.Image:
-    """Any mode of Pillow to L (`channels` 1) or RGB (3), 8 bits. ValueError for values that have no defined white."""
+    """Convert any of Pillow's modes to L (`channels` 1) or RGB (3) of 8 bits. ValueError for values without a defined white."""
     profile = image.info.get('icc_profile')
     if _is_grey(image) or image.mode == 'F':
         image = _to_8_bits(image, white_level)
@@ -170,19 +170,19 @@ def to_colour(image: Image.Image, background: str, channels: int, white_level: i
         canvas.paste(image, mask=image)
         image = canvas
     image = image.convert(MODES[channels])
-    image.info.clear()  # or the encoder would store the old profile and orientation once more
+    image.info.clear()  # else the encoder would store the old profile and orientation once more
     return image
 
 
 def check_sides(image: Image.Image) -> Image.Image:
-    """`image` itself. ValueError if no part of it is as large as a picture of a network, or WebP cannot hold it."""
+    """Return `image` itself. ValueError if it is smaller than every network's pictures, or larger than WebP can hold."""
     if min(image.size) < SHORTEST_SIDE or max(image.size) > LONGEST_SIDE:
         raise ValueError(f'{image.height}x{image.width} pixels, where each side must be {SHORTEST_SIDE} to {LONGEST_SIDE}')
     return image
 
 
 def fit(image: Image.Image, recipe: Recipe) -> tuple[Image.Image, bool]:
-    """The picture at `recipe.size`, and whether it was enlarged. ValueError if padding would leave nothing of it."""
+    """Return the picture at `recipe.size`, and whether it was enlarged. ValueError if padding would leave nothing of it."""
     height, width = recipe.size
     scales = height / image.height, width / image.width
     if recipe.fit != 'pad':
@@ -210,10 +210,10 @@ def _reason(error: Exception) -> str:
 
 
 def _decode(picture: Member, limits: Limits) -> tuple[Image.Image, tuple[int, int] | None]:
-    """A picture in its own mode, turned as its EXIF says; and the smallest and the largest value in a file of 16 bits."""
+    """Return a picture in its own mode, turned as its EXIF says, and the smallest and largest value in a file of 16 bits."""
     with picture.open(limits.max_bytes) as file:
         image = _open(file, limits)
-        measured = _has_16_bits(image)  # known only until it is loaded
+        measured = _has_16_bits(image)  # Pillow forgets this when it loads the pixels
         image = ImageOps.exif_transpose(image)
     if not measured:
         return image, None
@@ -225,25 +225,25 @@ def _decode(picture: Member, limits: Limits) -> tuple[Image.Image, tuple[int, in
 
 
 def _has_16_bits(image: Image.Image) -> bool:
-    """Whether a file has more than 8 bits a value. Pillow keeps them where it is grey, else the upper 8."""
+    """Tell whether a file has more than 8 bits a value. Pillow keeps all of them in grey pictures, and the upper 8 in colour."""
     codec, _, _, raw = image.tile[0] if image.tile else ('', None, None, ())
     raw = raw if isinstance(raw, tuple) else (raw,)
     return _is_grey(image) or any(';16' in str(part) for part in raw) or codec == 'ppm' and raw[-1] > 255
 
 
 def _is_grey(image: Image.Image) -> bool:
-    """Of 16 bits, also where Pillow reads them as 32."""
+    """Tell whether a picture is grey of 16 bits, which Pillow may also read as 32."""
     return image.mode.startswith('I')
 
 
 def _to_8_bits(image: Image.Image, white_level: int) -> Image.Image:
-    """Grey of 16 bits or of floats in [0, 1]; Pillow itself would clip at 255."""
+    """Convert grey of 16 bits, or of floats in [0, 1], to 8 bits. Pillow itself would clip at 255."""
     white = 1 if image.mode == 'F' else white_level
     pixels = np.asarray(image)  # [HW]
     if not (pixels.min() >= 0 and pixels.max() <= white):
         raise ValueError(f'grey values from {pixels.min()} to {pixels.max()}, where 0 to {white} are expected')
     grey = Image.fromarray(np.round(pixels * (255 / white)).astype(np.uint8))
-    if 'transparency' in image.info:  # a value that stands for transparent, PNG's tRNS
+    if 'transparency' in image.info:  # PNG's tRNS names a value that means transparent
         grey.putalpha(Image.fromarray(np.where(pixels == image.info['transparency'], 0, 255).astype(np.uint8)))
     return grey
 
@@ -255,7 +255,7 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
             return image
         return ImageCms.profileToProfile(image, source, SRGB, outputMode='RGBA' if image.mode == 'RGBA' else 'RGB')
     except (ImageCms.PyCMSError, OSError):
-        return image  # a profile that is broken or for other channels says nothing of these pixels
+        return image  # a profile that is broken or for other channels says nothing about these pixels
 
 
 def _encode(image: Image.Image, recipe: Recipe) -> bytes:

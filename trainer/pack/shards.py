@@ -1,4 +1,4 @@
-"""Writing shards, in a folder that appears under its name only once it is complete."""
+"""This module writes shards, in a folder that appears under its name only once it is complete."""
 
 import fcntl
 import hashlib
@@ -20,21 +20,21 @@ from imago.trainer.data.manifest import FILE_NAME, MOST_IN_A_SHARD, SINGLE, Shar
 from imago.trainer.wording import listed
 
 REPORT = 'report.json'
-MARK = '.imago-pack'  # in a folder that is being made, or was replaced: what we write there may be deleted
+MARK = '.imago-pack'  # this file marks a folder that is being made or was replaced; files that we write may be deleted there
 WRITTEN = re.compile(rf'shard-[0-9]{{5,}}\.tar|({re.escape(REPORT)}|{re.escape(FILE_NAME)})(\.tmp)?|{re.escape(MARK)}')
 
 
 class ShardWriter:
     """Writes samples, numbered from 0 on, and their checksums into tars of at most `max_bytes`.
 
-    A larger sample gets a tar of its own. Each has a picture of each of `domains`.
+    A larger sample gets a tar of its own. Each sample has one picture of each of `domains`.
     """
 
     def __init__(self, folder: Path, suffix: str, max_bytes: int, domains: tuple[str, ...] = SINGLE):
         self.folder, self.max_bytes = folder, max_bytes
         self.suffixes = [suffix] if domains == SINGLE else [f'{domain}.{suffix}' for domain in domains]
         self.shards: list[Shard] = []
-        self.samples = 0          # in all
+        self.samples = 0          # in all shards
         self._file = None
 
     def __enter__(self) -> 'ShardWriter':
@@ -49,7 +49,7 @@ class ShardWriter:
                 self._tar.close()
 
     def write(self, pictures: Sequence[bytes], label: int | None, condition: np.ndarray | None = None) -> None:
-        """Add a sample: its pictures, in the order of the domains, its class and its condition."""
+        """Add a sample: its pictures in the order of the domains, its class, and its condition [d] or [T, d]."""
         members = dict(zip(self.suffixes, pictures, strict=True)) | ({} if label is None else {'cls': str(label).encode()})
         members |= {} if condition is None else {CONDITION: to_bytes(condition)}
         size = sum(padded(len(content)) for content in members.values())
@@ -64,7 +64,7 @@ class ShardWriter:
         self.samples += 1
 
     def close(self) -> None:
-        """Finish the shard at hand, if any, and put it on the disk and on the list."""
+        """Finish the shard at hand, if any; sync it to the disk and add it to `shards`."""
         if not self._file:
             return
         checksums = append_checksums(self._tar.tarstream, self._first, self._sums)
@@ -81,17 +81,17 @@ class ShardWriter:
 
     def _open(self) -> None:
         self._file = open(self.folder / f'shard-{len(self.shards):05d}.tar', 'w+b')
-        self._tar = TarWriter(self._file, user='root', group='root', mtime=0)  # nothing of this machine or moment
+        self._tar = TarWriter(self._file, user='root', group='root', mtime=0)  # the bytes do not depend on machine and time
         self._first, self._sums = self.samples, array('I')
         self._bytes = tarfile.RECORDSIZE  # the end mark and the padding after it
 
 
 @contextmanager
 def folder_in_the_making(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `out`: becomes `out` if the block ends well, else it is removed.
+    """Yield a folder beside `out`, which becomes `out` if the block ends well, and else is removed.
 
     What a killed run left there is removed first, or put back. ValueError if another run is at work on the same `out`, or
-    if something that is not ours is in the way.
+    if something is in the way that `imago pack` did not write.
     """
     aside, old = _beside(out)
     new_parents = [parent for parent in out.parents if not parent.exists()]
@@ -114,9 +114,10 @@ def folder_in_the_making(out: Path, overwrite: bool) -> Iterator[Path]:
 
 @contextmanager
 def _locked(aside: Path, out: Path) -> Iterator[None]:
-    """Mark `aside` as ours, until it is `out` or, if the block fails, removed.
+    """Mark `aside` as the work of this process, and hold a lock on the mark during the block. Remove `aside` if it fails.
 
-    The mark's lock, which dies with the process, tells a run at work from a killed one. A second handle on it would end it.
+    The lock dies with the process, which tells a run at work from a killed one. Opening and closing the mark a second time
+    in this process would release it.
     """
     _check_aside(aside)
     descriptor = os.open(aside / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -138,7 +139,7 @@ def _locked(aside: Path, out: Path) -> Iterator[None]:
 
 
 def check_target(out: Path, overwrite: bool) -> None:
-    """ValueError if `out` cannot become a dataset's folder, or may not: it holds what is not proved to be a dataset."""
+    """Raise ValueError if `out` cannot become a dataset's folder, or must not, as what it holds is not proved to be a dataset."""
     if out.is_mount():
         raise ValueError(f'{out} is a mount point, which no finished folder can be renamed to; give a folder in it')
     if out.exists() and not out.is_dir():
@@ -164,7 +165,7 @@ def check_target(out: Path, overwrite: bool) -> None:
 
 
 def _check_aside(aside: Path) -> None:
-    """ValueError if what is in the folder to write in, if there is one, may not be deleted."""
+    """Raise ValueError if the folder to write in exists and holds anything that must not be deleted."""
     if aside.is_symlink() or not aside.is_dir():
         foreign = [aside.name] if os.path.lexists(aside) else []
     else:
@@ -175,12 +176,12 @@ def _check_aside(aside: Path) -> None:
 
 
 def _beside(out: Path) -> tuple[Path, Path]:
-    """Where it is made, and where what it replaces is kept for a moment."""
+    """Return where the dataset is made, and where the one that it replaces is kept for a moment."""
     return out.with_name(f'{out.name}.tmp-pack'), out.with_name(f'{out.name}.tmp-old')
 
 
 def _exchange(aside: Path, out: Path, old: Path) -> None:
-    """Bring `aside` to `out`, then remove the dataset that was there, if any; or leave that as it was."""
+    """Move `aside` to `out`, then remove the dataset that was there, if any. If that fails, the old one stays as it was."""
     try:
         if out.exists() and any(out.iterdir()):
             (out / MARK).touch()
@@ -193,7 +194,10 @@ def _exchange(aside: Path, out: Path, old: Path) -> None:
 
 
 def _end_exchange(out: Path, old: Path) -> None:
-    """Remove the dataset that was replaced, or put it back if none took its place. It was proved to be one, then marked."""
+    """Remove the dataset that was replaced, or put it back if none took its place.
+
+    It was proved to be a dataset before it was marked.
+    """
     if not (old / MARK).is_file():
         return
     if find_manifest(out):
@@ -204,10 +208,10 @@ def _end_exchange(out: Path, old: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a marked folder, but for files that we never write."""
+    """Delete a marked folder, except for files whose names we never write."""
     _empty(folder)
     (folder / MARK).unlink(missing_ok=True)
-    with suppress(OSError):  # somebody has put something there meanwhile: without the mark, it stays
+    with suppress(OSError):  # a folder where somebody has put something meanwhile stays, without the mark
         folder.rmdir()
 
 
@@ -217,6 +221,6 @@ def _empty(folder: Path) -> None:
 
 
 def _foreign(folder: Path, ours: Callable[[str], object]) -> list[str]:
-    """All in `folder` but files of names that are `ours`."""
+    """List all that is in `folder`, except files whose names are `ours`."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if not ours(entry.name) or not entry.is_file(follow_symlinks=False))

@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder, a zip, or WebDataset tars; what they hold, sorted into pictures, labels and others."""
+"""Pictures come from a folder, a zip, or WebDataset tars. Their members are sorted into pictures, labels and others."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from imago.trainer.pack.labels import SIDECARS, labels_beside, labels_from_folde
 from imago.trainer.pack.members import Member, has_end_mark, members_of_folder, members_of_tar, members_of_zip, tidy
 from imago.trainer.wording import listed
 
-# By suffix, Pillow's reader. Formats that run programs (EPS) or have no signature (TGA) are left out.
+# Each suffix has a reader of Pillow. Formats that run programs (EPS) or have no signature (TGA) are left out.
 FORMATS = {
     '.avif': 'AVIF', '.bmp': 'BMP', '.gif': 'GIF', '.jp2': 'JPEG2000', '.jfif': 'JPEG', '.jpe': 'JPEG', '.jpeg': 'JPEG',
     '.jpg': 'JPEG', '.pbm': 'PPM', '.pgm': 'PPM', '.png': 'PNG', '.pnm': 'PPM', '.ppm': 'PPM', '.tif': 'TIFF',
@@ -30,8 +30,8 @@ LETTERS = re.compile(r'([a-z])\.\.([a-z])|([A-Z])\.\.([A-Z])')
 class Listing:
     """What a source holds: pictures sorted by name, the label of each if any has one, and the number of others by kind.
 
-    `members` counts all: pictures and others. `numeric`: labels that are whole numbers are class numbers, which
-    `class_names`, if known, calls by name.
+    `members` counts pictures and others. `numeric` says that labels that are whole numbers are class numbers, whose names
+    are `class_names` if known.
     """
 
     pictures: list[Member]
@@ -48,7 +48,7 @@ class _Contents:
     """The members of a folder, zip or tar, by their paths inside of it."""
 
     pictures: dict[str, Member] = field(default_factory=dict)
-    texts: dict[str, Member] = field(default_factory=dict)  # that may hold labels, with their suffix in lower case
+    texts: dict[str, Member] = field(default_factory=dict)  # files that may hold labels, by path with suffix in lower case
     ignored: Counter = field(default_factory=Counter)
     members: int = 0
 
@@ -64,7 +64,7 @@ class _Contents:
             self.ignored['hidden'] += 1
         elif suffix in FORMATS:
             if path in self.pictures:
-                self.ignored[REPLACED] += 1  # as when they are extracted
+                self.ignored[REPLACED] += 1  # the later one wins, as when they are extracted
             self.pictures[path] = member
         else:
             self.ignored[suffix or 'no suffix'] += 1
@@ -75,7 +75,7 @@ class _Contents:
 def list_source(source: str, *, labels: bool = True) -> Listing:
     """List a folder, `.zip`, `.tar`, or brace pattern of tars. ValueError if it is none of them or holds no picture.
 
-    Unless `labels` is False, labels are looked for; ValueError if one cannot be read.
+    Labels are looked for unless `labels` is False; ValueError if one cannot be read.
     """
     paths = locate(source)
     tars = paths if paths[0].suffix.lower() == '.tar' and not paths[0].is_dir() else []
@@ -92,7 +92,7 @@ def list_source(source: str, *, labels: bool = True) -> Listing:
     if labels:
         found, numeric, note = _find_labels(contents)
         notes += [note] if note else []
-        manifest = find_manifest(base) if tars else None  # that of `imago pack`, which knows the names of the classes
+        manifest = find_manifest(base) if tars else None  # tars of `imago pack` have one, which names the classes
         class_names = manifest.class_names if manifest else ()
     order = sorted(range(len(pictures)), key=lambda i: pictures[i].name)
     listing = Listing([pictures[i] for i in order], [found[i] for i in order], dict(sorted(ignored.items())),
@@ -102,7 +102,7 @@ def list_source(source: str, *, labels: bool = True) -> Listing:
 
 
 def locate(source: str) -> list[Path]:
-    """The folder, the zip or the tars that SOURCE names. ValueError if it names none."""
+    """Return the folder, the zip or the tars that SOURCE names. ValueError if it names none."""
     path = Path(source)
     if path.is_dir():
         return _tars_in(path) or [path]
@@ -115,7 +115,7 @@ def locate(source: str) -> list[Path]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`x-{000..003}.tar` or `{a,b}.tar` -> the names, as bash has them. ValueError if they are no such list, or too many."""
+    """Return the names that bash makes of `x-{000..003}.tar` or `{a,b}.tar`. ValueError for other patterns or too many names."""
     if len(pattern) > MOST_CHARACTERS:
         raise ValueError(f'the pattern has {len(pattern)} characters, more than {MOST_CHARACTERS}; give a folder of tars')
     names, waiting = {}, [pattern]
@@ -133,7 +133,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _choices(text: str) -> Sequence[str]:
-    """What stands between braces: `000..003`, with a step `000..008..2`, `a..c`, or `this,that`."""
+    """Read what stands between braces: `000..003`, with a step `000..008..2`, `a..c`, or `this,that`."""
     if found := NUMBERS.fullmatch(text):
         ends, step = found.groups()[:2], int(found[3] or 1) or 1
         first, last = map(int, ends)
@@ -152,7 +152,7 @@ def _choices(text: str) -> Sequence[str]:
 
 
 def _tars_in(folder: Path) -> list[Path]:
-    """ValueError if there are tars, and pictures too."""
+    """List the tars in a folder. ValueError if there are both tars and pictures."""
     tars = sorted(path for path in folder.iterdir() if path.suffix.lower() == '.tar' and not path.is_dir())
     if tars and (pictures := _sort_out(members_of_folder(folder)).pictures):
         raise ValueError(f'{folder} holds both tars ({tars[0].name}) and pictures ({min(pictures)!r}); '
@@ -168,7 +168,7 @@ def _sort_out(members: Iterable[tuple[str, Member, str]]) -> _Contents:
 
 
 def _find_labels(contents: Sequence[_Contents]) -> tuple[list[str | None], bool, str]:
-    """The label of each picture, whether numbers in them are class numbers, and a note."""
+    """Return the label of each picture, whether labels that are numbers are class numbers, and a note or ''."""
     paths = [[tidy(path) for path in held.pictures] for held in contents]
     beside = [labels_beside(inside, held.texts) for inside, held in zip(paths, contents)]
     if any(found is not None for found in beside):
@@ -190,6 +190,6 @@ def _notes_on_tars(tars: Sequence[Path], contents: Sequence[_Contents]) -> list[
 
 
 def _sample_key(path: str) -> str:
-    """WebDataset's: up to the first dot of the name."""
+    """Return WebDataset's key of a path, which ends at the first dot of the name."""
     folder, slash, name = path.rpartition('/')
     return folder + slash + name.partition('.')[0]

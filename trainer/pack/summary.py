@@ -1,4 +1,4 @@
-"""What `imago pack` says in the end, and advises: only what the rules of training accept."""
+"""This module prints what `imago pack` has done, and advises what to do next. The rules of training accept all advice."""
 
 import json
 import shlex
@@ -18,9 +18,9 @@ from imago.trainer.wording import listed
 
 NAMED = 5              # skipped pictures named on the terminal; the report names all
 CONFIG = 'stylegan2-256'
-LONGEST_SIDE = 1024    # px, the most that is published for it
-LONGEST_CROP = 256     # px, of the command that is printed
-LONGEST_BASE = 64      # px, of the coarsest maps; D's last layers grow with their area
+LONGEST_SIDE = 1024    # px; no larger StyleGAN2 is published
+LONGEST_CROP = 256     # px, in the command that is printed
+LONGEST_BASE = 64      # px of the coarsest maps; D's last layers grow with their area
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Tally:
     duplicates: int = 0
     smallest: tuple[int, int] | None = None  # the least height and the least width, in px
     of_16_bits: int = 0
-    coarse: int = 0                        # of these, of colours that were read by their upper 8 bits
+    coarse: int = 0                        # how many of these have colours, of which only the upper 8 bits were read
     values: tuple[int, int] | None = None  # the smallest and the largest in files of 16 bits
     skipped: list[Skipped] = field(default_factory=list)
 
@@ -92,17 +92,17 @@ def advise(out: str, manifest: Manifest, tally: Tally, white_level: int) -> None
 
 
 def plain(name: str) -> str:
-    """A stranger's name, for a terminal."""
+    """Make a stranger's name safe to print on a terminal."""
     return name if name.isprintable() else repr(name)
 
 
 def full_scale(value: int) -> int:
-    """The largest number of as many bits as `value` needs, at least eight; 0 for 0."""
+    """Return the largest number of as many bits as `value` needs, at least eight bits; 0 for 0."""
     return (1 << max(value.bit_length(), 8)) - 1 if value else 0
 
 
 def train_command(out: str, manifest: Manifest) -> str:
-    """An `imago train` command that starts on this dataset as it is. ValueError says why there is none."""
+    """Return an `imago train` command that starts on this dataset as it is. ValueError says why there is none."""
     size = largest_of_aspect(manifest.resolution, LONGEST_SIDE) if manifest.resolution else _crop_for(manifest.smallest)
     if size is None or not _is_moderate(size):
         height, width = manifest.resolution
@@ -113,7 +113,7 @@ def train_command(out: str, manifest: Manifest) -> str:
         raise ValueError('pairs are for games of two domains, which take data.path=' + out)
     published = load_config(CONFIG)
     lanes = 1 << min(published.data.lanes, manifest.num_samples).bit_length() - 1
-    path = str(Path(out).absolute()) if ':' in out or out.startswith('~') else out  # it would be a URL, or a home folder
+    path = str(Path(out).absolute()) if ':' in out or out.startswith('~') else out  # else it reads as a URL or a home folder
     overrides = [f'data.path={_as_yaml(path)}']
     overrides += [f'data.resolution={size[0]}x{size[1]}'] if size != published.data.resolution else []
     overrides += [] if manifest.resolution else [f'data.crop={size[0]}x{size[1]}']
@@ -127,7 +127,7 @@ def train_command(out: str, manifest: Manifest) -> str:
 
 
 def _crop_for(smallest: tuple[int, int]) -> tuple[int, int]:
-    """The largest usual square that can be cropped from every picture."""
+    """Return the largest usual square that can be cropped from every picture."""
     side = min(largest_square(min(smallest)), LONGEST_CROP)
     return side, side
 
@@ -137,7 +137,7 @@ def _is_moderate(size: tuple[int, int]) -> bool:
 
 
 def _as_yaml(text: str) -> str:
-    """`text`, quoted if YAML would read it as a number, a date or worse."""
+    """Return `text`, quoted if YAML would read it as a number, a date or another type."""
     try:
         return text if yaml.safe_load(text) == text else json.dumps(text)
     except yaml.YAMLError:

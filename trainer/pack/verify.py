@@ -1,4 +1,4 @@
-"""`imago pack --verify`: whether the shards of a packed dataset are, bit for bit, what was packed."""
+"""`imago pack --verify` tells whether the shards of a packed dataset are, bit for bit, what was packed."""
 
 import argparse
 import hashlib
@@ -15,7 +15,7 @@ from imago.trainer.wording import listed
 
 
 def verify(source: str) -> int:
-    """Prints a line for each damaged shard, and one in the end. Returns how many are damaged. ValueError without a dataset."""
+    """Print a line for each damaged shard, and one at the end. Returns how many are damaged. ValueError without a dataset."""
     if scheme_of(source):
         raise ValueError(f'{shown(source)} is no folder; shards from elsewhere are verified whenever they are fetched')
     dataset = open_dataset(source)
@@ -34,7 +34,7 @@ def verify(source: str) -> int:
 
 
 def find_damage(dataset: Dataset, shard: Shard) -> str | None:
-    """What is wrong with a shard, in one line that names it."""
+    """Say what is wrong with a shard, in one line that names it, or return None."""
     try:
         with dataset.open(shard) as file:
             same = hashlib.file_digest(file, 'sha256').hexdigest() == shard.sha256
@@ -57,7 +57,7 @@ def _damaged_samples(members: Members, dataset: Dataset) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command's exit status: 0 if all is well, 1 if a shard is damaged, 2 for what the user can mend, 130 if interrupted."""
+    """Run the command. Its exit status is 0 if all is well, 1 if a shard is damaged, 2 for other errors, 130 if interrupted."""
     parser = Parser(prog='imago pack --verify', description=__doc__)
     parser.add_argument('--verify', action='store_true', required=True, help=argparse.SUPPRESS)
     parser.add_argument('source', metavar='FOLDER', help='what imago pack has written')

@@ -1,6 +1,6 @@
-"""`imago cost`: seconds per kimg, network traffic and memory of a run on machines that need not be there.
+"""`imago cost` estimates seconds per kimg, network traffic and memory of a run on machines that need not be there.
 
-Nothing overlaps in training today, so times add up: operations by a roofline, then each collective.
+Training overlaps no computing with communication today, so times add up: operations by a roofline, then each collective.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from imago.trainer.plan.traffic import Collective, Group, mesh, phase_traffic
 from imago.trainer.plan.work import Operation, PhaseWork, Work, count_work
 from imago.trainer.wording import shown
 
-# Times that each parameter is read or written in float32: by Adam's foreach kernels; by zeroing, two norms and an average;
-# by gathering; by cutting gradients into parts; by EMA
+# These are the times that each parameter is read or written in float32: by Adam's foreach kernels; by zeroing, two norms and
+# an average; by gathering; by cutting gradients into parts; by EMA.
 ADAM, GRADIENT, GATHER, CUT, EMA = 18, 5, 4, 4, 3
-MOST = {'nodes': 10_000, 'gpus_per_node': 1024, 'classes': 1_000_000, 'channels': 64}    # of others 1e9
+MOST = {'nodes': 10_000, 'gpus_per_node': 1024, 'classes': 1_000_000, 'channels': 64}    # other numbers may be up to 1e9
 STRATEGIES = get_args(ParallelConfig.model_fields['strategy'].annotation)
 CAUSES = {'arithmetic': 'arithmetic', 'bandwidth': "GPU memory's bandwidth",
           'launches': 'kernel launches: too few images a GPU', 'inside': 'links inside nodes',
@@ -35,19 +35,19 @@ CAUSES = {'arithmetic': 'arithmetic', 'bandwidth': "GPU memory's bandwidth",
 
 @dataclass(frozen=True)
 class Machine:
-    """One GPU (or core), and how it is reached. Speeds are sustained ones."""
+    """One GPU (or core), and the links that reach it. All speeds are sustained ones."""
 
     flops_low: float            # FLOP/s in bf16 or fp16
     flops: float                # FLOP/s in float32, TF32 where convolutions take it
     bandwidth: float            # bytes/s of its memory
-    launch: float               # s until an operation is on its way
-    inside: float               # bytes/s that a GPU sends to others on its node
-    between: float              # bytes/s that a node sends to others
+    launch: float               # s to launch an operation
+    inside: float               # bytes/s that a GPU sends to other GPUs of its node
+    between: float              # bytes/s that a node sends to other nodes
     latency_inside: float       # s a message
     latency_between: float
 
     def compute(self, operations: Iterable[Operation]) -> dict[str, float]:
-        """Seconds by cause: operations wait for arithmetic or memory (Williams et al. 2009), or all for launches."""
+        """Return seconds by cause: operations wait for arithmetic or memory (Williams et al. 2009), or all for launches."""
         seconds, count = {'arithmetic': 0.0, 'bandwidth': 0.0}, 0
         for operation in operations:
             arithmetic = operation.flops / (self.flops_low if operation.low else self.flops)
@@ -59,22 +59,22 @@ class Machine:
         return seconds
 
     def send(self, collective: Collective, gpus: int) -> dict[str, float]:
-        """Seconds by cause; the `gpus` of a node share its link."""
+        """Return seconds by cause. The `gpus` of a node share its link to other nodes."""
         inside, between = collective.rounds()
         return {'inside': collective.sent_inside() / self.inside,
                 'between': collective.sent_between() * gpus / self.between,
                 'latency': inside * self.latency_inside + between * self.latency_between}
 
 
-# Peaks from the vendors' data sheets (bf16 and TF32 without sparsity, NVLink in one direction); GB of memory.
-# The sustained shares are assumptions: nothing was measured on these.
+# Peaks are from the vendors' data sheets (bf16 and TF32 without sparsity, NVLink in one direction). The shares that are
+# sustained (--sustained, --sustained-memory) are assumptions, as nothing was measured on these GPUs.
 PEAKS = {'h200': {'tflops': 989, 'tflops32': 494, 'memory_gbytes': 4800, 'node_link_gbytes': 450, 'memory_gb': 141},
          'a100': {'tflops': 312, 'tflops32': 156, 'memory_gbytes': 2039, 'node_link_gbytes': 300, 'memory_gb': 80}}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one layout, averaged over the steps between which all phases come."""
+    """What a step of one layout costs, averaged over as many steps as it takes until every phase has come."""
 
     seconds: dict[str, float]       # a step, by cause
     sent: float                     # bytes a rank sends in a step
@@ -93,7 +93,7 @@ class Cost:
 
 
 def cost(config: Config, work: Work, machine: Machine, nodes: int, gpus: int) -> Cost:
-    """A step of `config` on `nodes` x `gpus` ranks, which it must divide by; `work` is of its micro-batch."""
+    """Estimate a step of `config`, whose batch must divide among `nodes` x `gpus` ranks. `work` is that of a micro-batch."""
     world = nodes * gpus
     micro_batches = config.batch // (world * config.micro_batch)
     seconds, sent, between = dict.fromkeys(CAUSES, 0.0), 0.0, 0.0
@@ -107,14 +107,14 @@ def cost(config: Config, work: Work, machine: Machine, nodes: int, gpus: int) ->
             between += share * collective.sent_between()
     averages = [passes(EMA, work.networks[name], parts_of(config.parallel, world)) for name in work.plan.averaged]
     add(seconds, machine.compute(averages), 1)
-    # whether anyone was told to stop
+    # the ranks ask one another whether any was told to stop
     add(seconds, machine.send(Collective('all_reduce', 8, Group(gpus, nodes)), gpus), 1)
     held = sum(rank_bytes(config, work.plan, work.networks, world)) + max(phase.activations for phase in work.phases)
     return Cost(seconds, sent, between, held, config.batch, config.micro_batch)
 
 
 def upkeep(config: Config, phase: PhaseWork, work: Work, world: int) -> list[Operation]:
-    """What a phase does to parameters and gradients besides loss and backward."""
+    """Return what a phase does to parameters and gradients besides loss and backward."""
     moments = world if config.parallel.strategy == 'zero' else parts_of(config.parallel, world)
     trained = [work.networks[name] for name in phase.trains]
     operations = [operation for network in trained for operation in (passes(ADAM, network, moments), passes(GRADIENT, network))]
@@ -134,7 +134,10 @@ def add(total: dict[str, float], more: dict[str, float], times: float) -> None:
 
 
 def at_full_size(config: Config, world: int) -> Config:
-    """As the run ends, micro_batch no larger than a rank's share of the batch. ValueError where that cannot be divided."""
+    """Return `config` as the run ends, with a micro_batch that is no larger than a rank's share of the batch.
+
+    ValueError where the batch cannot be divided.
+    """
     if config.data.size(None) is None:
         raise ValueError('data.resolution is not set, and the pictures are not looked at; give data.resolution=512, say')
     stage = stage_at(config, config.data.size(None), config.total_nimg)
@@ -145,7 +148,7 @@ def at_full_size(config: Config, world: int) -> Config:
 
 
 def layouts(config: Config, node_counts: list[int], gpus: int) -> Iterator[tuple[Config, int, int]]:
-    """(configuration, nodes, GPUs a node): one GPU, then each number of nodes under each strategy that makes sense there."""
+    """Yield (configuration, nodes, GPUs a node): one GPU, then each number of nodes under each strategy that makes sense."""
     yield at_full_size(spread(config, 'data'), 1), 1, 1
     for nodes in node_counts:
         if nodes * gpus > 1:
@@ -162,8 +165,8 @@ def spread(config: Config, strategy: str, replicas: int = 1) -> Config:
 
 
 def table(config: Config, manifest: Manifest, machine: Machine, memory_gb: float, node_counts: list[int], gpus: int) -> str:
-    """A line for each layout. Efficiency: images a second and GPU, over those of one GPU."""
-    planned_layouts = list(layouts(config, node_counts, gpus))      # all refusals before any work
+    """Write a line for each layout. Its efficiency is images per second and GPU, over those of one GPU."""
+    planned_layouts = list(layouts(config, node_counts, gpus))      # a list, so that all refusals come before any work
     works = {micro: count_work(config, manifest, micro)
              for micro in {planned.micro_batch for planned, *_ in planned_layouts}}
     costs = [cost(planned, works[planned.micro_batch], machine, *cluster) for planned, *cluster in planned_layouts]
@@ -229,7 +232,7 @@ def parser() -> Parser:
 
 
 def machine_of(options: argparse.Namespace) -> tuple[Machine, float]:
-    """And its memory in GB. ValueError for numbers that no machine has."""
+    """Return the machine that the options describe, and its memory in GB. ValueError for numbers that no machine has."""
     given = vars(options)
     for name, value in given.items():
         most = MOST.get(name, 1e9)

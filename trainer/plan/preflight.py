@@ -1,4 +1,4 @@
-"""What a run will need, before it starts: parameters, memory and disk."""
+"""This module tells before a run starts what it will need: parameters, memory and disk."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ from imago.trainer.runs.run_folder import nearest
 
 
 def describe_run(config: Config, manifest: Manifest, world: int) -> str:
-    """Parameter counts, and estimates of memory (a rank) and disk, as lines for people."""
+    """Describe parameter counts, and estimates of memory per rank and of disk, in lines for people."""
     plan = config.game.plan(config, manifest)
     with torch.device('meta'):
         networks = make_networks(plan)
@@ -50,32 +50,35 @@ def describe_run(config: Config, manifest: Manifest, world: int) -> str:
 
 
 def rank_bytes(config: Config, plan: Plan, networks: dict[str, nn.Module], world: int) -> tuple[int, int]:
-    """What a rank keeps, state and gradients, and what only a phase has: of FSDP what it gathers, of ZeRO gradients."""
+    """Return the bytes that a rank keeps, and those that it has only during a phase.
+
+    It keeps state and gradients. Only during a phase it has, under FSDP, what it gathers and, under ZeRO, gradients.
+    """
     parts, of_players = parts_of(config.parallel, world), {}
-    for name, spec in plan.networks.items():    # those of one player may step together
+    for name, spec in plan.networks.items():    # networks of one player may step together
         of_players[spec.player] = of_players.get(spec.player, 0) + 4 * num_parameters(networks[name])
     total, trained = sum(of_players.values()), max(of_players.values())
     if config.parallel.strategy == 'zero' and world > 1:
-        # of two moments, and of the copy of the parameters that is stepped, a part
+        # a rank has its part of the two moments, and of the copy of the parameters that is stepped
         return state_bytes(plan, networks) - 2 * total + 3 * total // world, trained
-    # whole networks, and of those that learn the gradients and their copy to send
+    # FSDP gathers all networks, and has the gradients of those that learn, with a copy to send
     gathered = total + 2 * trained if parts > 1 else 0
     return (state_bytes(plan, networks) + total) // parts, gathered
 
 
 def state_bytes(plan: Plan, networks: dict[str, nn.Module]) -> int:
-    """Weights, Adam's two moments of each, and averages; without the counters."""
+    """Count the bytes of weights, of Adam's two moments of each, and of averages, but not of the counters."""
     weights = sum(tensor_bytes(network.state_dict()) for network in with_averages(plan, networks))
     return weights + 8 * sum(map(num_parameters, networks.values()))
 
 
 def with_averages(plan: Plan, networks: dict[str, nn.Module]) -> list[nn.Module]:
-    """The networks, and those that have an average once more."""
+    """Return the networks, and a second time those that have an average."""
     return [*networks.values(), *(networks[name] for name in plan.averaged)]
 
 
 def phase_activations(config: Config, plan: Plan, networks: dict[str, nn.Module]) -> list[tuple[str, int]]:
-    """Bytes that each phase keeps for its backward pass. Of networks that grow: at their full size."""
+    """Return the bytes that each phase keeps for its backward pass. Networks that grow are at their full size."""
     sizes = []
     with without_content(config, plan, networks, full_size_micro_batch(config, plan.resolution)) as (game, batch):
         for phase in game.phases():
@@ -87,9 +90,9 @@ def phase_activations(config: Config, plan: Plan, networks: dict[str, nn.Module]
 
 @contextmanager
 def without_content(config: Config, plan: Plan, networks: dict[str, nn.Module], n: int) -> Iterator[tuple[Game, Batch]]:
-    """The game and a batch of `n` pictures, on tensors that have a shape and no content: nothing is computed.
+    """Yield the game and a batch of `n` pictures [NCHW], on tensors that have a shape and no content: nothing is computed.
 
-    `networks` are changed for good. Those that grow are at their full size.
+    `networks` stay without content after the block. Those that grow are at their full size.
     """
     # compiled code cannot run on tensors without content
     eager = config.model_copy(update={'compile': False, 'growth': None, 'batch': n, 'micro_batch': n})
@@ -97,7 +100,7 @@ def without_content(config: Config, plan: Plan, networks: dict[str, nn.Module], 
         for network in networks.values():
             network._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
             for module in network.modules():
-                if 'lod' in module._buffers:    # read by Python: at full size, where networks grow
+                if 'lod' in module._buffers:    # Python code reads this number, so that it needs content; 0 is the full size
                     module.lod = torch.tensor(0.0)
         memory = {name: torch.zeros(()) for name in plan.memory}
         state = TrainState(networks, {name: networks[name] for name in plan.averaged}, memory=memory)
@@ -113,7 +116,7 @@ def full_size_micro_batch(config: Config, resolution: tuple[int, int]) -> int:
 
 
 def saved_bytes(forward: Callable[[], object]) -> int:
-    """Bytes of the storages that `forward` leaves for the backward pass, parameters left out."""
+    """Return the bytes of the storages that `forward` leaves for the backward pass, without parameters."""
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -129,7 +132,7 @@ def saved_bytes(forward: Callable[[], object]) -> int:
 
 
 def check_memory(config: Config, plan: Plan) -> None:
-    """ValueError, before any of it is taken, if the new networks of this machine's ranks are larger than its memory."""
+    """Raise ValueError, before any memory is taken, if the networks of this machine's ranks are larger than its memory."""
     with torch.device('meta'):
         networks = make_networks(plan)
     ranks, there = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), psutil.virtual_memory().total
@@ -141,7 +144,7 @@ def check_memory(config: Config, plan: Plan) -> None:
 
 
 def check_disk(run_dir: Path, plan: Plan, state: TrainState) -> None:
-    """ValueError if the disk cannot take two checkpoints: the newest, and the next one being written."""
+    """Raise ValueError if the disk cannot take two checkpoints: the newest, and the next one while it is written."""
     free, needed = shutil.disk_usage(nearest(run_dir)).free, 2 * state_bytes(plan, state.networks)
     if free < needed:
         raise ValueError(f'run_dir={run_dir}: {free / 1e9:.2f} GB are free, two checkpoints take {needed / 1e9:.2f} GB; '

@@ -1,6 +1,6 @@
-"""What travels between ranks, and how much of it leaves a node: the collectives of trainer/engine/parallel.py, one by one.
+"""This module lists the collectives of trainer/engine/parallel.py, and counts what each sends and how much leaves a node.
 
-Rings inside a node and rings between nodes, as NCCL lays them: what a rank sends is the same as in one ring over all.
+NCCL lays rings inside a node and rings between nodes. A rank sends as much in these as in one ring over all ranks.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from imago.trainer.config.load import ParallelConfig
 from imago.trainer.engine.parallel import part_lengths, parts_of
 from imago.trainer.plan.work import PhaseWork
 
-PASSES = {'all_reduce': 2, 'all_gather': 1, 'reduce_scatter': 1}   # of the whole data, around a ring
+PASSES = {'all_reduce': 2, 'all_gather': 1, 'reduce_scatter': 1}   # times that the whole data goes around a ring
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,31 @@ class Group:
 
 @dataclass(frozen=True)
 class Collective:
-    kind: str           # of PASSES
-    bytes: int          # of the whole: an all-reduce's buffer, what all-gather puts together or reduce-scatter cuts
+    kind: str           # a key of PASSES
+    bytes: int          # of the whole data: an all-reduce's buffer, what all-gather puts together or reduce-scatter cuts
     group: Group
 
     def sent_inside(self) -> float:
-        """Bytes that a rank sends to others on its node."""
+        """Return the bytes that a rank sends to other ranks of its node."""
         return PASSES[self.kind] * self.bytes * (self.group.inside - 1) / self.group.inside
 
     def sent_between(self) -> float:
-        """Bytes that a rank sends to other nodes: its node's share has been summed up, or not yet been gathered."""
+        """Return the bytes that a rank sends to other nodes.
+
+        A rank sends only its part of the data there: its node has summed that part up before, or gathers the parts after.
+        """
         return PASSES[self.kind] * self.bytes * (self.group.nodes - 1) / self.group.nodes / self.group.inside
 
     def rounds(self) -> tuple[int, int]:
-        """Messages that wait for one another, inside and between nodes, in trees, which NCCL takes where latency counts."""
+        """Count the messages that wait for one another, inside and between nodes.
+
+        It counts those of trees, which NCCL uses where latency counts.
+        """
         return PASSES[self.kind] * ceil(log2(self.group.inside)), PASSES[self.kind] * ceil(log2(self.group.nodes))
 
 
 def mesh(parallel: ParallelConfig, nodes: int, gpus: int) -> tuple[Group, Group]:
-    """The ranks that share one set of parts, and those that hold the same part. ValueError where the cut is uneven."""
+    """Return the ranks that share one set of parts, and those that hold the same part. ValueError where the cut is uneven."""
     parts = parts_of(parallel, nodes * gpus)
     if parts <= gpus and gpus % parts == 0:
         return Group(parts), Group(gpus // parts, nodes)
@@ -59,13 +65,13 @@ def mesh(parallel: ParallelConfig, nodes: int, gpus: int) -> tuple[Group, Group]
 
 def phase_traffic(parallel: ParallelConfig, phase: PhaseWork, networks: dict[str, nn.Module], micro_batches: int,
                   nodes: int, gpus: int) -> list[Collective]:
-    """The collectives of one phase, in order."""
+    """List the collectives of one phase, in order."""
     world, trained = Group(gpus, nodes), [4 * sum(p.numel() for p in networks[name].parameters()) for name in phase.trains]
     statistics = [Collective('all_reduce', size, world) for size in phase.statistics] * micro_batches
     if parallel.strategy == 'data':
         before, after = [], [Collective('all_reduce', whole, world) for whole in trained]
     elif parallel.strategy == 'zero':
-        # the owners of the moments send the new parameters round, filled up as DeepSpeed aligns them: to 8 bytes a rank
+        # the owners of the moments send the new parameters round; DeepSpeed fills each rank's part up to a multiple of 8 bytes
         before, after = [], [Collective('all_reduce', whole, world) for whole in trained]
         after += [Collective('all_gather', -(-whole // (8 * world.size)) * 8 * world.size, world) for whole in trained]
     else:

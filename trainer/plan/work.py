@@ -1,4 +1,4 @@
-"""What a training step computes: the recipe's own phases, run forward and backward on tensors without content."""
+"""To count what a training step computes, the recipe's own phases run forward and backward on tensors without content."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from imago.trainer.plan.preflight import saved_bytes, without_content
 
 @dataclass(frozen=True)
 class Operation:
-    """One kernel."""
+    """What one kernel computes and moves."""
 
-    flops: int          # of convolutions and matrix products; 2 for a multiplication and an addition
-    low: bool           # in bf16 or fp16
+    flops: int          # of convolutions and matrix products; a multiplication and an addition count 2
+    low: bool           # whether it is in bf16 or fp16
     bytes: int          # read and written
 
 
 @dataclass(frozen=True)
 class PhaseWork:
-    """What a rank does in a phase, for one micro-batch and once."""
+    """What a rank does in a phase: for each micro-batch, and once a phase."""
 
     name: str
     trains: tuple[str, ...]         # names of networks
@@ -37,7 +37,7 @@ class PhaseWork:
     interval: int                   # steps
     micro: list[Operation]
     once: list[Operation]           # before its first micro-batch
-    statistics: list[int]           # bytes of each sum over the ranks inside a micro-batch: batch norm
+    statistics: list[int]           # bytes of each sum over the ranks inside a micro-batch, which batch norm takes
     means: int                      # bytes of the values that are averaged in the end
     activations: int                # bytes kept for the backward pass
 
@@ -52,7 +52,7 @@ class Work:
 
 
 class Operations(TorchDispatchMode):
-    """Records each operation that touches memory; views and allocations are free."""
+    """This mode records each operation that touches memory. Views and allocations are free."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,12 +72,12 @@ class Operations(TorchDispatchMode):
 
 
 def touched(tensor: Tensor) -> int:
-    """Bytes of its elements; of an expanded one those that exist."""
+    """Return the bytes of the elements of a tensor [...]; of an expanded tensor, only those that exist in memory."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 class _Noted(torch.autograd.Function):
-    """Stands for a sum over ranks, [...] -> [...], forward and backward."""
+    """This function stands for a sum over ranks, [...] -> [...], forward and backward, and notes its bytes."""
 
     @staticmethod
     def forward(ctx: object, tensor: Tensor, note: Callable[[int], None]) -> Tensor:
@@ -91,7 +91,7 @@ class _Noted(torch.autograd.Function):
 
 
 def count_work(config: Config, manifest: Manifest, micro_batch: int) -> Work:
-    """For `micro_batch` images on a rank. Networks that grow are at their full size."""
+    """Count the work for `micro_batch` images on a rank. Networks that grow are at their full size."""
     plan = config.game.plan(config, manifest)
     with torch.device('meta'):
         networks = make_networks(plan)

@@ -1,4 +1,4 @@
-"""`imago compare`: runs beside one another: data, images seen, hours, parameters, and scores with their intervals."""
+"""`imago compare` sets runs beside one another: data, images seen, hours, parameters, and scores with their intervals."""
 
 import json
 import shlex
@@ -13,11 +13,11 @@ from imago.trainer.wording import listed, shown
 
 MUST_AGREE = ('extractor', 'weights_sha256', 'resizer')
 SHOULD_AGREE = ('dataset', 'resolution', 'fakes', 'reals', 'seed', 'psi', 'psi_cutoff', 'truncation', 'noise')
-EARLIER = {'psi_cutoff': None, 'noise': 'const'}   # what records without these keys were made with
+EARLIER = {'psi_cutoff': None, 'noise': 'const'}   # older records lack these keys and were made with these values
 
 
 def trained_on(checkpoint: Path) -> tuple[dict, Config]:
-    """Its seal, and the configuration there. ValueError if they do not say what is compared here."""
+    """Return a checkpoint's seal and its configuration. ValueError if they do not say what is compared here."""
     seal = read_seal(checkpoint)
     if not seal['parameters']:
         raise ValueError(f'{checkpoint} does not say how many parameters its networks have')
@@ -25,9 +25,9 @@ def trained_on(checkpoint: Path) -> tuple[dict, Config]:
 
 
 def describe_run(folder: Path, best: str | None) -> dict:
-    """Facts and scores of one run: of its last evaluation, or of the one that is best by the score `best`.
+    """Return facts and scores of one run. Scores are those of its last evaluation, or of the best one by the score `best`.
 
-    ValueError if it has no checkpoint that can be read, or no such evaluation.
+    ValueError if the run has no checkpoint that can be read, or no such evaluation.
     """
     reports, evaluations = read_reports(folder), read_evaluations(folder)
     seal, config = newest_of(folder / 'checkpoints', trained_on)[1]
@@ -46,12 +46,12 @@ def describe_run(folder: Path, best: str | None) -> dict:
 
 
 def check_comparable(runs: list[dict]) -> list[str]:
-    """What differs in how scores were taken, as sentences. ValueError if they are of different extractors or resizers."""
+    """Say in sentences what differs in how scores were taken. ValueError if they are of different extractors or resizers."""
     first, differences = runs[0], []
     for run in runs[1:]:
         for key in (*MUST_AGREE, *SHOULD_AGREE):
-            one, other = ((EARLIER | each['protocol']).get(key) for each in (first, run))    # an older protocol may lack it
-            # where a generator adds no noise there is nothing to agree on
+            one, other = ((EARLIER | each['protocol']).get(key) for each in (first, run))
+            # a generator that adds no noise has None here, and nothing to agree on
             if one == other or key == 'noise' and None in (one, other):
                 continue
             told = f'{shown(first["run"])} was scored with {key}={shown(one)}, {shown(run["run"])} with {key}={shown(other)}'
@@ -62,7 +62,7 @@ def check_comparable(runs: list[dict]) -> list[str]:
 
 
 def table(runs: list[dict]) -> str:
-    """GitHub's Markdown, which is also readable as it is."""
+    """Write a table in GitHub's Markdown, which is also readable as plain text."""
     scores = list(dict.fromkeys(name for run in runs for name in run['values']))
     head = ['run', 'network', 'data', 'kimg', 'seconds x ranks', 'M parameters', 'scored at kimg', *scores]
     rows = [head, ['---'] * len(head)]

@@ -1,4 +1,4 @@
-"""`imago evaluate`: how good a generator's pictures, or a folder of them, are, beside those of a dataset."""
+"""`imago evaluate` measures how good a generator's pictures, or those in a folder, are, compared with those of a dataset."""
 
 import argparse
 import hashlib
@@ -40,7 +40,7 @@ MAX_PIXELS = 2 ** 28   # of a picture in a folder
 
 @dataclass(frozen=True)
 class FolderPictures:
-    """Pictures of a folder, zip or tars, each at its own size, upright and in sRGB; at most `most`, drawn by `seed`."""
+    """The pictures of a folder, zip or tars are read at their own sizes, upright and in sRGB. `seed` draws at most `most`."""
 
     source: str
     most: int
@@ -60,7 +60,7 @@ class FolderPictures:
 
     @cached_property
     def digest(self) -> str:
-        """Of names, bytes and times of change: reading all the files would take as long as their features."""
+        """A digest of names, sizes and times of change; reading all the files would take as long as computing their features."""
         digest = hashlib.sha256()
         for picture in self._pictures:
             path = Path(picture.container)
@@ -72,16 +72,16 @@ class FolderPictures:
         picture = self._pictures[index]
         try:
             image = open_upright(picture, Limits(MAX_PIXELS), 'white', 3)
-        except Exception as error:   # as in packing: Pillow's readers raise nearly every kind on broken files
+        except Exception as error:   # Pillow's readers raise nearly every kind of error on broken files
             raise Damaged(f'{picture.name}: {error}') from error
         return np.asarray(image), 0
 
 
 def find_pictures(path: str, config: EvaluateConfig, most: int, size: tuple[int, int] | None = None,
                   crop: tuple[int, int] | None = None) -> Pictures:
-    """Of shards, at `size` (height, width) or as packed; or of a folder, zip or tars. ValueError if it holds none.
+    """Find pictures in shards, at `size` (height, width) or as packed; or in a folder, zip or tars. ValueError if there are none.
 
-    Of pictures in shards, the part that is compared has the size `crop`, or `size` where they keep their own sizes.
+    From pictures in shards a part of the size `crop` is compared, or of `size` where pictures keep their own sizes.
     """
     if not scheme_of(path):
         if not Path(path).exists() and '{' not in path:
@@ -106,9 +106,9 @@ def is_generator(path: Path) -> bool:
 
 
 def same_maker(path: Path) -> tuple[Maker, dict]:
-    """What rank 0 finds, as a run beside may save meanwhile, on all ranks, which use the same kernels; see `open_maker`.
+    """Make the generator that rank 0 finds at `path` on all ranks, with the same kernels; see `open_maker`.
 
-    All ranks call it together.
+    Rank 0 alone looks, as a run may save another checkpoint meanwhile. All ranks call it together.
     """
     agree_on_kernels(dist.device().type)
     while True:
@@ -119,9 +119,9 @@ def same_maker(path: Path) -> tuple[Maker, dict]:
 
 
 def check_own_data(run: Path, location: str) -> None:
-    """ValueError for a run's own dataset that is not to be opened unasked, or cannot be: as a command, or for want of a password.
+    """Raise ValueError if a run's own dataset is read by a command, which must not run unasked, or lacks a password.
 
-    Only .netrc says which host may have a password; that in the environment is for locations that the user gives.
+    Only .netrc says which host may have a password. The password in the environment is for locations that the user gives.
     """
     if scheme_of(location) == 'pipe':
         raise ValueError(f'{run} reads its dataset by a command, {masked(location)}; if you trust that, give it as --data')
@@ -136,13 +136,13 @@ def check_own_data(run: Path, location: str) -> None:
 
 
 def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None, tuple[int, int] | None]:
-    """The `evaluate` section of a run, or the defaults, under the options; the dataset; and the run's crop.
+    """Return the run's `evaluate` section (or the defaults) with the options put over it, the dataset, and the run's crop.
 
     ValueError for bad values.
     """
     source = Path(options.source)
     config = read_config(source) if (source / CONFIG_FILE).is_file() else None
-    # the run may be a stranger's, and these are programs
+    # the run may be a stranger's, and a dataset or a feature network may name a program
     if config and not options.data:
         check_own_data(source, config.data.path)
     if config and not options.extractor and config.evaluate.extractor not in BUILT_IN:
@@ -160,7 +160,7 @@ def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str | None, t
 
 
 def run(options: argparse.Namespace) -> None:
-    """Evaluate, print, and keep. All ranks call it together. ValueError for what the user can mend."""
+    """Evaluate, print the scores, and keep them. All ranks call it together. ValueError for what the user can mend."""
     config, data, crop = dist.together(lambda: settings(options))
     if data is None:
         raise ValueError(f'--data is missing: {options.source} is no run folder, which would name its dataset')

@@ -1,4 +1,4 @@
-"""`imago export`: the EMA generator as safetensors and JSON, for use without its run."""
+"""`imago export` writes the EMA generator as safetensors and JSON, for use without its run."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`imago plot`: learning curves of one run, or of several side by side, as one PNG."""
+"""`imago plot` draws learning curves of one run, or of several side by side, as one PNG."""
 
 import fnmatch
 import math
@@ -21,7 +21,7 @@ Curve = list[tuple[float, float, tuple[float, float] | None]]   # kimg or hours,
 
 
 def plot(folders: list[Path], out: Path, keys: list[str], by_hours: bool = False) -> int:
-    """Write one panel a key, one line a run; returns the number of panels. keys: names, or patterns such as `loss/*`.
+    """Draw one panel per key and one line per run. Returns the number of panels. `keys` are names or patterns, as `loss/*`.
 
     ValueError if a folder holds no run, or nothing matches.
     """
@@ -61,7 +61,7 @@ def draw_panel(axes: Axes, name: str, curves: dict[str, Curve], runs: list[str])
 
 
 def curves_of(folder: Path, by_hours: bool) -> dict[str, Curve]:
-    """All that a run has reported, by name; scores as `metrics/NAME`, with their intervals."""
+    """Return all that a run has reported, by name. Scores are named `metrics/NAME` and have intervals."""
     reports, curves = read_reports(folder), {}
     shown, hours = zip(*((report['nimg'], report['seconds'] / 3600) for report in reports), strict=True)
     for report in reports:

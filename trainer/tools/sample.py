@@ -1,4 +1,4 @@
-"""`imago sample`: pictures from a trained generator, the same for the same seeds."""
+"""`imago sample` makes pictures with a trained generator. The same seeds give the same pictures."""
 
 import argparse
 import re
@@ -16,12 +16,12 @@ from imago.trainer.ranks.progress import Progress
 from imago.trainer.runs.export import open_maker
 from imago.trainer.watch.grids import grid
 
-MOST_SEEDS = 10_000   # they are all in memory before the first is written
+MOST_SEEDS = 10_000   # all pictures are in memory before the first is written
 COLUMNS = 8
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0-3,10` -> [0, 1, 2, 3, 10]. ValueError names what it cannot read."""
+    """Read numbers and ranges: `0-3,10` becomes [0, 1, 2, 3, 10]. ValueError names what it cannot read."""
     seeds: dict[int, None] = {}
     for part in text.split(','):
         match = re.fullmatch(r'([0-9]{1,18})(?:-([0-9]{1,18}))?', part.strip())
@@ -38,7 +38,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def check(options: argparse.Namespace, count: int) -> None:
-    """ValueError for what makes no sense with any generator. count: of the pictures."""
+    """Raise ValueError for options that make no sense with any generator. `count` is the number of pictures."""
     check_batches(options.standing_batches)
     if options.columns < 1:
         raise ValueError(f'--columns {options.columns} is below 1')
@@ -51,7 +51,7 @@ def check(options: argparse.Namespace, count: int) -> None:
 
 
 def sample(options: argparse.Namespace) -> list[Path]:
-    """Write the pictures; returns their paths. ValueError for what the user can mend."""
+    """Write the pictures and return their paths. ValueError for what the user can mend."""
     seeds, out = parse_seeds(options.seeds), Path(options.out)
     check(options, len(seeds))
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')

@@ -1,6 +1,6 @@
-"""Signals of a training that goes wrong: what each tells, from where on, and when that is worth a warning.
+"""These signals show that a training goes wrong: what each tells, its threshold, and when it is worth a warning.
 
-Sources are cited from memory; 'measured' means `python tests/bench/guard.py`, on emoji at 16 px.
+Sources are cited from memory; 'measured' means that `python tests/bench/guard.py` found the value, on emoji at 16 px.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from imago.trainer.config.sections import SIGNAL_NAMES
 
 @dataclass(frozen=True)
 class Signal:
-    """`seen` is what a person should know of the number; `advice` is what people do about it."""
+    """`seen` explains the number to a person; `advice` is what people do about it."""
 
     threshold: float
-    above: bool           # bad above the threshold, else below it
-    source: str           # of the threshold
+    above: bool           # whether values above the threshold are bad; else those below it are
+    source: str           # where the threshold comes from
     seen: str
     advice: str
-    at_once: bool = False   # without waiting for further reports
+    at_once: bool = False   # whether one bad report is enough for a warning
 
     def is_bad(self, value: float, threshold: float) -> bool:
         return value > threshold if self.above else value < threshold
@@ -80,16 +80,16 @@ assert tuple(SIGNALS) == SIGNAL_NAMES
 
 
 def new_alarms() -> dict[str, Tensor]:
-    """For each of [signals]: bad and good reports in a row, whether it sounds, and the images shown when it was last good."""
+    """Return four tensors [signals]: bad and good reports in a row, whether it sounds, and the images shown when last good."""
     return {name: torch.zeros(len(SIGNALS), dtype=torch.int64) for name in ('bad', 'calm', 'sounding', 'last_good')}
 
 
 def update_alarms(alarms: dict[str, Tensor], values: dict[str, float], nimg: int, *, patience: int,
                   thresholds: dict[str, float]) -> list[str]:
-    """Take in a report's `values`; names of the signals that begin to sound, after `patience` bad reports in a row.
+    """Take in a report's `values`, and return the names of the signals that begin to sound.
 
-    They fall silent after as many good ones. A signal without a value, or that is NaN, counts as good.
-    alarms: of `new_alarms`, [signals] each, changed in place.
+    A signal sounds after `patience` bad reports in a row, and falls silent after as many good ones. A signal without a value,
+    or whose value is NaN, counts as good. `alarms`, which `new_alarms` makes, are [signals] each and change in place.
     """
     begin = []
     for index, (name, signal) in enumerate(SIGNALS.items()):
@@ -107,12 +107,12 @@ def update_alarms(alarms: dict[str, Tensor], values: dict[str, float], nimg: int
 
 
 def sounding(alarms: dict[str, Tensor]) -> dict[str, int]:
-    """alarms, [signals] each -> {signal that sounds: images shown when it was last good}"""
+    """Return {signal that sounds: images shown when it was last good}. `alarms` are [signals] each."""
     return {name: int(alarms['last_good'][index]) for index, name in enumerate(SIGNALS) if alarms['sounding'][index]}
 
 
 def warning(name: str, value: float, threshold: float, nimg: int, since: int) -> str:
-    """What is seen and what people do about it, in one line. `since`: images shown when it was last good."""
+    """Say in one line what is seen and what people do about it. `since` is the images shown when the signal was last good."""
     signal = SIGNALS[name]
     side = 'above' if signal.above else 'below'
     return (f'{name} is {value:.3g}, {side} {threshold:g}, at {nimg / 1000:g} kimg, and was last '

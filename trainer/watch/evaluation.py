@@ -1,4 +1,4 @@
-"""Scores of a run while it trains: its averaged generator against its own dataset."""
+"""While a run trains, its averaged generator is scored against its own dataset."""
 
 import time
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from imago.trainer.runs.history import best_evaluation, is_better, read_evaluati
 
 
 class Evaluation:
-    """All ranks make one before the run starts. ValueError for what cannot be measured, or a missing extractor."""
+    """All ranks make one before the run starts. ValueError is raised for what cannot be measured, or a missing extractor."""
 
     def __init__(self, config: Config, dataset: Dataset, plan: Plan, state: TrainState):
         self.config, self.folder, self.state = config.evaluate, Path(config.run_dir), state
-        self.found_best = False         # by the last run
+        self.found_best = False         # whether the last call of `run` found the best scores so far
         self._fakes = fakes_of(maker_of(config, plan, state), self.config)
         self._reals = ShardPictures(dataset, plan.resolution, self.config.most_reals, self.config.seed)
         check_evaluation(self.config, self._fakes, self._reals)
@@ -32,7 +32,7 @@ class Evaluation:
         self._best_by = config.checkpoint.best and score_name(config.checkpoint.best, self._extractor)
 
     def run(self, strategy: Strategy, stopped: Callable[[], bool]) -> Scores | None:
-        """Evaluate, all ranks together, and keep the result in metrics.jsonl. None if a rank is asked to stop meanwhile."""
+        """Evaluate, all ranks together, and append the result to metrics.jsonl. None if a rank is asked to stop meanwhile."""
         started, kimg = time.perf_counter(), self.state.nimg / 1000
         try:
             with strategy.whole(*self.state.averages.values()):
@@ -47,7 +47,7 @@ class Evaluation:
         return scores
 
     def best_nimg(self) -> int | None:
-        """Images shown at the best evaluation before now, by `checkpoint.best`. All ranks call it together."""
+        """Return the images shown at the best evaluation before now, by `checkpoint.best`. All ranks call it together."""
         best = self._best_before()
         return best and best['nimg']
 
@@ -65,5 +65,5 @@ class Evaluation:
 
 
 def make_evaluation(config: Config, dataset: Dataset, plan: Plan, state: TrainState) -> Evaluation | None:
-    """None where `evaluate.interval_kimg` asks for none. All ranks call it together."""
+    """Return the run's evaluation, or None where `evaluate.interval_kimg` asks for none. All ranks call it together."""
     return dist.together(lambda: Evaluation(config, dataset, plan, state)) if config.evaluate.interval_kimg else None

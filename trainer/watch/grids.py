@@ -1,11 +1,11 @@
-"""Pictures for people: many in one, row by row."""
+"""A grid shows many pictures in one, row by row."""
 
 import numpy as np
 from PIL import Image
 
 
 def grid(pictures: np.ndarray, columns: int) -> Image.Image:
-    """[NHWC] uint8 -> one picture, row by row; missing places stay black."""
+    """Join pictures [NHWC] uint8 into one, row by row. Missing places stay black."""
     count, height, width, channels = pictures.shape
     rows = -(-count // columns)
     sheet = np.zeros((rows * columns, height, width, channels), np.uint8)

@@ -1,7 +1,7 @@
-"""Watches a run for collapse and overfitting: with each report it looks, warns in plain words, and may stop or roll back.
+"""The guard watches a run for collapse and overfitting. At each report it warns in plain words, and may stop or roll back.
 
-It draws from no generator and changes no tensor that training reads: a run with `guard.action=warn` has the bits of one
-without. What it remembers is in `TrainState.guard`.
+It draws from no random generator and changes no tensor that training reads, so that a run with `guard.action=warn` stays
+bitwise the same as one without a guard. The guard's own memory is `TrainState.guard`.
 """
 
 import sys
@@ -36,23 +36,23 @@ from imago.trainer.watch.diversity import area_colours, diversity_of
 from imago.trainer.watch.spikes import MEANS, end_report, new_memory, see_step
 from imago.trainer.wording import listed
 
-A_CLASS = 8              # fakes of a class, at least
-HALF_LIVES = 4           # of the EMA, that it takes to forget the networks of the start
+A_CLASS = 8              # the fewest fakes of a class
+HALF_LIVES = 4           # half-lives that the EMA takes to forget the networks of the start
 
 
 def new_guard_memory(plan: Plan, state: TrainState) -> dict[str, Tensor]:
-    """What the guard of a new run has seen: nothing. It joins what `new_memory` and `new_alarms` return."""
+    """Return the memory of a guard that has seen nothing yet: what `new_memory` and `new_alarms` return, in one."""
     return new_memory(plan.phases, state.networks.values()) | new_alarms()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    rollback: bool       # else: stop
-    last_good: int       # images shown when no signal that sounds now had begun to rise
+    rollback: bool       # whether to roll back; else the run stops
+    last_good: int       # images shown when all signals that sound now were last good
 
 
 class Guard:
-    """All ranks make one and call each method together; rank 0 looks at pictures."""
+    """All ranks make one and call each method together; only rank 0 looks at pictures."""
 
     def __init__(self, dataset: Dataset, game: Game, maker: Maker, strategy: Strategy):
         self.config, self.game, self.state, self.strategy, self.maker = game.config, game, game.state, strategy, maker
@@ -69,7 +69,7 @@ class Guard:
         see_step(self.state.guard, self.game.plan.phases, seen | {f'gradient_norm/{name}': result.gradient_norm})
 
     def report(self, stats: Stats) -> None:
-        """Look, remember, and warn of what begins; then `verdict` says what is to be done."""
+        """Look, remember, and warn of signals that begin to sound. Afterwards `verdict` says what is to be done."""
         guard, nimg, began = self.config.guard, self.state.nimg, time.perf_counter()
         values, norms = self._look()
         means, growth = end_report(self.state.guard, self.game.plan.phases, norms)
@@ -101,7 +101,7 @@ class Guard:
             print(f'guard: {text}', file=sys.stderr, flush=True)
 
     def _gather_pictures(self, dataset: Dataset) -> None:
-        """Reals, held-out ones and the latents of fakes; of the same classes all three."""
+        """Gather reals, held-out reals and the latents of fakes, all three of the same classes."""
         config, manifest, count = self.config, dataset.manifest, self.config.guard.pictures
         labels, each = [], count
         if self.game.plan.class_counts:
@@ -120,7 +120,7 @@ class Guard:
             self._draws = replace(self._draws, labels=torch.tensor(labels).repeat_interleave(each))
 
     def _look(self) -> tuple[dict[str, float], list[float]]:
-        """Signals that need the networks, and the spectral norm of each of their layers; on all ranks as rank 0 saw them."""
+        """Return the signals that need the networks, and each layer's spectral norm. All ranks get what rank 0 saw."""
         state, found, norms = self.state, {}, []
         networks = [*state.networks.values(), *state.averages.values()]
         with self.strategy.whole(*networks):
@@ -131,14 +131,17 @@ class Guard:
                 if shares:
                     found['near_overflow'] = max(shares)
                 reals, real_labels = stacked(self._reals)
-                # where there are no classes, labels name the generators of MAD-GAN
+                # without classes, labels number the generators of MAD-GAN, and are set to 0 here
                 labels = self._draws.labels * bool(self.game.plan.class_counts)
                 found |= diversity_of(area_colours(fakes), area_colours(reals), labels, real_labels)
                 norms = [norm for network in state.networks.values() for norm in spectral_norms(network)]
         return dist.gather((found, norms))[0]
 
     def _overfitting(self, fakes: np.ndarray) -> dict[str, float]:
-        """(D(train) - D(held out)) / (D(train) - D(fake)), of means, not augmented. Karras et al. 2020 (ADA), equation 1."""
+        """Return r_v = (D(train) - D(held out)) / (D(train) - D(fake)). Karras et al. 2020 (ADA), equation 1.
+
+        D(...) are means over logits of pictures [NHWC] uint8 that are not augmented.
+        """
         if not self._held_out:
             return {}
         fake = self.game.judge(fakes, self._draws.labels)
@@ -147,12 +150,12 @@ class Guard:
         train, held_out = self.game.judge(*stacked(self._reals)), self.game.judge(*stacked(self._held_out))
         found = {'held_out_sign': held_out.sign().mean().item()}
         gap = (train.mean() - fake.mean()).item()
-        if gap > 0:     # else D tells nothing apart, and overfits least of all
+        if gap > 0:     # else D does not even tell reals from fakes, so that it cannot overfit
             found['overfitting'] = (train.mean() - held_out.mean()).item() / gap
         return found
 
     def _from_losses(self, means: dict[str, float]) -> dict[str, float]:
-        """Where the loss gives them a meaning."""
+        """Return the signals that come from the loss, as far as they have a meaning for this kind of loss."""
         facts, found = self.config.game.loss_facts(self.config), {}
         if facts.signed and 'logits/real_sign' in means:
             found['real_sign'] = means['logits/real_sign']
@@ -163,7 +166,7 @@ class Guard:
 
 @contextmanager
 def largest_half(*networks: nn.Module) -> Iterator[list[float]]:
-    """Fills the list with each float16 output's largest magnitude, over what float16 can hold."""
+    """While the block runs, note each float16 output's largest magnitude, over the largest number of float16, in the list."""
     shares: list[float] = []
 
     def look(module: nn.Module, inputs: object, output: object) -> None:
@@ -179,12 +182,12 @@ def largest_half(*networks: nn.Module) -> Iterator[list[float]]:
 
 
 def stacked(samples: list[Sample]) -> tuple[np.ndarray, Tensor]:
-    """Pictures [NHWC] uint8, and labels [N]."""
+    """Stack samples into pictures [NHWC] uint8 and labels [N]."""
     return np.stack([sample.image for sample in samples]), torch.tensor([sample.label for sample in samples])
 
 
 def open_held_out(config: Config, manifest: Manifest) -> Dataset:
-    """The pictures of `guard.data`. ValueError unless they are like those of `manifest`, and others."""
+    """Open the pictures of `guard.data`. ValueError unless they are of the kind of the training data, and not the same ones."""
     where = masked(config.guard.data)
     try:
         dataset = open_dataset(config.guard.data, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb,
@@ -204,12 +207,11 @@ def open_held_out(config: Config, manifest: Manifest) -> Dataset:
 
 
 def roll_back(state: TrainState, checkpoints: Checkpoints, last_good: int) -> bool:
-    """Return `state` to the best checkpoint, if there is one of at most `last_good` images, else to the newest such.
+    """Return `state` to the best checkpoint, if it has at most `last_good` images, else to the newest one that has no more.
 
-    False, and nothing done, without any.
-    Newer checkpoints are set aside, as `abandoned-ROLLBACK-IMAGES`. Its rollback is on the count of `state`, which lowers
-    the learning rates; a run that is killed before its next checkpoint comes here once more, and to the same bits.
-    CheckpointError if all of them are damaged.
+    Without such a checkpoint, return False and do nothing. Newer checkpoints are set aside as `abandoned-ROLLBACK-IMAGES`.
+    The rollback is counted in `state`, which lowers the learning rates. A run that is killed before its next checkpoint rolls
+    back once more, and to the same bits. CheckpointError is raised if all these checkpoints are damaged.
     """
     checkpoints.wait()
     best = checkpoints.best

@@ -1,6 +1,6 @@
-"""What the steps since the last report have shown, and by what factor norms have grown over the reports before it.
+"""The guard remembers values of the steps since the last report, and by what factor norms grew over the earlier reports.
 
-All of it is in tensors of fixed shape, which are a part of the run's state: a resumed run knows what was usual.
+All of it is in tensors of fixed shape, which are a part of the run's state, so that a resumed run knows what was usual.
 """
 
 import math
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from imago.trainer.models.spectral import weight_matrices
 
-WINDOW, ENOUGH = 16, 4      # reports that a median is taken over, at most and at least
+WINDOW, ENOUGH = 16, 4      # the most and the fewest reports that a median is taken over
 MEANS = ('logits/real_sign', 'loss/D', 'loss/G')
 
 
 def new_memory(phases: tuple[str, ...], networks: Iterable[nn.Module]) -> dict[str, Tensor]:
-    """Empty. The history has a column for each phase's gradient norm and for each layer of `networks`.
+    """Return an empty memory. The history has a column for each phase's gradient norm and for each layer of `networks`.
 
     `sums`, `counts` and `peaks` are [values], as `seen_values` names them; `history` is [WINDOW, columns].
     """
@@ -27,12 +27,12 @@ def new_memory(phases: tuple[str, ...], networks: Iterable[nn.Module]) -> dict[s
 
 
 def seen_values(phases: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the values of a step that are remembered, in the order of the memory's columns."""
+    """Name the values of a step that are remembered, in the order of the memory's columns."""
     return *MEANS, *(f'gradient_norm/{phase}' for phase in phases)
 
 
 def see_step(memory: dict[str, Tensor], phases: tuple[str, ...], values: dict[str, float]) -> None:
-    """Count in those values of a step that are remembered: in `sums`, `counts` and `peaks` [values]."""
+    """Add those values of a step that are remembered to `sums`, `counts` and `peaks` [values]."""
     for index, name in enumerate(seen_values(phases)):
         if name in values:
             memory['sums'][index] += values[name]
@@ -41,9 +41,10 @@ def see_step(memory: dict[str, Tensor], phases: tuple[str, ...], values: dict[st
 
 
 def end_report(memory: dict[str, Tensor], phases: tuple[str, ...], layer_norms: list[float]) -> tuple[dict[str, float], dict[str, float]]:
-    """Means over the steps since the last report, and growth: `gradient_norm`, `gradient_peak`, `spectral_growth`.
+    """Return means over the steps since the last report, and growth: `gradient_norm`, `gradient_peak`, `spectral_growth`.
 
-    Each is the largest factor over a median, of phases or layers; growth is empty until there are ENOUGH reports.
+    A growth is the largest factor, over phases or layers, between a norm and its median in earlier reports. There is none
+    until there are ENOUGH reports.
     In `memory` the new norms push the oldest out of `history` [WINDOW, columns]; `sums`, `counts` and `peaks` [values] become 0.
     """
     means = memory['sums'] / memory['counts']                   # [values], NaN where nothing was seen
@@ -60,7 +61,7 @@ def end_report(memory: dict[str, Tensor], phases: tuple[str, ...], layer_norms: 
         factors = factors[factors.isfinite()]
         if len(factors):
             growth[name] = factors.max().item()
-    past.copy_(torch.cat([norms.where(~norms.isnan(), 0.0)[None], past[:-1]]))    # a phase that did not come has no norm
+    past.copy_(torch.cat([norms.where(~norms.isnan(), 0.0)[None], past[:-1]]))    # a phase that did not run has no norm
     seen = {name: mean for name, mean in zip(seen_values(phases), means.tolist(), strict=True) if math.isfinite(mean)}
     for name in ('sums', 'counts', 'peaks'):
         memory[name].zero_()

@@ -1,4 +1,4 @@
-"""What a run shows of itself, when it is due: figures, grids of pictures, and the keys it has read."""
+"""This module writes what a run shows of itself, when it is due: figures, grids of pictures, and the keys it has read."""
 
 import json
 import time
@@ -29,7 +29,7 @@ class Watch:
 
     def __init__(self, game: Game, dataset: Dataset, strategy: Strategy, evaluation: Evaluation | None = None,
                  stopped: Callable[[], bool] = lambda: False):
-        """stopped: whether this rank was asked to stop, which a long evaluation should not delay."""
+        """`stopped` tells whether this rank was asked to stop, which a long evaluation should not delay."""
         config = game.config
         self.config, self.state, self.strategy, self.folder = config, game.state, strategy, Path(config.run_dir)
         self._evaluation, self._stopped = evaluation, stopped
@@ -45,7 +45,7 @@ class Watch:
 
     @property
     def verdict(self) -> Verdict | None:
-        """What the guard wants done, if anything."""
+        """The guard's verdict, if it wants anything done."""
         return self.guard and self.guard.verdict
 
     def phase_done(self, name: str, result: PhaseResult) -> None:
@@ -54,7 +54,10 @@ class Watch:
             self.guard.phase_done(name, result)
 
     def step_done(self, batch: Batch, count: int) -> bool:
-        """After the state has advanced past `batch`, one rank's part of `count` images. Whether it was found the best so far."""
+        """Show what is due after the state has advanced past `batch`, which is one rank's part of `count` images.
+
+        Returns whether an evaluation found this state to be the best so far.
+        """
         nimg, log, total = self.state.nimg, self.config.log, self.config.total_nimg
         self.stats.count_damaged(batch.damaged)
         if self._keys is not None:
@@ -68,7 +71,7 @@ class Watch:
             if log.singular_values:
                 with dist.patience('singular values'):
                     self._record_singular_values()
-            # the last report may come early, and must not count in a run that goes on from there
+            # the report at the end may come early; a run that goes on from there must not have it in the guard's memory
             if self.guard is not None and due(log.interval_kimg, nimg, count):
                 with dist.patience('the guard'):
                     self.guard.report(self.stats)
@@ -92,7 +95,7 @@ class Watch:
         return scores is not None and self._evaluation.found_best
 
     def _record_singular_values(self) -> None:
-        """Those of each network's layers. Their sudden rise tells a collapse: Brock et al. 2019, section 4.1."""
+        """Record those of each network's layers. Their sudden rise announces a collapse: Brock et al. 2019, section 4.1."""
         networks = self.state.networks
         with self.strategy.whole(*networks.values()):
             for name, network in networks.items() if dist.is_main() else ():
@@ -115,6 +118,6 @@ class Watch:
 
 
 def due(interval_kimg: float, nimg: int, batch: int) -> bool:
-    """Whether the step of `batch` images that ended at `nimg` crossed a multiple of the interval."""
+    """Tell whether the step of `batch` images that ended at `nimg` crossed a multiple of the interval."""
     interval = interval_kimg * 1000
     return nimg // interval > (nimg - batch) // interval
