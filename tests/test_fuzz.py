@@ -37,6 +37,7 @@ import imago.trainer.tools.export
 import imago.trainer.tools.plot
 import imago.trainer.tools.sample
 import imago.trainer.train
+from imago import launch, trainer
 from imago.trainer.config.load import Config, _known_keys
 from imago.trainer.ranks import dist
 

@@ -57,7 +57,7 @@ def usual() -> Iterator[None]:
         x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up[0] - 1, 0, 0, 0, up[1] - 1)).reshape(n, c, h * up[1], w * up[0])
         x = F.conv2d(F.pad(x, padding), taps.flip([0, 1]).to(x.dtype).expand(c, 1, -1, -1), groups=c)
         return x[:, :, ::down[1], ::down[0]]
-    with (kernels.reference_path(), mock.patch.object(sys.modules['kernels.upfirdn2d'], '_torch_upfirdn2d', by_definition),
+    with (kernels.reference_path(), mock.patch.object(sys.modules['imago.kernels.upfirdn2d'], '_torch_upfirdn2d', by_definition),
           mock.patch.object(stylegan2, 'as_maps', lambda x, dtype: x.to(dtype))):
         yield
 
