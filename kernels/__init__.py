@@ -1,4 +1,4 @@
-"""Operations on feature maps that PyTorch lacks. They know nothing of GANs."""
+"""These are operations on feature maps that PyTorch lacks. They know nothing of GANs."""
 
 from imago.kernels.adain import adain
 from imago.kernels.bias_act import bias_act

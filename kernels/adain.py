@@ -1,4 +1,4 @@
-"""StyleGAN's layer end: noise, bias, leaky ReLU, then instance normalisation with a style's scale and shift."""
+"""A StyleGAN layer ends so: noise, bias, leaky ReLU, then instance normalisation with a style's scale and shift."""
 
 from math import sqrt
 
@@ -12,11 +12,11 @@ from imago.kernels.ops import differentiable, empty_map, small_dtype
 
 def adain(x: Tensor, scale: Tensor, shift: Tensor, noise: Tensor | None = None, b: Tensor | None = None,
           alpha: float = 0.2, gain: float = sqrt(2), eps: float = 1e-8) -> Tensor:
-    """norm(gain * lrelu(x + noise + b)) * scale + shift, of x's type and layout. Differentiable any number of times.
+    """Return norm(gain * lrelu(x + noise + b)) * scale + shift, [NCHW] of x's type and layout.
 
-    norm: to mean 0 and variance 1 over each picture and channel. Huang & Belongie 2017, equation 8; Karras et al. 2019.
-    x: [NCHW]. scale, shift: [N, C]. noise: [N or 1, 1, H, W]. b: [C]. alpha: slope below 0, 1 for none.
-    ValueError for tensors that do not fit.
+    `norm` brings each channel of each picture to mean 0 and variance 1. Huang & Belongie 2017, equation 8; Karras et al. 2019.
+    x: [NCHW]. scale, shift: [N, C]. noise: [N or 1, 1, H, W]. b: [C]. alpha: slope below 0; 1 makes lrelu the identity.
+    It is differentiable any number of times. Raises ValueError for tensors that do not fit.
     """
     n, c, *size = x.shape if x.ndim == 4 else (0, 0)
     for name, tensor, shapes in (('x', x, [(n, c, *size)] if size else ['[N, C, H, W]']), ('scale', scale, [(n, c)]),
@@ -37,7 +37,7 @@ def _torch_adain(x: Tensor, noise: Tensor | None, b: Tensor | None, scale: Tenso
     u = u if noise is None else u + noise
     u = u if b is None else u + b[:, None, None]
     u = F.leaky_relu(u, alpha) * gain
-    u = u - u[:, :, :1, :1].detach()  # any shift will do: sums of large numbers would lose digits
+    u = u - u[:, :, :1, :1].detach()  # it does not change the result: sums of large numbers would lose digits
     u = u - u.mean(dim=(2, 3), keepdim=True)
     y = u * (u.square().mean(dim=(2, 3), keepdim=True) + eps).rsqrt() * scale[:, :, None, None] + shift[:, :, None, None]
     return y.to(x.dtype),
@@ -72,7 +72,7 @@ def _backward(ctx, g: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]
     wanted = ctx.needs_input_grad[:5]
     if g is None:
         return (None,) * 8
-    if torch.is_grad_enabled():  # to be differentiated again
+    if torch.is_grad_enabled():  # this gradient is to be differentiated again
         inputs = (x, noise, b, scale, shift)
         y, = _torch_adain(*inputs, *ctx.options)
         found = iter(torch.autograd.grad(y, [tensor for tensor, want in zip(inputs, wanted) if want], g, create_graph=True))

@@ -1,4 +1,4 @@
-"""Bias, activation, gain and clamp in one call."""
+"""One call applies bias, activation, gain and clamp."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from imago.kernels.ops import differentiable, empty_map, small_dtype
 
 @dataclass(frozen=True)
 class Activation:
-    """`apply(x, alpha, inplace)`; `gain` keeps the variance of N(0, 1) inputs about 1."""
+    """`apply` takes (x, alpha, inplace); `gain` keeps the variance of N(0, 1) inputs about 1."""
 
     apply: Callable[[Tensor, float | None, bool], Tensor]
     gain: float = 1.0
@@ -36,17 +36,17 @@ ACTIVATIONS = {
 }
 
 
-# PyTorch's exp and tanh are vectorised on a CPU, ours are not; a library that is given for a test serves them all the same
+# PyTorch's exp and tanh are vectorised on a CPU, our kernels' are not; a library that is given for a test serves them anyway
 SMOOTH_ON_CPU = bool(os.environ.get('IMAGO_KERNELS_LIBRARY'))
 
 
 def bias_act(x: Tensor, b: Tensor | None = None, dim: int = 1, act: str = 'linear', alpha: float | None = None,
              gain: float | None = None, clamp: float | None = None) -> Tensor:
-    """gain * act(x + b), clamped to [-clamp, clamp]. Differentiable any number of times.
+    """Return gain * act(x + b), clamped to [-clamp, clamp], with x's shape, type and memory format.
 
     x: any shape and floating type. b: [x.shape[dim]], added along `dim`. alpha: slope of 'lrelu' below 0.
-    alpha and gain default to the activation's own, see ACTIVATIONS. Keeps x's shape, type and memory format.
-    ValueError for an unknown activation, a bias of another size, or a negative gain or clamp.
+    alpha and gain default to the activation's own, see ACTIVATIONS. It is differentiable any number of times.
+    Raises ValueError for an unknown activation, a bias of another size, or a negative gain or clamp.
     """
     activation = _check(x, b, dim, act, alpha, gain, clamp)
     alpha = activation.alpha if alpha is None else alpha
@@ -62,7 +62,7 @@ def _torch_bias_act(x: Tensor, b: Tensor | None, dim: int, activation: Activatio
                     clamp: float | None) -> Tensor:
     b = None if b is None else _along(b.to(x.dtype), dim, x.ndim)
     if activation.homogeneous:
-        # the gain goes first: one pass with the bias, and the activation can then overwrite its input
+        # the gain goes first: it takes one pass with the bias, and the activation can then overwrite its input
         scaled = torch.add(b * gain, x, alpha=gain) if b is not None else x * gain if gain != 1 else x
         y = activation.apply(scaled, alpha, scaled is not x)
     else:
@@ -96,7 +96,7 @@ def _fake_grad(g, ref, b, dim, act, order, alpha, gain, clamp, sum) -> tuple[Ten
 
 def _setup(ctx, inputs: tuple, output: Tensor) -> None:
     x, b, *ctx.options = inputs
-    # the sign of the output tells the slope of the piecewise linear ones
+    # the sign of the output tells the slope of piecewise linear activations
     ctx.save_for_backward(*(output, None) if _BY_NUMBER[ctx.options[1]].homogeneous else (x, b))
 
 
@@ -106,7 +106,7 @@ def _backward(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:
     ref, b = ctx.saved_tensors
     dim, act, *scalars = ctx.options
     if _BY_NUMBER[act].homogeneous:
-        ref = ref.detach()  # a slope's sign has no gradient
+        ref = ref.detach()  # a slope that depends on a sign alone has no gradient
     dx, db = bias_act_grad(g, ref, b, dim, act, 1, *scalars, ctx.needs_input_grad[1])
     return dx, db if ctx.needs_input_grad[1] else None, *[None] * 5
 
@@ -118,7 +118,7 @@ def _setup_grad(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _backward_grad(ctx, v: Tensor | None, v_sum: Tensor | None) -> tuple[Tensor | None, ...]:
-    """dx = g * slope(ref + b), and db its sum: linear in g, and once more differentiable in ref where it is smooth."""
+    """Differentiate dx = g * slope(ref + b), and db, its sum. Both are linear in g, and smooth activations depend on ref too."""
     g, ref, b = ctx.saved_tensors
     dim, act, order, *scalars = ctx.options
     if ctx.sum and v_sum is not None:
@@ -138,7 +138,7 @@ def _backward_grad(ctx, v: Tensor | None, v_sum: Tensor | None) -> tuple[Tensor 
 
 def _higher_derivative(g: Tensor, x: Tensor, b: Tensor | None, dim: int, act: int, order: int, alpha: float, gain: float,
                        clamp: float) -> tuple[Tensor, Tensor]:
-    """As bias_act_grad, of any order, by differentiating plain PyTorch."""
+    """Do what bias_act_grad does, for any order, by differentiating plain PyTorch."""
     with torch.enable_grad():
         shifted = x.requires_grad_() * 1 if b is None else x + _along(b.to(x.dtype), dim, x.ndim)
         y = _torch_bias_act(shifted, None, dim, _BY_NUMBER[act], alpha, gain, None if clamp < 0 else clamp)

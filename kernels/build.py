@@ -1,4 +1,4 @@
-"""Compiles csrc/ into one shared library a device type: ahead of time for setup.py, or at first use for library.py."""
+"""This compiles csrc/ into a shared library per device type: ahead of time for setup.py, or at first use for library.py."""
 
 import hashlib
 import os
@@ -20,28 +20,28 @@ ARCHITECTURES = ('80', '86', '89', '90', '100', '120')
 # the last three let loops with comparisons and sums become vector code; none changes a result
 VECTORISE = ('-fopenmp-simd', '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math')
 X86 = {'base': [], 'v3': ['-march=x86-64-v3'], 'v4': ['-march=x86-64-v4']}
-STABLE_ABI = '-DTORCH_TARGET_VERSION=0x020b000000000000'   # torch 2.11: what it compiles to runs in all later ones
-# not `-ltorch_cpu`: then the library would miss the symbols of a CUDA torch
+STABLE_ABI = '-DTORCH_TARGET_VERSION=0x020b000000000000'   # torch 2.11: the library runs in all later versions
+# with `-ltorch_cpu` the library would miss the symbols of a CUDA torch
 LINK = ('-shared', '-Xlinker', '--no-as-needed', '-ltorch')
 ERROR_LINE = re.compile(r'error\b.*:|error \w+:|\bfatal\b|undefined reference|cannot find|not found|No space left')
 SEAL_BYTES = hashlib.sha256().digest_size
 
 
 class BuildError(RuntimeError):
-    """In one line: what is missing, or the first error of the compiler and where its log is."""
+    """The message says in one line what is missing, or what the compiler's first error is and where its log lies."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Commands, run in an empty folder, that make the object files and then `library.so`."""
+    """A plan has the commands that make the object files and then `library.so`, if they run in an empty folder."""
 
     objects: dict[str, list[str]]
     link: list[str]
-    key: str   # changes with all that may change the library, not with where the folders lie
+    key: str   # it changes with all that may change the library, not with where the folders lie
 
 
 def source_digest(sources: Path = SOURCES) -> str:
-    """Of all files below `sources` and of this one, which has the flags. In the names of prebuilt libraries."""
+    """Return a digest of all files below `sources` and of this one, which has the flags. Names of prebuilt libraries have it."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for path in sorted(path for path in sources.rglob('*') if path.is_file()):
         digest.update(f'\0{path.relative_to(sources)}\0'.encode() + path.read_bytes())
@@ -49,9 +49,9 @@ def source_digest(sources: Path = SOURCES) -> str:
 
 
 def plan(device: str, architectures: Sequence[str] = ARCHITECTURES, sources: Path = SOURCES) -> Plan:
-    """How this machine compiles the kernels for 'cpu' or 'cuda'. BuildError if it cannot."""
+    """Return how this machine compiles the kernels for 'cpu' or 'cuda'. Raises BuildError if it cannot."""
     compiler = find_compiler()
-    # torch.utils.cpp_extension is not asked: its import queries the GPU, and forgets nvcc beside a CPU torch
+    # torch.utils.cpp_extension is not asked: its import queries the GPU, and finds no nvcc beside a CPU torch
     torch_folder = Path(torch.__file__).parent
     torch_include = torch_folder / 'include'
     for needed in (torch_include / 'torch/csrc/stable/library.h', sources / 'ops.cpp'):
@@ -79,7 +79,7 @@ def plan(device: str, architectures: Sequence[str] = ARCHITECTURES, sources: Pat
 
     ingredients = (source_digest(sources), objects, link, _version(compiler), _version(linker[:1]), torch.__version__,
                    platform.machine(), platform.libc_ver())
-    # two clones of one commit share a build: their folders are not in the key, what they hold is
+    # two clones of one commit share a build: the key has not their folders' names, but what they hold
     told = repr(ingredients).replace(str(sources), 'SOURCES').replace(str(torch_folder), 'TORCH')
     return Plan(objects, link, hashlib.sha256(told.encode()).hexdigest()[:16])
 
@@ -89,7 +89,7 @@ def compile_library(device: str, target: Path, architectures: Sequence[str] = AR
     """Compile the kernels for `device`, 'cpu' or 'cuda', into the file `target`, which appears at once and whole.
 
     architectures: compute capabilities, '90' for 9.0; code for later GPUs is made as well (PTX).
-    BuildError if something is missing or does not compile; the log then lies beside `target`.
+    Raises BuildError if something is missing or does not compile; the log then lies beside `target`.
     """
     build(plan(device, architectures, sources), target)
 
@@ -111,7 +111,7 @@ def build(plan: Plan, target: Path) -> None:
         log = folder / 'log'
         with log.open('w') as output:
             run = subprocess.run([ninja, '-C', name], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                 env=os.environ | {'LC_ALL': 'C'})   # errors in English, for _first_error
+                                 env=os.environ | {'LC_ALL': 'C'})   # _first_error reads English
         if run.returncode != 0:
             kept = target.with_suffix('.log')
             os.replace(log, kept)
@@ -123,7 +123,7 @@ def build(plan: Plan, target: Path) -> None:
 
 
 def is_whole(library: Path) -> bool:
-    """Whether this file is a library as it was built. Loading a truncated one would kill the process."""
+    """Return whether this file is a library as it was built. Loading a truncated one would kill the process."""
     try:
         content = library.read_bytes()
     except OSError:
@@ -132,12 +132,12 @@ def is_whole(library: Path) -> bool:
 
 
 def scratch_prefix(target: Path) -> str:
-    """How the names of the folders begin in which `target` is built, beside it."""
+    """Return how the names of the folders begin in which `target` is built, beside it."""
     return f'.build-{target.stem}-'
 
 
 def find_compiler() -> list[str]:
-    """$CXX, or the first C++ compiler on the PATH. BuildError if there is none."""
+    """Return $CXX, or the first C++ compiler on the PATH, as a command. Raises BuildError if there is none."""
     for command in filter(None, (os.environ.get('CXX'), 'c++', 'g++', 'clang++')):
         program, *flags = shlex.split(command)
         if found := shutil.which(program):
@@ -148,7 +148,7 @@ def find_compiler() -> list[str]:
 
 
 def find_nvcc() -> str:
-    """In $CUDA_HOME, $CUDA_PATH, the PATH, /usr/local/cuda: the first nvcc. BuildError if there is none."""
+    """Return the first nvcc in $CUDA_HOME, $CUDA_PATH, the PATH, /usr/local/cuda. Raises BuildError if there is none."""
     homes = [home for home in (os.environ.get('CUDA_HOME'), os.environ.get('CUDA_PATH')) if home]
     path = os.pathsep.join((*(f'{home}/bin' for home in homes), os.environ.get('PATH', ''), '/usr/local/cuda/bin'))
     if found := shutil.which('nvcc', path=path):
@@ -157,7 +157,7 @@ def find_nvcc() -> str:
 
 
 def _targets(nvcc: str, architectures: Sequence[str]) -> list[str]:
-    """Machine code for those architectures that this nvcc knows, and PTX of the newest for GPUs to come."""
+    """Return flags for machine code of those architectures that this nvcc knows, and for PTX of the newest for GPUs to come."""
     known = re.findall(r'compute_(\d+)', _output([nvcc, '--list-gpu-arch']))
     if not known:
         raise BuildError(f'{nvcc} --list-gpu-arch names no architecture: install another CUDA toolkit')
@@ -183,7 +183,7 @@ def _output(command: list[str]) -> str:
 
 
 def _first_error(log: str) -> str:
-    # less what ninja itself prints, commands among it
+    # what ninja itself prints, commands among it, is left out
     said = re.sub(r'^FAILED:.*\n.*|^ninja:.*|^\[\d+/\d+\].*', '', log, flags=re.MULTILINE)
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return next(filter(ERROR_LINE.search, lines), lines[-1] if lines else 'no output')[:300]

@@ -1,4 +1,4 @@
-"""What follows the convolution in a modulated layer, in one pass: FIR filter, demodulation, noise, bias, leaky ReLU."""
+"""One pass does what follows the convolution in a modulated layer: FIR filter, demodulation, noise, bias, leaky ReLU."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -16,12 +16,12 @@ from imago.kernels.upfirdn2d import Padding, gradient_padding, resample, upfirdn
 def epilogue(x: Tensor, scale: Tensor | None = None, noise: Tensor | None = None, b: Tensor | None = None,
              taps: Tensor | None = None, padding: Padding = (0, 0, 0, 0), flip_filter: bool = False, fir_gain: float = 1.0,
              alpha: float = 0.2, gain: float = sqrt(2), clamp: float | None = None) -> Tensor:
-    """clamp(gain * lrelu(FIR(x) * scale + noise + b)), of x's type and layout. Differentiable any number of times.
+    """Return clamp(gain * lrelu(FIR(x) * scale + noise + b)), [NCHW] of x's type and layout.
 
-    x: [NCHW]. scale: [N, C], not 0. noise: [N or 1, 1, H, W] of the output. b: [C]. alpha: slope below 0, 1 for none.
+    x: [NCHW]. scale: [N, C], not 0. noise: [N or 1, 1, H, W] of the output. b: [C]. alpha: slope below 0, 1 for no lrelu.
     taps: [height, width], or None for no filter; padding (left, right, top, bottom), flip_filter, fir_gain: `upfirdn2d`'s.
-    For its gradient it keeps its output only. Karras et al. 2020, "Analyzing and Improving ...", section 2.2.
-    ValueError for tensors that do not fit, and for an alpha or gain that is not positive.
+    It is differentiable any number of times, and keeps only its output for that. Karras et al. 2020, "Analyzing and Improving
+    ...", section 2.2. Raises ValueError for tensors that do not fit, and for an alpha or gain that is not positive.
     """
     _check(x, scale, noise, b, taps, padding, alpha, gain, clamp)
     if taps is None and scale is None and noise is None:
@@ -112,12 +112,12 @@ def _backward(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def _differentiable_grad(ctx, g: Tensor, y: Tensor, scale: Tensor | None, noise: Tensor | None,
                          b: Tensor | None) -> tuple[Tensor | None, ...]:
-    """epilogue_grad as operations that can be differentiated again."""
+    """Do what epilogue_grad does, by operations that can be differentiated again."""
     du, db = bias_act_grad(g, y, None, 1, NUMBERS['lrelu'], 1, ctx.alpha, ctx.gain, ctx.clamp, ctx.needs_input_grad[10])
     dnoise = du.sum(dim=1, keepdim=True, dtype=small_dtype(y)) if ctx.needs_input_grad[9] else None
     if scale is None:
         return du, None, dnoise, db
-    u = bias_act(y, act='lrelu', alpha=1 / ctx.alpha, gain=1 / ctx.gain)  # undone
+    u = bias_act(y, act='lrelu', alpha=1 / ctx.alpha, gain=1 / ctx.gain)  # activation and gain are undone
     v = epilogue(u, None, None if noise is None else -noise, None if b is None else -b, alpha=1, gain=1)
     dscale = (du * v).sum((2, 3), dtype=scale.dtype) / scale if ctx.needs_input_grad[8] else None
     return modulate(du, scale), dscale, dnoise, db

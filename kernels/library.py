@@ -1,4 +1,4 @@
-"""Which library of compiled kernels serves a device type: found, or built at first use. Without one PyTorch serves."""
+"""A library of compiled kernels serves a device type; it is found, or built at first use. Without one PyTorch serves."""
 
 import fcntl
 import logging
@@ -23,14 +23,14 @@ LANGUAGES = {'cpu': 'C++', 'cuda': 'CUDA C++'}
 OPS = ('upfirdn2d', 'bias_act', 'epilogue', 'modulate', 'adain')
 PREBUILT = Path(__file__).parent / 'lib'
 SOURCES = build.SOURCES
-WAIT_SECONDS = 300.0   # for another process to build; below the 10 minutes after which collectives give up
+WAIT_SECONDS = 300.0   # to wait for another process that builds; below the 10 minutes after which collectives give up
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Backend:
-    """`library` serves, or plain PyTorch because of `reason`."""
+    """`library` serves, or if it is None plain PyTorch does, because of `reason`."""
 
     library: Path | None
     reason: str = ''
@@ -41,24 +41,24 @@ _bypassed = False
 
 
 def serves(device_type: str) -> bool:
-    """Whether compiled kernels take tensors on this type of device. The first call for it may build them.
+    """Return whether compiled kernels take tensors on this type of device. The first call for it may build them.
 
-    RuntimeError (BuildError) if they cannot be had and IMAGO_KERNELS=strict; ValueError for another unknown mode.
+    Raises RuntimeError (BuildError) if they cannot be had and IMAGO_KERNELS=strict; ValueError if IMAGO_KERNELS is unknown.
     """
     return not _bypassed and _has_library(device_type)
 
 
 def status() -> dict[str, dict[str, str]]:
-    """{op: {device type: what serves it, and why if plain PyTorch does}}. May build kernels, as a first use would."""
+    """Return {op: {device type: what serves it, and why if plain PyTorch does}}. It may build kernels, as a first use would."""
     serving = {'cpu': _describe('cpu')}
     serving['cuda'] = _describe('cuda') if torch.cuda.is_available() else 'not needed: torch sees no GPU'
     return {op: dict(serving) for op in OPS}
 
 
 def backend(device_type: str) -> str:
-    """What serves on this type of device, and for which processor; of two that are named alike results have the same bits.
+    """Name what serves on this type of device, and for which processor. Two with the same name give results with the same bits.
 
-    May build kernels, and fails, as `serves`.
+    It may build kernels and fails, like `serves`.
     """
     kind = LANGUAGES[device_type] if serves(device_type) else 'plain PyTorch'
     given = ' by IMAGO_KERNELS_LIBRARY' if serves(device_type) and _is_given(_backend(device_type).library) else ''
@@ -66,20 +66,20 @@ def backend(device_type: str) -> str:
 
 
 def why_none(device_type: str) -> str | None:
-    """Why plain PyTorch serves on this type of device; None if compiled kernels do. May build, and fails, as `serves`."""
+    """Return why plain PyTorch serves on this type of device; None if compiled kernels do. It builds and fails like `serves`."""
     if serves(device_type):
         return None
     return _backends[device_type].reason if device_type in _backends else f'there are none for {device_type}'
 
 
 def keep_to_reference(device_type: str, reason: str) -> None:
-    """From now on plain PyTorch serves on this type of device."""
+    """Let plain PyTorch serve on this type of device from now on."""
     _backends[device_type] = Backend(None, reason)
 
 
 @contextmanager
 def reference_path() -> Iterator[None]:
-    """Inside, plain PyTorch serves all devices, in all threads: for comparisons."""
+    """Inside, plain PyTorch serves all devices, in all threads. Comparisons need it."""
     global _bypassed
     before, _bypassed = _bypassed, True
     try:
@@ -89,7 +89,7 @@ def reference_path() -> Iterator[None]:
 
 
 def library_name(device: str, sources: Path = build.SOURCES) -> str:
-    """File name of a library built ahead of time, with the digest of its sources: a stale one is not taken."""
+    """Return the file name of a library built ahead of time. It has the sources' digest, so that a stale one is not taken."""
     return f'imago_{device}-{build.source_digest(sources)}.so'
 
 
@@ -102,7 +102,7 @@ def _has_library(device_type: str) -> bool:
     return backend.library is not None
 
 
-# what torch.compiler.assume_constant_result sets, but that takes a second to import
+# torch.compiler.assume_constant_result sets this, but takes a second to import
 _has_library._dynamo_marked_constant = True
 
 
@@ -153,7 +153,7 @@ def _find_or_build(device: str) -> Path:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if private:
                 _check_private(folder)
-            if build.is_whole(target):   # before the lock: the folder may be readable only
+            if build.is_whole(target):   # comes before the lock: the folder may be read-only
                 return target
             lock = target.with_suffix('.lock').open('w')
         except OSError as error:
@@ -166,7 +166,7 @@ def _find_or_build(device: str) -> Path:
 
 
 def _build_locked(plan: build.Plan, target: Path, lock: int) -> None:
-    """Build unless another process does; its death frees the lock. BuildError if it holds it for WAIT_SECONDS."""
+    """Build, unless another process does; its death frees the lock. Raises BuildError if it keeps the lock for WAIT_SECONDS."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not _acquire(lock):
         if time.monotonic() > deadline:
@@ -176,7 +176,7 @@ def _build_locked(plan: build.Plan, target: Path, lock: int) -> None:
     if build.is_whole(target):
         return
     for leftover in target.parent.glob(f'{build.scratch_prefix(target)}*'):
-        shutil.rmtree(leftover, ignore_errors=True)   # of a killed build, whose compiler may still be writing
+        shutil.rmtree(leftover, ignore_errors=True)   # a killed build left it, whose compiler may still be writing
     logger.warning(f'imago: compiling kernels, once: {target}')
     build.build(plan, target)
 
@@ -190,7 +190,7 @@ def _acquire(lock: int) -> bool:
 
 
 def _cache_folders() -> Iterator[tuple[Path, bool]]:
-    """(where libraries are kept, whether others must not be able to write there), the best first."""
+    """Yield (where libraries are kept, whether others must not be able to write there), the best first."""
     if named := os.environ.get('IMAGO_KERNELS_CACHE'):
         yield Path(named).absolute(), False
     user = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
@@ -206,7 +206,7 @@ def _check_private(folder: Path) -> None:
 
 
 def _architectures() -> tuple[str, ...]:
-    """Of the GPUs that torch sees, or all we know if it sees none."""
+    """Return the architectures of the GPUs that torch sees, or all that are known if it sees none."""
     capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
     return tuple(sorted({f'{major}{minor}' for major, minor in capabilities})) or build.ARCHITECTURES
 
@@ -225,7 +225,7 @@ def _is_given(library: Path) -> bool:
 
 
 def _processor(device: str) -> str:
-    """Its instruction set: vectors of another length sum in another order."""
+    """Name the processor by its instruction set: vectors of another length sum in another order."""
     if device == 'cuda':
         return 'compute capability {}.{}'.format(*torch.cuda.get_device_capability())
     return torch.backends.cpu.get_cpu_capability()

@@ -1,4 +1,4 @@
-"""Scales per sample and channel, as modulated convolutions put them on their input."""
+"""Modulated convolutions scale each sample and channel of their input."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from imago.kernels.ops import differentiable, empty_map, small_dtype
 
 
 def modulate(x: Tensor, scale: Tensor) -> Tensor:
-    """x [NCHW] times scale [N, C], of x's type and layout. Differentiable any number of times.
+    """Return x [NCHW] times scale [N, C], of x's type and layout. It is differentiable any number of times.
 
-    ValueError if scale is not [N, C].
+    Raises ValueError if scale is not [N, C].
     """
     if x.ndim != 4 or scale.shape != x.shape[:2]:
         raise ValueError(f'scale of shape {list(scale.shape)} does not fit x of shape {list(x.shape)}: '
@@ -46,7 +46,7 @@ def _backward(ctx, g: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     if not torch.is_grad_enabled():
         dx, dscale = torch.ops.imago.modulate_grad(g, x, scale, for_scale)
         return dx, dscale if for_scale else None
-    # to be differentiated again
+    # this gradient is to be differentiated again
     return _modulate(g, scale), (g * x).sum((2, 3), dtype=scale.dtype) if for_scale else None
 
 

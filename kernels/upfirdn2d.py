@@ -9,16 +9,16 @@ from torch.nn import functional as F
 from imago.kernels.library import serves
 from imago.kernels.ops import differentiable, empty_map, small_dtype
 
-Padding = tuple[int, int, int, int]  # left, right, top, bottom; pixels of the up-sampled picture, negative to crop
+Padding = tuple[int, int, int, int]  # left, right, top, bottom: pixels of the up-sampled picture, negative to crop
 
 
 def setup_filter(taps: Sequence | Tensor, normalize: bool = True) -> Tensor:
-    """Taps for `upfirdn2d`, float32 on the CPU: [taps] or [height, width], summing to 1 if `normalize`.
+    """Return taps for `upfirdn2d`, float32 on the CPU: [taps] or [height, width], with sum 1 if `normalize`.
 
     Fewer than 8 separable taps are returned as their outer product, as one pass of 4x4 taps is faster than two of 4.
-    ValueError for no taps, other shapes, or a sum of 0.
+    Raises ValueError for no taps, other shapes, or a sum of 0.
     """
-    taps = torch.as_tensor(taps, dtype=torch.float32, device='cpu')  # a constant, under torch.device('meta') too
+    taps = torch.as_tensor(taps, dtype=torch.float32, device='cpu')  # real, even under torch.device('meta')
     _check_taps(taps)
     if normalize:
         if taps.sum() == 0:
@@ -33,8 +33,8 @@ def upfirdn2d(x: Tensor, taps: Tensor, up: int | Sequence[int] = 1, down: int | 
 
     x: [NCHW], any floating type and memory format. taps: [taps] separable, or [height, width]; they get no gradient.
     up, down: int or (x, y). padding: int, (x, y) or (left, right, top, bottom), in up-sampled pixels, negative to crop.
-    flip_filter: correlate instead. Returns [N, C, (H*up + top + bottom - taps) // down + 1, ...], of x's type.
-    Differentiable any number of times. ValueError for impossible arguments, an empty output among them.
+    flip_filter: correlate instead. The result is [N, C, (H*up + top + bottom - taps) // down + 1, ...], of x's type.
+    It is differentiable any number of times. Raises ValueError for impossible arguments, an empty output among them.
     """
     up, down, padding = _pair('up', up), _pair('down', down), _four(padding)
     _check_taps(taps)
@@ -61,14 +61,14 @@ def filter2d(x: Tensor, taps: Tensor, gain: float = 1.0) -> Tensor:
 
 
 def upsample2d(x: Tensor, taps: Tensor, up: int = 2) -> Tensor:
-    """x [NCHW] -> [N, C, H*up, W*up], keeping its brightness."""
+    """Up-sample x [NCHW] to [N, C, H*up, W*up] and keep its brightness."""
     left_top = [(size + up - 1) // 2 for size in (taps.shape * 2)[:2]]
     right_bottom = [(size - up) // 2 for size in (taps.shape * 2)[:2]]
     return upfirdn2d(x, taps, up=up, padding=(left_top[1], right_bottom[1], left_top[0], right_bottom[0]), gain=up ** 2)
 
 
 def downsample2d(x: Tensor, taps: Tensor, down: int = 2) -> Tensor:
-    """x [NCHW] -> [N, C, H/down, W/down], keeping its brightness."""
+    """Down-sample x [NCHW] to [N, C, H/down, W/down] and keep its brightness."""
     left_top = [(size - down + 1) // 2 for size in (taps.shape * 2)[:2]]
     right_bottom = [(size - down) // 2 for size in (taps.shape * 2)[:2]]
     return upfirdn2d(x, taps, down=down, padding=(left_top[1], right_bottom[1], left_top[0], right_bottom[0]))
@@ -76,7 +76,7 @@ def downsample2d(x: Tensor, taps: Tensor, down: int = 2) -> Tensor:
 
 def resample(x: Tensor, taps: Tensor, up: tuple[int, int], down: tuple[int, int], padding: Padding, flip: bool,
              gain: float) -> Tensor:
-    """`upfirdn2d` of checked arguments: taps [height, width] on x's device, of `small_dtype(x)`."""
+    """Do what `upfirdn2d` does to x [NCHW], with checked arguments: taps [height, width] on x's device, of `small_dtype(x)`."""
     if serves(x.device.type):
         return _upfirdn2d(x, taps, *up, *down, *padding, flip, gain)
     return _UpFirDn2d.apply(x, (taps.flip([0, 1]) if flip else taps) * gain, up, down, padding)
@@ -84,7 +84,7 @@ def resample(x: Tensor, taps: Tensor, up: tuple[int, int], down: tuple[int, int]
 
 def gradient_padding(size: Sequence[int], out_size: Sequence[int], taps: Sequence[int], up: tuple[int, int],
                      down: tuple[int, int], padding: Padding) -> Padding:
-    """The gradient of upfirdn2d is upfirdn2d, up and down swapped and taps turned, with this padding.
+    """Return the padding for the gradient of upfirdn2d, which is upfirdn2d with up and down swapped and the taps turned.
 
     size, out_size, taps: [..., height, width] of the input, the output and the filter.
     """
@@ -126,9 +126,9 @@ _upfirdn2d = differentiable('upfirdn2d', _setup, _backward)
 
 
 class _UpFirDn2d(torch.autograd.Function):
-    """The twin in plain PyTorch, for x [NCHW] and 2-D taps [height, width], to [NCHW] of the size that `upfirdn2d` says.
+    """This is the twin in plain PyTorch, for x [NCHW] and taps [height, width]. It returns [NCHW] of the size of `upfirdn2d`'s.
 
-    It has the same gradient: faster than that of the convolutions in it.
+    It has the same kind of gradient, which is faster than that of the convolutions in it.
     """
 
     @staticmethod
@@ -145,7 +145,7 @@ class _UpFirDn2d(torch.autograd.Function):
 
 
 def _torch_upfirdn2d(x: Tensor, taps: Tensor, up: tuple[int, int], down: tuple[int, int], padding: Padding) -> Tensor:
-    """As depth-wise convolutions, strided or transposed, which skip the zeros that `up` inserts."""
+    """Compute it by depth-wise convolutions, strided or transposed, which skip the zeros that `up` inserts."""
     channels, (height, width) = x.shape[1], taps.shape
     if up == (1, 1):
         kernel = taps.flip([0, 1]).to(x.dtype).expand(channels, 1, height, width)
@@ -162,7 +162,7 @@ def _torch_upfirdn2d(x: Tensor, taps: Tensor, up: tuple[int, int], down: tuple[i
 
 
 def _split(padding: Padding) -> tuple[tuple[int, int], Padding]:
-    """The part of it that both ends share (y, x), which convolutions do themselves, and the rest."""
+    """Return the part of the padding that both ends share, (y, x), which convolutions do themselves, and the rest."""
     x, y = max(min(padding[:2]), 0), max(min(padding[2:]), 0)
     return (y, x), (padding[0] - x, padding[1] - x, padding[2] - y, padding[3] - y)
 

@@ -1,4 +1,4 @@
-"""`imago`: one command, whose sub-commands are processes of their own."""
+"""`imago` is one command, whose sub-commands are processes of their own."""
 
 import argparse
 import os
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument('command', choices=MODULES, metavar='COMMAND')
     parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='...')
     options = parser.parse_args()
-    # a folder named `imago` where the command is typed must not hide ours
+    # a folder named `imago` where the command is typed must not hide this package
     os.environ.setdefault('PYTHONSAFEPATH', '1')
     if options.command == 'train':
         return local.start('imago.trainer', options.arguments, 'imago train')

@@ -1,4 +1,4 @@
-"""What the launchers share: how they are called, and how they refuse."""
+"""The launchers share how they are called, and how they refuse."""
 
 import argparse
 import os
@@ -12,11 +12,11 @@ from imago.trainer.config.load import Config, load_config
 from imago.trainer.data.locations import could_hold_secrets, lacks_only_password, masked
 from imago.trainer.wording import shown
 
-MOST_NODES, MOST_RANKS = 10_000, 1024   # of a run; of a node
+MOST_NODES, MOST_RANKS = 10_000, 1024   # in a run; on a node
 
 
 def up_to(most: int) -> Callable[[str], int]:
-    """The kind of an argument that is a whole number from 1 on."""
+    """Return the type of an argument that is a whole number from 1 to `most`."""
     def parse(text: str) -> int:
         if not re.fullmatch('[0-9]{1,9}', text) or not 1 <= int(text) <= most:
             raise argparse.ArgumentTypeError(f'{shown(text)} is no whole number from 1 to {most}')
@@ -25,7 +25,7 @@ def up_to(most: int) -> Callable[[str], int]:
 
 
 def spelled(pattern: str, advice: str, most: int = 253) -> Callable[[str], str]:
-    """The kind of an argument that others read, by their grammar."""
+    """Return the type of an argument that other programs read, by their grammar."""
     def parse(text: str) -> str:
         if len(text) > most or not re.fullmatch(pattern, text, re.ASCII):
             raise argparse.ArgumentTypeError(f'{shown(text)}: {advice}')
@@ -33,13 +33,13 @@ def spelled(pattern: str, advice: str, most: int = 253) -> Callable[[str], str]:
     return parse
 
 
-# what Docker and its kin call an image: [REGISTRY[:PORT]/]NAME[:TAG][@DIGEST]
+# Docker and similar programs name an image by this: [REGISTRY[:PORT]/]NAME[:TAG][@DIGEST]
 REFERENCE = r'[A-Za-z0-9][\w.-]*(:[0-9]{1,5}(?=/))?(/[\w.-]+)*(:[\w][\w.-]{0,127})?(@[A-Za-z0-9]+:[0-9a-fA-F]{32,128})?'
 
 
 def run_parser(prog: str, about: str, nodes: Callable[[str], object] = up_to(MOST_NODES),
                nodes_help: str | None = None) -> Parser:
-    """For a run of `--nodes` x `--gpus-per-node` ranks; overrides may stand between the options."""
+    """Return the parser for a run of `--nodes` x `--gpus-per-node` ranks. Overrides may stand between the options."""
     parser = Parser(prog=prog, description=about)
     parser.add_argument('config', help='a YAML file, or the name of one in configs/')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, as imago train takes them')
@@ -50,7 +50,7 @@ def run_parser(prog: str, about: str, nodes: Callable[[str], object] = up_to(MOS
 
 
 def job_parser(prog: str, about: str) -> Parser:
-    """For a job that is written down for a scheduler."""
+    """Return the parser for a job that is written down for a scheduler."""
     parser = run_parser(prog, about)
     parser.add_argument('--name', help="of the job; else the run folder's")
     parser.add_argument('--cpus-per-gpu', type=up_to(1024), default=8)
@@ -59,7 +59,7 @@ def job_parser(prog: str, about: str) -> Parser:
 
 
 def load_run(options: argparse.Namespace) -> Config:
-    """ValueError for a configuration that cannot run on that many ranks."""
+    """Return the configuration. Raises ValueError if it cannot run on that many ranks."""
     config = load_config(options.config, options.overrides)
     for nodes in options.nodes if isinstance(options.nodes, range) else (options.nodes,):
         config.check_world(nodes * options.gpus_per_node)
@@ -67,7 +67,7 @@ def load_run(options: argparse.Namespace) -> Config:
 
 
 def job_name(options: argparse.Namespace, config: Config) -> str:
-    """A DNS label with room for `-worker-99`, which every scheduler takes. ValueError for a --name that is none."""
+    """Return a DNS label with room for `-worker-99`, which every scheduler takes. Raises ValueError for a --name that is none."""
     if options.name is None:
         name = re.sub('[^a-z0-9]+', '-', Path(config.run_dir).name.lower()).strip('-')
         name = f'imago-{name}'[:50].strip('-')
@@ -79,12 +79,12 @@ def job_name(options: argparse.Namespace, config: Config) -> str:
 
 
 def locations_of(config: Config) -> dict[str, str]:
-    """Where the run's pictures lie, by key."""
+    """Return where the run's pictures lie, by key."""
     return {'data.path': config.data.path} | ({'guard.data': config.guard.data} if config.guard.data else {})
 
 
 def check_masked(config: Config) -> None:
-    """For a file that shows the run's locations masked. ValueError unless the job can find out by itself what they lack."""
+    """Raise ValueError unless the job itself can find what is missing in the run's locations, which its file shows masked."""
     for key, location in locations_of(config).items():
         if masked(location) == location:
             continue
@@ -96,7 +96,7 @@ def check_masked(config: Config) -> None:
 
 
 def write_new(path: Path, text: str) -> None:
-    """ValueError where a file is already, which somebody may have edited. On a disk that is full none is left."""
+    """Write a new file. Raises ValueError for an old one, which somebody may have edited. A full disk leaves no part of it."""
     try:
         file = open(path, 'x')
     except FileExistsError:

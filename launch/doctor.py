@@ -1,4 +1,4 @@
-"""`imago doctor`: what this machine has, each line with what it means for a run."""
+"""`imago doctor` tells what this machine has, and what each finding means for a run."""
 
 import importlib.metadata
 import os
@@ -17,12 +17,12 @@ from imago.kernels.build import BuildError, find_compiler, find_nvcc
 from imago.trainer.command import Parser
 from imago.trainer.config.load import CONFIGS
 
-TESTED_TORCH = ('2.11', '2.14')   # from, below
+TESTED_TORCH = ('2.11', '2.14')   # from the first, below the second
 PACKAGES = ('accelerate', 'webdataset', 'tensorboard', 'pillow', 'numpy', 'pydantic', 'safetensors')
 
 
 def findings() -> Iterator[tuple[str, str, str]]:
-    """(subject, what there is, what it means for a run)"""
+    """Yield (subject, what there is, what it means for a run)."""
     new = sys.version_info >= (3, 11)
     yield 'python', platform.python_version(), 'fine' if new else 'too old: 3.11 or later is needed'
     yield 'torch', torch.__version__, _judge_torch(torch.__version__)
@@ -72,7 +72,7 @@ def _tool(find: Callable[[], object], target: str) -> tuple[str, str]:
 
 
 def _kernels() -> Iterator[tuple[str, str, str]]:
-    """A line for each device type and backend, with the operations that it serves."""
+    """Yield a line for each device type and backend, with the operations that it serves."""
     serving = defaultdict(list)
     for op, backends in kernels.status().items():
         for device, backend in backends.items():

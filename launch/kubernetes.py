@@ -1,4 +1,4 @@
-"""`imago launch kubernetes`: a PyTorchJob, of the Kubeflow training operator, with the configuration beside it."""
+"""`imago launch kubernetes` writes a PyTorchJob, for the Kubeflow training operator, and the configuration beside it."""
 
 import argparse
 import posixpath
@@ -28,7 +28,7 @@ from imago.trainer.wording import shown
 PROG = 'imago launch kubernetes'
 PORT = 23456             # the one that the operator's services open
 CONFIG_FOLDER = '/etc/imago'
-OWN_FOLDERS = (CONFIG_FOLDER, '/dev', '/proc', '/sys', '/usr', '/bin', '/lib')   # of the pod, and above them
+OWN_FOLDERS = (CONFIG_FOLDER, '/dev', '/proc', '/sys', '/usr', '/bin', '/lib')   # no volume goes there or above
 LABEL = '[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?'
 UNITS = {'': 1, 'k': 10 ** 3, 'M': 10 ** 6, 'G': 10 ** 9, 'T': 10 ** 12, 'P': 10 ** 15,
          'Ki': 1 << 10, 'Mi': 1 << 20, 'Gi': 1 << 30, 'Ti': 1 << 40, 'Pi': 1 << 50}
@@ -76,7 +76,7 @@ def claim(text: str) -> tuple[str, str]:
 
 
 def quantity(text: str) -> str:
-    """An amount of memory as Kubernetes writes it: 16Gi, 500M, 1.5e9."""
+    """Return an amount of memory as Kubernetes writes it: 16Gi, 500M, 1.5e9."""
     match = re.fullmatch(r'([0-9]{1,15}(?:\.[0-9]{1,9})?)(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P|[eE][0-9]{1,2}|)', text)
     factor = match and (10 ** int(match[2][1:]) if match[2][:1] in ('e', 'E') else UNITS[match[2]])
     if match is None or not 1 << 20 <= float(match[1]) * factor <= 1 << 50:
@@ -85,7 +85,7 @@ def quantity(text: str) -> str:
 
 
 def manifest(options: argparse.Namespace, config: Config) -> str:
-    """ConfigMap and PyTorchJob, as YAML. ValueError for paths that no claim holds."""
+    """Return the ConfigMap and the PyTorchJob as YAML. Raises ValueError for paths that no claim holds."""
     claims = [where for _, where in options.pvc]
     if len(set(claims)) < len(claims):
         raise ValueError(f'--pvc: two claims at {shown(max(claims, key=claims.count))}; give each a folder of its own')
@@ -109,7 +109,7 @@ def manifest(options: argparse.Namespace, config: Config) -> str:
 
 
 def pod(options: argparse.Namespace, config: Config, name: str) -> dict:
-    """The same for all nodes: they meet at the master's service, under torchrun with c10d rendezvous."""
+    """Return the pod, the same for all nodes: they meet at the master's service, under torchrun with c10d rendezvous."""
     gpus, claims = options.gpus_per_node, list(enumerate(options.pvc))
     limits = {} if config.device == 'cpu' else {'limits': {'nvidia.com/gpu': gpus}}
     volumes = [{'name': f'storage-{number}', 'persistentVolumeClaim': {'claimName': pvc}} for number, (pvc, _) in claims]
@@ -132,7 +132,7 @@ def pod(options: argparse.Namespace, config: Config, name: str) -> dict:
 
 
 def check_on_a_claim(key: str, path: str, claims: list[str]) -> None:
-    """ValueError for a local path that a pod would not see. Relative ones start from the first claim."""
+    """Raise ValueError for a local path that a pod would not see. Relative paths start from the first claim."""
     whole = posixpath.normpath(posixpath.join(claims[0], path))
     local = re.match('[A-Za-z][A-Za-z0-9+.-]*:', path) is None
     if local and not any(PurePosixPath(whole).is_relative_to(claim) for claim in claims):
@@ -140,7 +140,7 @@ def check_on_a_claim(key: str, path: str, claims: list[str]) -> None:
 
 
 class Readable(yaml.SafeDumper):
-    """Texts of several lines as they are; the pod twice, in place of an anchor."""
+    """This keeps the lines of texts, and writes the pod twice in place of an anchor."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True

@@ -1,7 +1,7 @@
-"""`imago launch node`: one node's part of a run over several, under torchrun with c10d rendezvous.
+"""`imago launch node` runs one node's part of a run over several, under torchrun with c10d rendezvous.
 
-Exit status: 0 when the run is finished, 143 when it is to be started again (as after SIGTERM), 2 for what only the user
-can mend, another one for a failure that restarts did not mend.
+The exit status is 0 when the run is finished, 143 when it is to be started again (as after SIGTERM), 2 for what only the
+user can mend, and another one for a failure that restarts did not mend.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def node_range(text: str) -> range:
-    """'4' -> range(4, 5); '2:4' -> range(2, 5)"""
+    """Turn '4' into range(4, 5), and '2:4' into range(2, 5)."""
     match = re.fullmatch('([1-9][0-9]{0,8})(?::([1-9][0-9]{0,8}))?', text)
     if match is None or not int(match[1]) <= int(match[2] or match[1]) <= MOST_NODES:
         raise argparse.ArgumentTypeError(f'{shown(text)} is not of the form N or MIN:MAX, from 1 to {MOST_NODES}')
@@ -63,10 +63,10 @@ def run_node(options: argparse.Namespace) -> int:
 
 
 def meeting_point(rendezvous: str) -> tuple[str, str | None]:
-    """Where torchrun meets the others, and the address that they reach this node at; gloo is told its interface.
+    """Return where torchrun meets the others, and the address at which they reach this node; tell gloo its interface.
 
-    torchrun goes by host names, which need not lead to a node, or tell it that it is the one to meet at. None where the name
-    of the rendezvous leads nowhere yet, or only to this machine: then torchrun finds out by itself.
+    By itself torchrun goes by host names, which need not lead to a node, or tell a node that it is the meeting point. The
+    address is None where the name of the rendezvous leads nowhere yet, or only to this machine: then torchrun finds out itself.
     """
     host, _, port = rendezvous.rpartition(':')
     if not HOST.fullmatch(host) or not re.fullmatch('[0-9]{1,5}', port) or not 1 <= int(port) < 1 << 16:
@@ -74,7 +74,7 @@ def meeting_point(rendezvous: str) -> tuple[str, str | None]:
     try:
         family, kind, _, _, there = socket.getaddrinfo(host.strip('[]'), int(port), type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.connect(there)    # sends nothing
+            probe.connect(there)    # this sends nothing
             address = probe.getsockname()[0]
     except OSError:
         return rendezvous, None
@@ -87,7 +87,7 @@ def meeting_point(rendezvous: str) -> tuple[str, str | None]:
 
 
 def finished(config: Config) -> bool:
-    """Whether a checkpoint of the last image is there."""
+    """Return whether there is a checkpoint of the last image."""
     return any(int(path.name) >= config.total_nimg for path in list_checkpoints(Path(config.run_dir) / 'checkpoints'))
 
 

@@ -1,4 +1,4 @@
-"""`imago launch slurm`: an sbatch script that trains, stops before its time is up, and queues itself again."""
+"""`imago launch slurm` writes an sbatch script that trains, stops before its time is up, and queues itself again."""
 
 import argparse
 import os
@@ -28,7 +28,7 @@ from imago.trainer.wording import shown
 
 PROG = 'imago launch slurm'
 TIME = re.compile('(?:(?P<days>[0-9]{1,6})-)?(?P<fields>[0-9]{1,9}(?::[0-9]{1,9}){0,2})')
-LONGEST = 366 * 86400     # s of one start
+LONGEST = 366 * 86400     # seconds that one start may take
 NAMES = spelled(r'[A-Za-z0-9_][\w.@+-]*(,[A-Za-z0-9_][\w.@+-]*)*',
                 'take letters, digits and . @ + - _, and a comma between names')
 
@@ -91,7 +91,7 @@ def a_path(text: str) -> Path:
 
 
 def container(text: str) -> str:
-    """A file, or what pyxis takes for an image: [docker://][USER@][REGISTRY#]IMAGE[:TAG]"""
+    """Return a file's path, or what pyxis takes for an image: [docker://][USER@][REGISTRY#]IMAGE[:TAG]."""
     if text.startswith(('/', './', '../')):
         return str(a_path(text))
     return spelled(rf'(dockerd?://|podman://)?([\w.-]+@)?([\w.:-]+#)?{REFERENCE}',
@@ -99,8 +99,8 @@ def container(text: str) -> str:
 
 
 def mounted(text: str) -> str:
-    """An absolute path, at which a container sees it too."""
-    if ':' in text or ',' in text:    # which part mounts, and their two sides
+    """Return an absolute path, at which a container sees it too."""
+    if ':' in text or ',' in text:    # these divide mounts, and the two sides of one
         raise argparse.ArgumentTypeError(f'{shown(text)}: give one folder without : or , in its name, seen at the same place')
     return os.path.abspath(a_path(text))
 
@@ -120,7 +120,7 @@ def launch(options: argparse.Namespace) -> int:
 
 
 def batch_script(options: argparse.Namespace, config: Config) -> str:
-    """ValueError for what Slurm, or a reader, would misunderstand."""
+    """Return the script. Raises ValueError for what Slurm, or a reader, would misunderstand."""
     if options.mount and not options.container:
         raise ValueError('--mount is for --container IMAGE; without one the nodes see what they see')
     check_time(options)
@@ -131,7 +131,7 @@ def batch_script(options: argparse.Namespace, config: Config) -> str:
         'time': options.time, 'partition': options.partition, 'account': options.account,
         'signal': f'B:USR1@{options.notice}', 'requeue': True, 'output': f'{name}-%j.log', 'open-mode': 'append'}
     folder = Path.cwd()
-    # srun does not take over the CPUs, and a node that has stopped must not end one that is still saving
+    # srun does not inherit the number of CPUs, and a node that has stopped must not end one that is still saving
     srun = [f'--cpus-per-task={cpus}', '--kill-on-bad-exit=0']
     if options.container:
         if re.search('[,:]', str(folder)):
@@ -147,7 +147,7 @@ def batch_script(options: argparse.Namespace, config: Config) -> str:
 
 
 def masked_overrides(overrides: list[str], config: Config) -> list[str]:
-    """As they may stand in a script. ValueError where the job could not do without what is masked."""
+    """Return the overrides as they may stand in a script. Raises ValueError where the job could not do without what is masked."""
     hidden = [masked(text) for text in overrides]
     if hidden == overrides or all(masked(location) == location for location in locations_of(config).values()):
         return overrides
@@ -156,14 +156,14 @@ def masked_overrides(overrides: list[str], config: Config) -> list[str]:
 
 
 def directive(key: str, value: object) -> str:
-    """ValueError for a value that would end the line or begin another option."""
+    """Return a line for sbatch. Raises ValueError for a value that would end the line or begin another option."""
     if not re.fullmatch(r'[\w.,:@%+/-]+', str(value), re.ASCII):
         raise ValueError(f'--{key} {shown(value)}: take letters, digits and . , : @ % + / - _ only')
     return f'#SBATCH --{key}' + (f'={value}' if value is not True else '')
 
 
 def check_time(options: argparse.Namespace) -> None:
-    """ValueError unless --time is Slurm's minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S, and longer than the notice."""
+    """Raise ValueError unless --time is Slurm's minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S, and longer than the notice."""
     if options.time is None:
         return
     match = TIME.fullmatch(options.time)

@@ -1,4 +1,4 @@
-"""torchrun, but signals to stop go to its ranks, which checkpoint in their own time."""
+"""torchrun is run so that signals to stop go to its ranks, which checkpoint in their own time."""
 
 import contextlib
 import logging
@@ -12,26 +12,26 @@ import psutil
 from imago.trainer.command import tell_error
 from imago.trainer.ranks.machine import usable_cores
 
-STOPPED = 128 + signal.SIGTERM   # exit status of what is to be started again; schedulers tell it from a failure
+STOPPED = 128 + signal.SIGTERM   # exit status of a run that is to be started again; schedulers tell it from a failure
 
 
 def run_torchrun(ranks: int, arguments: list[str]) -> int:
-    """Be torchrun with `ranks` processes here. Returns 0, or the exit status of the rank that failed.
+    """Be torchrun with `ranks` processes here. Return 0, or the exit status of the rank that failed.
 
-    torchrun gives ranks 30 seconds after SIGTERM, reports a failure, and dies of SIGUSR1; left alone it waits for their
-    checkpoint and ends well. Raises what its rendezvous raises.
+    A torchrun that gets SIGTERM gives its ranks 30 seconds and reports a failure, and SIGUSR1 kills it. Without signals it
+    waits for the ranks' checkpoint and ends well, so they go to the ranks alone. Raises what its rendezvous raises.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, _pass_on)
     # torchrun would give each process one thread
     os.environ.setdefault('OMP_NUM_THREADS', str(max(usable_cores() // ranks, 1)))
-    # of a node that was lost torch would tell in stack traces; we do in one line
+    # torch would report a lost node in stack traces; Imago says it in one line
     os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
-    # a rank that failed has said why: no report of torchrun's own
+    # a rank that failed has said why, so torchrun need not report it
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
-    # it takes $ in what the ranks get for its own macros
+    # torchrun takes $ in the ranks' arguments for its own macros
     own = arguments.index('-m')
     arguments = [*arguments[:own], *(text.replace('$', '$$') for text in arguments[own:])]
     try:
@@ -49,5 +49,5 @@ def _pass_on(number: int, _: FrameType | None) -> None:
     for worker in workers:
         with contextlib.suppress(psutil.NoSuchProcess):
             worker.send_signal(number)
-    if not workers:   # it came before they did: nothing is lost
+    if not workers:   # the signal came before the ranks did, so nothing is lost
         sys.exit(STOPPED)

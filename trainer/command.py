@@ -1,4 +1,4 @@
-"""How every command reads its arguments, and how it ends: what is wrong is one line, with exit status 2."""
+"""Every command reads its arguments and ends in the same way: it tells what is wrong in one line, with exit status 2."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from imago.trainer.wording import one_line, shown
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells an error in one line."""
+    """This parser tells an error in one line."""
 
     def parse_known_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None) -> tuple:
         for argument in sys.argv[1:] if args is None else args:
@@ -28,7 +28,7 @@ def tell_error(prog: str, error: object) -> None:
 
 
 def tell_errors(prog: str, work: Callable[[], int]) -> int:
-    """The exit status of `work`; 2 and one line for what the user can mend."""
+    """Return the exit status of `work`; it is 2, after one line, for what the user can mend."""
     try:
         return work()
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Words for people: a message names a few of many, the likeliest first."""
+"""Messages to people are short: they name a few of many things, the likeliest first."""
 
 import difflib
 import re
@@ -11,7 +11,7 @@ _CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 
 def listed(names: Collection[object], wanted: str | None = None) -> str:
-    """`a, b, c` of at most ten `names`, and how many there are; with `wanted`, those that are spelled most like it first."""
+    """Return `a, b, c` of at most ten `names`, and how many there are; those spelled most like `wanted` come first."""
     words = [str(name) for name in names]
     if len(words) <= MOST_NAMED:
         return ', '.join(words)
@@ -21,13 +21,13 @@ def listed(names: Collection[object], wanted: str | None = None) -> str:
 
 
 def shown(value: object, most: int = MOST_SHOWN) -> str:
-    """A value as people type it, in one line of about `most` characters."""
+    """Return a value as people type it, in one line of about `most` characters."""
     if value is None or isinstance(value, bool):
         return 'null' if value is None else str(value).lower()
     return one_line(str(value), most) or "''"
 
 
 def one_line(text: str, most: int = MOST_TOLD) -> str:
-    """`text` with line ends and other control characters escaped; of a longer one the beginning, and how long it is."""
+    """Return `text` with line ends and other control characters escaped; a longer text is cut, and its length is told."""
     kept = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text[:most])
     return kept if len(text) <= most else f'{kept} ... ({len(text)} characters)'

@@ -1,4 +1,4 @@
-"""What must divide what: lanes, ranks, batches and micro-batches; and which values to take where they do not."""
+"""This module checks that lanes, ranks, batches and micro-batches divide one another, and finds values that do."""
 
 import math
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def check_division(config: 'Config', world: int) -> None:
-    """ValueError unless lanes and batches divide over `world` ranks as data order and parts need."""
+    """Raise ValueError unless lanes, batches and micro-batches divide evenly over `world` ranks."""
     if wrong := _wrong(config, world):
         raise ValueError(f'{wrong}; {advice(config, world)}')
 
@@ -28,7 +28,7 @@ def _wrong(config: 'Config', world: int) -> str | None:
 
 
 def advice(config: 'Config', world: int) -> str:
-    """Overrides that mend every division on `world` ranks at once: larger values, and smaller micro-batches if these suffice."""
+    """Return overrides that mend every division on `world` ranks at once: larger values, or smaller micro-batches if they do."""
     larger, smaller = fitting(config, world), _smaller(config, world)
     ways = [' '.join(f'{key}={value}' for key, value in changes.items())
             for changes in (larger, smaller) if changes and max(changes.values()) <= MOST_IMAGES]
@@ -36,7 +36,7 @@ def advice(config: 'Config', world: int) -> str:
 
 
 def fitting(config: 'Config', world: int) -> dict[str, int]:
-    """Keys of lanes, micro-batches and batches that must change -> the smallest values above theirs that fit together."""
+    """Return the keys of lanes, micro-batches and batches that must grow, with the smallest larger values that fit together."""
     lanes = math.lcm(config.data.lanes, world)
     found, needed = {'data.lanes': (config.data.lanes, lanes)}, {}
     for name, batch, micro_name, micro_batch in config.batches():
@@ -48,13 +48,13 @@ def fitting(config: 'Config', world: int) -> dict[str, int]:
 
 
 def most_lanes(config: 'Config', world: int, samples: int) -> int | None:
-    """The most lanes, at most `samples`, that go with the batches on `world` ranks; None if there are none."""
+    """Return the largest number of lanes, at most `samples`, that fits the batches and `world` ranks; None if there is none."""
     shared = math.gcd(*(batch // config.game.together for _, batch, *_ in config.batches()))
     return max((lanes for lanes in range(world, min(samples, shared) + 1, world) if shared % lanes == 0), default=None)
 
 
 def _smaller(config: 'Config', world: int) -> dict[str, int]:
-    """Keys of micro-batches -> the largest values below theirs that divide the batches; {} where that is not enough."""
+    """Return keys of micro-batches with the largest smaller values that divide the batches; {} where these are not enough."""
     lanes = config.data.lanes
     if lanes % world or any(batch % (config.game.together * lanes) for _, batch, *_ in config.batches()):
         return {}

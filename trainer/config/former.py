@@ -1,4 +1,4 @@
-"""Configurations that older versions of Imago wrote into run folders and checkpoints, in today's words.
+"""This module translates configurations that older versions of Imago wrote into run folders and checkpoints.
 
 Before there were games, BEGAN and MAD-GAN were losses, and SD-GAN was a way to read the data.
 """
@@ -9,9 +9,9 @@ GAMES_ONCE_LOSSES = ('began', 'mad_gan')
 
 
 def translate(tree: dict) -> dict:
-    """A configuration as an older version wrote it, all keys given -> one of today. Today's own stays what it is.
+    """Translate a configuration that an older version wrote, with all its keys, into today's keys.
 
-    What is no configuration at all comes back as it is, for the schema to refuse.
+    A configuration of today comes back unchanged. So does anything that is no configuration; the schema then refuses it.
     """
     if 'game' in tree or not all(isinstance(tree.get(name), dict) for name in ('data', 'network', 'loss')):
         return tree
@@ -23,7 +23,7 @@ def translate(tree: dict) -> dict:
         del sections['loss']['name']
         game = {'name': name}
     else:
-        paired = str(former.get('data.pairs')).lower() == 'true'    # a word in YAML, a boolean in a seal
+        paired = str(former.get('data.pairs')).lower() == 'true'    # YAML gives a word, a sealed file a boolean
         game = {'name': 'sd_gan' if paired else 'latent'}
     options = {'began': ('loss.began_gamma', 'loss.began_rate'), 'mad_gan': ('network.generators',),
                'sd_gan': ('network.identity_dim',)}.get(game['name'], ())

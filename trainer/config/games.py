@@ -1,4 +1,4 @@
-"""Games by name: their options, what of a configuration they cannot use, and their plans. Their code is in trainer/games."""
+"""This module has each game's options, rules and plan, by the game's name. The code of the games is in trainer/games."""
 
 from abc import abstractmethod
 from dataclasses import replace
@@ -23,15 +23,15 @@ Rule = tuple   # (whether it is broken, what is wrong, *ways to mend it, each as
 PHASES = ('D_main', 'D_reg', 'G_main', 'G_reg')
 MEMORY = (
     'path_length_mean',
-    'side',                                          # px that the optimizers have been working at, where networks grow;
-                                                     # of growth.restart=both, negative in a fade
-    'lecam_real', 'lecam_fake',                      # moving averages of the logits, from 0: biased by the steps so far
-    'augment_p', 'augment_signs', 'augment_steps',   # and the sum of D(real)'s signs since p was last adjusted
+    'side',                                          # px of the stage that the optimizers work at, where networks grow;
+                                                     # with growth.restart=both it is negative in a fade
+    'lecam_real', 'lecam_fake',                      # moving averages of D's logits, biased to 0, where they start
+    'augment_p', 'augment_signs', 'augment_steps',   # p, D(real)'s signs, summed over steps since p was adjusted
 )
 
 
 class GameSection(Section):
-    """What the rest of the configuration must know of a game. Of each game a subclass, whose `name` is a Literal."""
+    """This is what the rest of the configuration must know of a game. Each game has a subclass, whose `name` is a Literal."""
 
     own_loss: ClassVar[bool] = False    # loss.name is not read
     together: ClassVar[int] = 1         # pictures of one class that are shown next to each other
@@ -39,27 +39,27 @@ class GameSection(Section):
 
     @property
     def shares(self) -> int:
-        """What each micro-batch is a multiple of, to be cut into equal shares; itself a multiple of `together`."""
+        """Return what each micro-batch must be a multiple of, to be cut into equal shares; itself a multiple of `together`."""
         return self.together
 
     def loss_facts(self, config: 'Config') -> LossFacts:
-        """What the loss is that the game is played with; of one of its own nothing is known."""
+        """Return the facts about the loss that the game is played with. Nothing is known about a game's own loss."""
         return LossFacts() if self.own_loss else LOSS_FACTS[config.loss.name]
 
     def rules(self, config: 'Config') -> list[Rule]:
-        """What `config` may ask for and this game alone cannot do."""
+        """Return the rules against what `config` may ask for and only this game cannot do."""
         return []
 
     def check_data(self, manifest: Manifest) -> None:
-        """ValueError unless the game can be played with these pictures."""
+        """Raise ValueError unless the game can be played with these pictures."""
 
     @abstractmethod
     def plan(self, config: 'Config', manifest: Manifest) -> Plan:
-        """What is trained on the pictures of `manifest`."""
+        """Return the plan of what is trained on the pictures of `manifest`."""
 
 
 class Latent(GameSection):
-    """Latents become fakes by G, and D tells fakes from reals."""
+    """G turns latents into fakes, and D tells fakes from reals."""
 
     name: Literal['latent'] = 'latent'
 
@@ -86,8 +86,8 @@ class BEGAN(Latent):
 
     own_loss: ClassVar[bool] = True
     name: Literal['began']
-    gamma: Positive = 0.5                 # balance of the reconstruction errors, fakes' over reals'
-    rate: Positive = 0.001                # of k
+    gamma: Positive = 0.5                 # wanted ratio of the reconstruction errors, fakes' to reals'
+    rate: Positive = 0.001                # step size of k
 
     def rules(self, config: 'Config') -> list[Rule]:
         name, penalties = config.network.name, config.regularizers
@@ -136,17 +136,17 @@ class MADGAN(Latent):
         G, D = plan.networks['G'], plan.networks['D']
         options = {key: value for key, value in G.options.items() if key != 'normalise'}
         several = {'model': G.model, 'count': self.generators, 'options': options}
-        several |= {key: G.options[key] for key in ('normalise',) if key in G.options}    # once: they share layers
+        several |= {key: G.options[key] for key in ('normalise',) if key in G.options}    # they share layers
         return replace(plan, networks={'G': replace(G, model='several', options=several),
                                        'D': replace(D, options=D.options | {'num_outputs': 1 + self.generators})})
 
 
 class SDGAN(Latent):
-    """Pictures come in pairs of one identity, which a part of the latents is. Donahue et al. 2018."""
+    """Pictures come in pairs of one identity, and a part of the latents stands for the identity. Donahue et al. 2018."""
 
     together: ClassVar[int] = 2
     name: Literal['sd_gan']
-    identity_dim: Annotated[whole(1, 1 << 16), FIXED] = 50    # the first so many latents are a pair's
+    identity_dim: Annotated[whole(1, 1 << 16), FIXED] = 50    # both fakes of a pair share so many first latents
 
     def rules(self, config: 'Config') -> list[Rule]:
         z_dim, lanes = config.network.z_dim, config.data.lanes
@@ -169,7 +169,7 @@ class SDGAN(Latent):
              'guard.data with game.name=sd_gan: held-out pictures are judged one by one', 'guard.data=null')]
 
     def check_data(self, manifest: Manifest) -> None:
-        """ValueError unless each class, here an identity, has two pictures."""
+        """Raise ValueError unless each class, here an identity, has at least two pictures."""
         if not manifest.class_names:
             raise ValueError('game.name=sd_gan, but the dataset has no labels to tell identities; pack one sub-folder an '
                              'identity')
@@ -180,17 +180,17 @@ class SDGAN(Latent):
     def plan(self, config: 'Config', manifest: Manifest) -> Plan:
         plan = super().plan(config, manifest)
         D = plan.networks['D']
-        pair = {'img_channels': self.together * manifest.channels}       # one input
+        pair = {'img_channels': self.together * manifest.channels}       # a pair is one input
         return replace(plan, networks=plan.networks | {'D': replace(D, options=D.options | pair)})
 
 
 def on_gradient(config: 'Config') -> list[str]:
-    """Names of D's gradient penalties that are on."""
+    """Return the names of D's gradient penalties that are on."""
     return [key for key in GRADIENT_PENALTY_NAMES if getattr(config.regularizers, key)]
 
 
 def without(*keys: str) -> str:
-    """Overrides that leave these penalties out."""
+    """Return overrides that leave these penalties out."""
     return ' '.join(f'regularizers.{key}=0' for key in keys)
 
 
@@ -203,7 +203,7 @@ def name_of(section: type[GameSection]) -> str:
 
 
 def add_section(section: type[GameSection]) -> None:
-    """Let `game.name` take its name. ValueError if that is another game's."""
+    """Let `game.name` take the section's name. Raises ValueError if another game has this name."""
     name = name_of(section)
     if SECTIONS.setdefault(name, section) is not section:
         raise ValueError(f'there is a game {name} already; choose another name')
@@ -214,7 +214,7 @@ for _section in (Latent, BEGAN, MADGAN, SDGAN):
 
 
 def read_game(value: object) -> object:
-    """The section of the game that `value` names, of latents where it names none; errors as of a union."""
+    """Return the section of the game that `value` names, `latent` by default. Its errors look like those of a union."""
     if not isinstance(value, dict):
         return value
     name = value.get('name', 'latent')

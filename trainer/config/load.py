@@ -1,4 +1,4 @@
-"""The configuration: a strict schema, read from YAML (with one `base:`) and dotted overrides, and checked as a whole."""
+"""The configuration has a strict schema. It is read from YAML (with one `base:`) and overrides, and checked as a whole."""
 
 import difflib
 import importlib.util
@@ -38,11 +38,11 @@ from imago.trainer.wording import MOST_NAMED, listed, one_line, shown
 
 MOST_BYTES, MOST_DOTS = 1 << 18, 9    # of a file; in a key
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-UNCHECKED = 'unchecked'    # context of a validation
+UNCHECKED = 'unchecked'    # context of a validation that skips the rules on combinations
 
 
 def named(network: object) -> object:
-    """StyleGAN2 where no name is given."""
+    """Return the section with its name, which is stylegan2 by default."""
     return {'name': 'stylegan2', **network} if isinstance(network, dict) else network
 
 
@@ -57,7 +57,7 @@ class Config(Section):
     data: DataConfig
     game: GameConfig = Latent()
     network: Annotated[NetworkConfig, BeforeValidator(named), FIXED] = StyleGAN2()
-    growth: GrowthConfig | None = None            # of networks that grow; None: at full size from the start
+    growth: GrowthConfig | None = None            # for networks that grow; None: full size from the start
     loss: LossConfig = LossConfig()
     regularizers: RegularizerConfig = RegularizerConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -80,14 +80,14 @@ class Config(Section):
         return self
 
     def changed(self, overrides: list[str]) -> Self:
-        """As if these had been given as well; what goes together is not checked. ValueError as `load_config`."""
+        """Return this configuration with more overrides. Combinations are not checked. Raises ValueError like `load_config`."""
         tree = self.model_dump(mode='json', exclude_unset=True)
         for override in overrides:
             tree = _merged(tree, _parse_override(override))
         return type(self).model_validate(tree, context=UNCHECKED)
 
     def check_world(self, world: int) -> None:
-        """ValueError unless batch, lanes, micro-batch and `world` ranks divide as data order and parts need."""
+        """Raise ValueError unless the run can be spread over `world` ranks: batches, lanes and replicas must divide."""
         if self.parallel.strategy == 'zero' and importlib.util.find_spec('deepspeed') is None:
             raise ValueError('parallel.strategy=zero needs the package deepspeed, which is not installed; '
                              'pip install imago-gan[zero], or use parallel.strategy=fsdp')
@@ -97,7 +97,7 @@ class Config(Section):
         check_division(self, world)
 
     def batches(self) -> list[tuple[str, int, str, int]]:
-        """(key, batch, key, micro-batch) of each stage, and of what is outside of growth."""
+        """Return (key, batch, key, micro-batch) as set outside of growth, and for each stage of growth with its own value."""
         batches, micro_batches = (self.growth.batch, self.growth.micro_batch) if self.growth else ({}, {})
         found = [('batch', self.batch, 'micro_batch', self.micro_batch)]
         for side in sorted(batches.keys() | micro_batches.keys()):
@@ -114,7 +114,7 @@ UNION_TAGS = ('number', 'ramp', 'classes', CONTINUOUS, *NETWORK_NAMES)   # pydan
 def load_config(source: str | Path, overrides: list[str] = ()) -> Config:
     """Read a YAML file (or the name of one in `configs/`) and apply `dotted.key=value` overrides.
 
-    ValueError names the key or value, the limit and the fix; an unknown key names the nearest known one.
+    A ValueError names the key or value, the limit and the fix; for an unknown key it names the nearest known one.
     """
     tree = read_yaml(find_config(source))
     base = tree.pop('base', None)
@@ -139,14 +139,14 @@ def parse_config(tree: dict, source: str) -> Config:
 
 
 def parse_kept(tree: dict, source: str) -> Config:
-    """A configuration that Imago wrote itself, perhaps in an older version, which had other keys."""
+    """Parse a configuration that Imago wrote itself, perhaps in an older version, which had other keys."""
     return parse_config(translate(tree), source)
 
 
 def find_config(source: str | Path) -> Path:
     path = Path(source)
     packaged = CONFIGS / f'{source}.yaml'
-    if os.path.isfile(path):    # a name that is too long raises nothing here
+    if os.path.isfile(path):    # unlike Path.is_file, it does not raise for a name that is too long
         return path
     if os.path.isfile(packaged):
         return packaged
@@ -159,7 +159,7 @@ def to_yaml(config: Config) -> str:
 
 
 def flatten(tree: dict, prefix: str = '') -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}"""
+    """Turn {'a': {'b': 1}} into {'a.b': 1}."""
     flat = {}
     for key, value in tree.items():
         flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
@@ -167,13 +167,13 @@ def flatten(tree: dict, prefix: str = '') -> dict[str, Any]:
 
 
 def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ -> (old, new); None where only one of them has the key."""
+    """Return {dotted key: (old, new)} where values differ; a value is None where a configuration lacks the key."""
     before, after = flatten(old.model_dump(mode='json')), flatten(new.model_dump(mode='json'))
     return {key: (before.get(key), after.get(key)) for key in (before | after) if before.get(key) != after.get(key)}
 
 
 def is_fixed(key: str) -> bool:
-    """Whether this dotted key, or a section that it is in, is marked as FIXED; in unions, of any kind of section."""
+    """Return whether this dotted key, or a section around it, is marked FIXED, in any kind of section that it may be in."""
     kinds = [Config]
     for part in key.split('.'):
         fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
@@ -218,7 +218,7 @@ def _merged(below: dict, above: dict) -> dict:
 
 
 def _explain(detail: dict) -> str:
-    """One pydantic error in our words: key, value, limit, fix."""
+    """Put one pydantic error into our words: key, value, limit, fix."""
     key = shown('.'.join(str(part) for part in detail['loc'] if part not in UNION_TAGS))
     if detail['type'] == 'extra_forbidden':
         if key in RENAMED:
@@ -249,7 +249,7 @@ def _known_keys(section: type[BaseModel], prefix: str = '') -> list[str]:
 
 
 def _sections(annotation: object) -> Iterator[type[Section]]:
-    """The kinds of section that a key of this type may be."""
+    """Yield the kinds of section that a key of this type may hold."""
     if annotation is GameSection:
         yield from (GameSection, *SECTIONS.values())
     elif isinstance(annotation, type) and issubclass(annotation, Section):

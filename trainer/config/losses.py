@@ -1,6 +1,6 @@
-"""What adversarial losses are, and which of D's penalties are on its gradient: facts without torch.
+"""This module has facts about adversarial losses and D's gradient penalties that need no torch.
 
-Their equations stand in trainer/objectives, under the same names.
+The equations are in trainer/objectives, under the same names.
 """
 
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LossFacts:
-    signed: bool = False      # it draws D's logits to two sides of 0
-    positive: bool = False    # of both D and G it is at least 0
+    signed: bool = False      # it draws D's logits for reals above 0 and for fakes below
+    positive: bool = False    # for both D and G it is at least 0
     paired: bool = False      # it compares each fake with the real of its row, for D and for G
 
 
@@ -21,4 +21,4 @@ LOSS_FACTS = {
     'hinge': LossFacts(signed=True),
     'relativistic': LossFacts(positive=True, paired=True),
 }
-GRADIENT_PENALTY_NAMES = ('r1', 'r2', 'wgan_gp', 'dragan')    # keys of the section `regularizers`, as they are summed up
+GRADIENT_PENALTY_NAMES = ('r1', 'r2', 'wgan_gp', 'dragan')    # keys of `regularizers`, in the order of their sum

@@ -1,6 +1,6 @@
-"""The options of each family of networks, and what the rest of the configuration must know of it.
+"""This module has the options of each family of networks, and what the rest of the configuration must know of it.
 
-An option is an argument of the generator's and of the discriminator's constructor, unless it is listed below.
+An option is an argument of both constructors, the generator's and the discriminator's, unless it is listed below.
 """
 
 from typing import Annotated, ClassVar, Literal, Union, get_args
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from imago.trainer.config.schema import Depth, Pixels, Section, Share, Width, whole
 
-Channels = whole(1, 1024)    # of the finest layers; the coarsest have up to 16 times as many
+Channels = whole(1, 1024)    # channels of the finest layers; the coarsest have up to 16 times as many
 Base = whole(1, 1 << 24)     # channels times pixels of a side
 
 Latents = Literal['normal', 'uniform']
@@ -21,12 +21,12 @@ OF_TRAINING = {'name', 'style_mixing'}
 
 
 class NetworkSection(Section):
-    styles: ClassVar[bool] = False          # mapping and synthesis: style mixing, path length, truncation psi
+    styles: ClassVar[bool] = False          # G maps z to w: it has style mixing, path length, truncation psi
     grows: ClassVar[bool] = False           # from a low resolution to the full one
     made_for: ClassVar[str | None] = None   # the only game that it goes with
     normalised: ClassVar[bool] = False      # has spectral norm of its own
     batch_norm_in_d: ClassVar[bool] = False
-    demodulated: ClassVar[bool] = False     # G's weights have no scale
+    demodulated: ClassVar[bool] = False     # the scale of G's weights has no effect
     continuous: ClassVar[bool] = False      # conditions may be vectors of any floats, not only one-hot ones
 
     z_dim: Width = 512
@@ -73,7 +73,7 @@ class BigGAN(LowPrecision):
     normalised: ClassVar[bool] = True
     continuous: ClassVar[bool] = True
     name: Literal['biggan']
-    z_dim: Width = 120                            # 20 for each doubling and for the coarsest maps
+    z_dim: Width = 120                            # 20 for the coarsest maps and for each doubling
     channels: Channels = 96
     shared_dim: Width = 128                       # of the class embedding
     attention: Pixels = 64                        # side of the maps with self-attention, where the coarsest count as 4 px
@@ -102,20 +102,20 @@ class SNGAN(NetworkSection):
     name: Literal['sngan']
     z_dim: Width = 128
     channels: Channels = 64
-    widths: Literal['doubling', 'constant'] = 'doubling'   # of blocks, fine to coarse; constant: as for CIFAR-10
+    widths: Literal['doubling', 'constant'] = 'doubling'   # of blocks, from fine to coarse; CIFAR-10 has constant ones
 
 
 class R3GAN(LowPrecision):
     continuous: ClassVar[bool] = True
     name: Literal['r3gan']
     z_dim: Width = 64
-    channel_base: Base = 24576                    # as Equalised's
+    channel_base: Base = 24576                    # as in Equalised
     channel_max: Width = 768
     blocks: Depth = 2                             # at each resolution
-    expansion: Depth = 2                          # of the channels inside a block
-    group_size: Width = 16                        # channels of a group of the 3x3 convolutions
-    label_dim: Width = 64                         # of the class embeddings ...
-    d_label_dim: Width | None = None              # ... in D; None: as in G; published: 768 for CIFAR-10, 1536 for ImageNet
+    expansion: Depth = 2                          # factor of the channels inside a block
+    group_size: Width = 16                        # channels in each group of the 3x3 convolutions
+    label_dim: Width = 64                         # of G's class embeddings
+    d_label_dim: Width | None = None              # of D's; None: as in G; published: 768 for CIFAR-10, 1536 for ImageNet
 
 
 class BEGAN(NetworkSection):
@@ -133,10 +133,10 @@ NetworkConfig = Annotated[Union[SECTIONS], Field(discriminator='name')]
 
 
 def generator_options(network: NetworkSection) -> dict:
-    """Arguments of its constructor, plain JSON values."""
+    """Return the arguments of the generator's constructor, as plain JSON values."""
     return network.model_dump(mode='json', exclude=OF_D | OF_TRAINING)
 
 
 def discriminator_options(network: NetworkSection) -> dict:
-    """Arguments of its constructor, plain JSON values."""
+    """Return the arguments of the discriminator's constructor, as plain JSON values."""
     return network.model_dump(mode='json', exclude=OF_G | OF_TRAINING)

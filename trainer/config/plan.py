@@ -1,4 +1,4 @@
-"""What a configuration trains, answered without torch."""
+"""A plan says without torch what a configuration trains."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,9 +6,9 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network that a game trains. `options` are its constructor's, plain JSON values."""
+    """This describes a network that a game trains. `options` are its constructor's arguments, as plain JSON values."""
 
-    model: str                  # a name of trainer.models.NETWORKS
+    model: str                  # a name in trainer.models.NETWORKS
     role: str                   # its role there
     options: dict
     player: Literal['g', 'd']   # whose learning rate it has
@@ -16,7 +16,7 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a game trains under a configuration, on a dataset."""
+    """A plan is what a game trains under a configuration, on a dataset."""
 
     networks: dict[str, NetworkSpec]            # in the order in which their weights are drawn
     averaged: tuple[str, ...]                   # networks that have an EMA
@@ -27,5 +27,5 @@ class Plan:
     class_names: tuple[str, ...] = ()           # of the classes that are trained on
     class_counts: tuple[int, ...] = ()
     condition_shape: tuple[int, ...] = ()       # of the conditions that are trained on; () where there are none
-    conditions: str = ''                        # some of the dataset's, by which fakes are made; see data/conditions.py
+    conditions: str = ''                        # some of the dataset's, as text, to make fakes by; see data/conditions.py
     domains: tuple[str, ...] = ('image',)       # of Batch.pictures

@@ -1,4 +1,4 @@
-"""Which parts of a configuration make sense together. Each rule says why, and what to set instead."""
+"""These rules refuse parts of a configuration that make no sense together. Each says why, and what to set instead."""
 
 from typing import TYPE_CHECKING
 
@@ -9,11 +9,11 @@ from imago.trainer.config.sections import CONTINUOUS
 if TYPE_CHECKING:
     from imago.trainer.config.load import Config
 
-Key = int | tuple[str, int]    # number of a rule; of one that only a game has, the game's name and its number there
+Key = int | tuple[str, int]    # a rule's number; a game's own rule also has the game's name
 
 
 def check_combinations(config: 'Config') -> None:
-    """ValueError for the first combination that makes no sense; it tells those ways out of it that no rule refuses."""
+    """Raise ValueError for the first combination that makes no sense. Its message offers those fixes that break no other rule."""
     for key, (forbidden, message, *ways) in _rules(config).items():
         if forbidden:
             mends = [way for way in ways if _mends(config, key, way)]
@@ -21,7 +21,7 @@ def check_combinations(config: 'Config') -> None:
 
 
 def _mends(config: 'Config', key: Key, way: str) -> bool:
-    """Whether the overrides of `way` satisfy that rule, and break no other."""
+    """Return whether the overrides of `way` satisfy that rule and break no other."""
     try:
         changed = config.changed(way.split())
     except ValueError:

@@ -1,4 +1,4 @@
-"""What changes over a run, as a pure function of the images shown: nothing here needs to be remembered."""
+"""This module gives what changes over a run as a pure function of the images shown, so nothing needs to be remembered."""
 
 import math
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from imago.trainer.config.sections import Ramp
 
 @dataclass(frozen=True)
 class Stage:
-    """One step's sizes and rates."""
+    """A stage has the sizes and learning rates of one step."""
 
-    lod: float          # level of detail: 0 full size, 1 half of it ...; between them, the finer level fades in
+    lod: float          # level of detail: 0 is full size, 1 half of it ...; in between, the finer level fades in
     side: int           # px, shorter side of the pictures
     batch: int          # images, over all ranks
     micro_batch: int    # images a forward pass on one rank
@@ -21,7 +21,7 @@ class Stage:
 
 
 def stage_at(config: Config, resolution: tuple[int, int], nimg: int) -> Stage:
-    """The stage at `nimg` for networks of full size `resolution` (H, W).
+    """Return the stage after `nimg` images for networks of full size `resolution`, (height, width) in px.
 
     Each resolution trains for `stage_kimg`, then the next one fades in over `fade_kimg`. Karras et al. 2018, section 3.
     """
@@ -39,7 +39,7 @@ def stage_at(config: Config, resolution: tuple[int, int], nimg: int) -> Stage:
 
 
 def check_growth(config: Config, resolution: tuple[int, int]) -> None:
-    """ValueError unless networks of full size `resolution` can grow as configured."""
+    """Raise ValueError unless networks of full size `resolution`, (height, width) in px, can grow as configured."""
     if config.growth is None:
         return
     doublings, side, start = base_and_doublings(resolution)[1], min(resolution), config.growth.start_resolution
@@ -48,14 +48,14 @@ def check_growth(config: Config, resolution: tuple[int, int]) -> None:
         raise ValueError(f'growth.start_resolution={start} is no stage of pictures with a shorter side of {side} px; '
                          f'take one of {", ".join(map(str, sides))}')
     for key in ('batch', 'micro_batch', 'g_lr', 'd_lr'):
-        # those above the full size are for larger pictures
+        # sizes above the full one are for runs on larger pictures
         for unknown in sorted(size for size in getattr(config.growth, key) if size < side and size not in sides):
             raise ValueError(f'growth.{key}.{unknown}: no stage has a shorter side of {unknown} px; '
                              f'there are {", ".join(map(str, sides))}')
 
 
 def at(value: float | Ramp, nimg: int) -> float:
-    """A number, or where a ramp stands after `nimg` images: half a cosine from its start to its end."""
+    """Return the number itself, or the value of a ramp after `nimg` images: half a cosine from its start to its end."""
     if not isinstance(value, Ramp):
         return value
     share = min(nimg / (value.kimg * 1000), 1.0)

@@ -1,7 +1,7 @@
-"""What every section of the configuration is made of: kinds of values, each number with its unit and its bounds.
+"""This module has the kinds of values that sections are made of; each number has its unit and its bounds.
 
-The bounds are far beyond what anyone trains. They keep a slip of the hand from costs that only show later: a run folder that
-is left behind, a machine without memory, a figure beyond what a float32 holds.
+The bounds are far beyond what anyone trains. They catch slips that would otherwise show only later: by a run folder that is
+left behind, a machine out of memory, or a number that float32 cannot hold.
 """
 
 import os
@@ -21,14 +21,14 @@ class Section(BaseModel):
 
 
 class _Fixed:
-    """The mark of a key that makes a run what it is: a run folder is never resumed with another value."""
+    """This marks a key that makes a run what it is: a run folder is never resumed with another value of it."""
 
 
-FIXED = _Fixed()    # in Annotated[kind, FIXED]; of a section: all that is in it
+FIXED = _Fixed()    # as in Annotated[kind, FIXED]; on a section it marks all keys in it
 
 
 def to_size(value: object) -> object:
-    """`512`, `'768x512'` (height x width) or `[768, 512]` -> (height, width) in pixels."""
+    """Turn `512`, `'768x512'` (height x width) or `[768, 512]` into (height, width) in pixels."""
     if isinstance(value, (list, tuple)):
         return tuple(value)
     return parse_resolution(shown(value))
@@ -40,13 +40,13 @@ def check_size(value: tuple[int, int]) -> tuple[int, int]:
 
 
 def no_boolean(value: object) -> object:
-    if isinstance(value, bool):    # an int to Python
+    if isinstance(value, bool):    # Python takes it for an int
         raise ValueError('this key takes a number')
     return value
 
 
 def check_path(value: str) -> str:
-    """ValueError for what no shell would have meant, and for control characters, which would break lines."""
+    """Return the path. Raises ValueError for one that nobody can mean, and for control characters, which would break lines."""
     if not value:
         raise ValueError('it is empty; give a path')
     if value != one_line(value, len(value)):
@@ -61,32 +61,32 @@ def check_path(value: str) -> str:
 
 
 def whole(least: int, most: int) -> object:
-    """The kind of a whole number within bounds."""
+    """Return the field type of a whole number from `least` to `most`."""
     return Annotated[int, BeforeValidator(no_boolean), Field(ge=least, le=most)]
 
 
 def real(least: float, most: float) -> object:
-    """The kind of a number within bounds."""
+    """Return the field type of a number from `least` to `most`."""
     return Annotated[float, BeforeValidator(no_boolean), Field(ge=least, le=most)]
 
 
 PathName = Annotated[str, Field(max_length=4096), AfterValidator(check_path)]
 Folder = Annotated[PathName, AfterValidator(is_folder)]
-# whole in the configuration at hand, but masked in all that is made of it: files, messages, comparisons
+# the configuration in memory holds it whole; all that is made of it (files, messages, comparisons) holds it masked
 Location = Annotated[str, AfterValidator(is_location), PlainSerializer(masked)]
 
 Seed = whole(0, (1 << 63) - 1)
-Count = whole(1, 1_000_000)          # of what repeats: steps, reports, checkpoints
-Images = whole(1, MOST_IMAGES)       # of one step: each rank draws the latents of all
+Count = whole(1, 1_000_000)          # of things that repeat: steps, reports, checkpoints
+Images = whole(1, MOST_IMAGES)       # of one step; each rank draws the latents for all of them
 Pixels = whole(1, 99_999)
 Width = whole(1, 1 << 16)            # of a vector, or channels of a layer
 Depth = whole(1, 64)                 # of layers or blocks
 Size = Annotated[tuple[Pixels, Pixels], BeforeValidator(to_size)]
-Resolution = Annotated[Size, AfterValidator(check_size)]     # that networks can make
+Resolution = Annotated[Size, AfterValidator(check_size)]     # a size that networks can make
 
-Kimg = real(0.001, 1e8)              # 1000 images shown: from one image to what 12 digits count
+Kimg = real(0.001, 1e8)              # thousand images shown; the limits are 1 image and 12 digits of images
 Start = real(0, 1e8)                 # kimg from the beginning
-Weight = real(0, 1e9)                # of a penalty; 0: left out
+Weight = real(0, 1e9)                # of a penalty; 0 leaves it out
 Number = real(-1e9, 1e9)
 Share = real(0, 1)
 Positive = Annotated[Weight, Field(gt=0)]

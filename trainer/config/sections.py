@@ -1,4 +1,4 @@
-"""The sections of the configuration but for the networks'. Weights of 0 leave a penalty out."""
+"""This module has all sections of the configuration but the networks'. A weight of 0 leaves a penalty out."""
 
 import sys
 from typing import Annotated, Literal, get_args
@@ -31,7 +31,7 @@ from imago.trainer.config.schema import (
 
 
 class Ramp(Section):
-    """From `start` to `end` along half a cosine, over the first `kimg`."""
+    """A ramp goes from `start` to `end` along half a cosine, over the first `kimg` thousand images."""
 
     start: Weight
     end: Weight
@@ -54,10 +54,10 @@ Conditional = Annotated[Annotated[bool, Tag('classes')] | Annotated[Literal[CONT
 
 class DataConfig(Section):
     path: Location = Field(repr=False)            # folder, http(s)://, gs://, hf:// or pipe: with {} for the file name
-    path_b: Location | None = Field(None, repr=False)   # of pictures of domain b, shown beside those of `path`, which are of a
-    resolution: Annotated[Resolution | None, FIXED] = None   # (height, width) of the networks; None: the crop's, or as packed
-    crop: Annotated[Size | None, FIXED] = None    # (height, width) of the part that is shown of each picture, at random places
-    conditional: Annotated[Conditional, FIXED] = False   # train on the dataset's classes; continuous: on the vectors packed with it
+    path_b: Location | None = Field(None, repr=False)   # pictures of domain b; those of `path` are then domain a
+    resolution: Annotated[Resolution | None, FIXED] = None   # (height, width) of the networks; None: of the crop, or as packed
+    crop: Annotated[Size | None, FIXED] = None    # (height, width) of the random part of each picture that is shown
+    conditional: Annotated[Conditional, FIXED] = False   # train on the dataset's classes; continuous: on its packed vectors
     lanes: Annotated[Images, FIXED] = 64          # a multiple of every number of ranks the run will ever have
     flip: Annotated[bool, FIXED] = False          # horizontal flips, at random
     workers: whole(0, 1024) = 2                   # decoding processes per rank
@@ -65,48 +65,48 @@ class DataConfig(Section):
     cache_gb: Positive = 20.0
 
     def size(self, packed: tuple[int, int] | None) -> tuple[int, int] | None:
-        """(height, width) in px that the networks have, for pictures packed at `packed`; None where nothing tells."""
+        """Return the networks' (height, width) in px for pictures packed at `packed`; None if nothing determines it."""
         return self.resolution or self.crop or packed
 
 
 class LossConfig(Section):
     name: Literal[*LOSS_FACTS] = 'nonsaturating'
-    d_steps: Count = 1                            # steps of D for one of G
-    auxiliary: Annotated[Weight, FIXED] = 0.0     # of a classifier beside D's logit, in place of its conditioning
+    d_steps: Count = 1                            # D takes so many steps for each one of G
+    auxiliary: Annotated[Weight, FIXED] = 0.0     # weight of a classifier in D that replaces its conditioning
 
 
 class RegularizerConfig(Section):
-    d_interval: Count = 1                         # steps between D's gradient penalties; 1: in D's main phase
+    d_interval: Count = 1                         # steps between D's gradient penalties; 1: they join D's main phase
     g_interval: Count = 4                         # steps between path length penalties
     r1: RampedWeight = 0.0                       # gamma of gamma / 2 |grad D(real)|^2
-    r2: RampedWeight = 0.0                       # the same at fakes
+    r2: RampedWeight = 0.0                       # the same for D(fake)
     wgan_gp: Weight = 0.0
     dragan: Weight = 0.0
     drift: Weight = 0.0
     lecam: Weight = 0.0
-    lecam_decay: Beta = 0.99                      # a step, of the means of the logits, which are corrected for their start at 0
+    lecam_decay: Beta = 0.99                      # per step, of the moving means of D's logits, corrected for their start at 0
     weight_clip: Weight = 0.0                     # D's weights stay in [-x, x]
     path_length: Weight = 0.0
     path_length_decay: PositiveShare = 0.01
-    path_length_shrink: Images = 2                # of the batch
-    orthogonal: Weight = 0.0                      # on G; as the paper has it: BigGAN-PyTorch's code takes half this gradient
+    path_length_shrink: Images = 2                # the penalty takes the batch divided by this
+    orthogonal: Weight = 0.0                      # on G, as in the paper; BigGAN-PyTorch's code has half this gradient
     orthogonal_form: Literal['relaxed', 'plain'] = 'relaxed'
-    normalise: Annotated[Literal['none', 'spectral', 'stable_rank'], FIXED] = 'none'   # the weights of D ...
-    normalise_g: Annotated[bool, FIXED] = False   # ... and of G
-    stable_rank: PositiveShare = 0.7              # share of the full rank
+    normalise: Annotated[Literal['none', 'spectral', 'stable_rank'], FIXED] = 'none'   # how D's weights are normalised
+    normalise_g: Annotated[bool, FIXED] = False   # G's weights are normalised alike
+    stable_rank: PositiveShare = 0.7              # wanted stable rank, as a share of the full rank
 
 
 class OptimConfig(Section):
     g_lr: Rate = 0.002
     d_lr: Rate = 0.002
     betas: tuple[Beta, Beta] = (0.0, 0.99)
-    beta2_ramp: Ramp | None = None                # in place of the second beta
+    beta2_ramp: Ramp | None = None                # replaces the second beta
     eps: Positive = 1e-8
 
 
 class EMAConfig(Section):
     half_life_kimg: Rate = 10.0
-    rampup: Positive | None = None                # half-life at most this share of the images shown; None: no ramp
+    rampup: Positive | None = None                # the half-life is at most this share of the images shown; None: no limit
     start_kimg: Start = 0.0                       # until then the average is the network itself
     w_avg_beta: Beta = 0.998
 
@@ -117,19 +117,19 @@ AugmentGroup = Literal['blit', 'geometry', 'color', 'filter', 'noise', 'cutout']
 class AugmentConfig(Section):
     name: Literal['none', 'ada', 'diffaugment'] = 'none'
     groups: tuple[AugmentGroup, ...] = ('blit', 'geometry', 'color')
-    factors: dict[AugmentGroup, Share] = {}       # of ADA: the chance of a group's transforms is p times its factor, else p
-    policies: tuple[Literal['color', 'translation', 'cutout'], ...] = ('color', 'translation', 'cutout')  # of DiffAugment
-    p: RampedShare | None = None                  # None: adapted to `target`
-    target: Share = 0.6                           # mean sign of D(real)
-    speed_kimg: Kimg = 500.0                      # to move p from 0 to 1
-    interval: Count = 4                           # steps between adjustments
+    factors: dict[AugmentGroup, Share] = {}       # ADA applies a group's transforms with chance p times its factor; default: 1
+    policies: tuple[Literal['color', 'translation', 'cutout'], ...] = ('color', 'translation', 'cutout')  # DiffAugment's
+    p: RampedShare | None = None                  # None: ADA adapts it to `target`
+    target: Share = 0.6                           # mean sign of D(real) to reach
+    speed_kimg: Kimg = 500.0                      # p needs so long from 0 to 1
+    interval: Count = 4                           # steps between adjustments of p
 
 
 BySide = dict[Pixels, Images]
 
 
 class GrowthConfig(Section):
-    """Maps are by the stage's shorter side in px; what is missing is as outside of growth."""
+    """The keys of maps are the stage's shorter side in px. A stage that is missing has the value from outside of this section."""
 
     start_resolution: Annotated[Pixels, FIXED] = 8   # px, of the shorter side
     fade_kimg: Annotated[Kimg, FIXED] = 600.0
@@ -138,18 +138,18 @@ class GrowthConfig(Section):
     micro_batch: BySide = {}
     g_lr: dict[Pixels, Positive] = {}
     d_lr: dict[Pixels, Positive] = {}
-    # Pictures that D's gradient penalties are taken at. full, as published: the stage's, enlarged to full size, which D
-    # averages down again: |grad D|^2 is 4**floor(lod) times smaller, so R1 is weaker and slopes are drawn to 2**floor(lod).
+    # D's gradient penalties are taken at the stage's pictures. `full`, as published, first enlarges these to full size, and D
+    # averages them down: |grad D|^2 is then 4**floor(lod) times smaller, so R1 is weaker and slopes are drawn to 2**floor(lod).
     penalty_at: Annotated[Literal['stage', 'full'], FIXED] = 'stage'
-    restart: Annotated[Literal['start', 'both'], FIXED] = 'start'   # Adam forgets its moments as a fade starts; both, as published: as it ends too
+    restart: Annotated[Literal['start', 'both'], FIXED] = 'start'   # Adam's moments reset as a fade starts; both: as it ends too
 
 
 class ParallelConfig(Section):
-    """How networks, gradients and optimizers are spread over the ranks."""
+    """This section says how networks, gradients and optimizers are spread over the ranks."""
 
-    strategy: Literal['data', 'fsdp', 'zero'] = 'data'   # whole on every rank; cut into parts; only moments in parts
-    replicas: Count = 1                           # of fsdp: sets of parts, say one a node; divides the ranks
-    stage: whole(1, 3) = 1                        # of zero; only 1 goes with penalties on gradients
+    strategy: Literal['data', 'fsdp', 'zero'] = 'data'   # networks are whole on each rank; in parts; only moments are in parts
+    replicas: Count = 1                           # fsdp keeps so many sets of parts, say one per node; it divides the ranks
+    stage: whole(1, 3) = 1                        # ZeRO's; only 1 works with gradient penalties
     timeout_minutes: real(0.001, 1e5) = 10.0    # a rank that keeps the others waiting for so long is named, and all end
 
 
@@ -159,7 +159,7 @@ Metric = Literal['fid', 'kid', 'is', 'precision', 'recall', 'density', 'coverage
 class CheckpointConfig(Section):
     interval_kimg: Kimg = 200.0
     keep: Count = 3
-    best: Metric | None = None                    # kept as well: the checkpoint with the best score of this metric
+    best: Metric | None = None                    # the checkpoint with the best score of this metric is kept too
 
 
 Pictures = whole(10, 10_000_000)    # the features of each are kept in memory
@@ -168,23 +168,23 @@ PicturesOrAll = Annotated[Annotated[Pictures, Tag('number')] | Annotated[Literal
 
 
 class EvaluateConfig(Section):
-    """How good the pictures are: which metrics, from which features, of how many pictures."""
+    """This section says by which metrics pictures are scored, from which features, and on how many pictures."""
 
     interval_kimg: Kimg | None = None             # None: not while training
     metrics: tuple[Metric, ...] = Field(('fid', 'kid'), min_length=1)
     images: Pictures = 50000                      # fakes
-    reals: PicturesOrAll = 50000                  # at most, drawn from the dataset by `seed`; or `all`
+    reals: PicturesOrAll = 50000                  # at most so many, drawn from the dataset by `seed`; or `all`
     seed: whole(0, 2**32 - 1) = 0
     psi: real(-100, 100) = 1.0
     psi_cutoff: whole(0, 1000) | None = None      # layers, from the first on, in which psi truncates; None: all
-    truncation: real(0.01, 100) | None = None     # latents are drawn again until |z| is below
-    noise: Literal['random', 'const'] = 'random'  # of layers that add it: each picture has its own, or all the constant map
+    truncation: real(0.01, 100) | None = None     # latents are drawn again until |z| is below it
+    noise: Literal['random', 'const'] = 'random'  # each picture gets its own noise, or all get the constant map
     resizer: Literal['clean', 'legacy'] = 'clean'
-    extractor: PathName = 'auto'                  # inception, effnet_lite0, or a TorchScript or ONNX file, which takes:
+    extractor: PathName = 'auto'                  # inception, effnet_lite0, or a TorchScript or ONNX file with these inputs:
     extractor_size: Pixels = 224                  # px
     extractor_mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)   # of values from 0 to 1
     extractor_std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    extractor_sha256: Annotated[str, Field(pattern='^[0-9a-f]{64}$')] | None = None   # that the weights must have
+    extractor_sha256: Annotated[str, Field(pattern='^[0-9a-f]{64}$')] | None = None   # the weights must have it
 
     @property
     def most_reals(self) -> int:
@@ -196,7 +196,7 @@ class LogConfig(Section):
     grid_kimg: Kimg = 200.0
     grid: tuple[whole(1, 64), whole(1, 64)] = (4, 8)   # rows, columns
     keys: bool = False                            # write the sample keys of each step, for audits
-    singular_values: bool = False                 # the top three of each layer, with each report
+    singular_values: bool = False                 # report the top three of each layer
 
 
 SignalName = Literal['real_sign', 'overfitting', 'loss_ratio', 'diversity', 'class_diversity', 'duplicates',
@@ -205,13 +205,13 @@ SIGNAL_NAMES = get_args(SignalName)
 
 
 class GuardConfig(Section):
-    """Watches for collapse and overfitting, with each report. Signals and their thresholds: trainer/watch/alarms.py."""
+    """The guard watches for collapse and overfitting with each report. trainer/watch/alarms.py has its signals and thresholds."""
 
     action: Literal['off', 'warn', 'stop', 'rollback'] = 'warn'
     start_kimg: Start | None = None               # no alarm before; None: four half-lives of the EMA
-    patience: Count = 3                           # reports in a row
-    pictures: whole(16, 10_000) = 64              # fakes, and as many reals
+    patience: Count = 3                           # so many bad reports in a row raise an alarm
+    pictures: whole(16, 10_000) = 64              # fakes per report, and as many reals
     data: Location | None = Field(None, repr=False)   # packed pictures that are not trained on, to see D overfit
-    thresholds: dict[SignalName, Number] = {}     # in place of the usual ones
-    lr_factor: Annotated[Beta, Field(gt=0)] = 0.5   # of both learning rates, with each rollback
-    rollbacks: Count = 3                          # at most; then the run is stopped
+    thresholds: dict[SignalName, Number] = {}     # replace the usual ones
+    lr_factor: Annotated[Beta, Field(gt=0)] = 0.5   # each rollback multiplies both learning rates by it
+    rollbacks: Count = 3                          # after so many the run is stopped

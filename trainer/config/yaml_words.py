@@ -1,4 +1,4 @@
-"""YAML without its guesses: a word stays a word, and the schema says which key takes a number.
+"""This module reads YAML without its guesses: a word stays a word, and the schema says which key takes a number.
 
 YAML 1.1 reads `off` as False, `1:30` as 90, `2024-01-01` as a date and `1e-3` as a text.
 """
@@ -14,23 +14,24 @@ _NULL, _TEXT, _LIST, _MAP = (f'tag:yaml.org,2002:{name}' for name in ('null', 's
 
 
 class _Loader(yaml.BaseLoader):
-    """Takes each word for a text, but `null`, `~` and nothing for None, unless they are quoted."""
+    """This loader takes each word for a text, except that `null`, `~` and nothing are None unless they are quoted."""
 
 
 _Loader.add_implicit_resolver(_NULL, re.compile('(?:~|null|Null|NULL|)$'), ['~', 'n', 'N', ''])
 
 
 def parse_yaml(text: str) -> object:
-    """Dicts, lists, str and None. ValueError for what is no YAML, and for what no configuration needs:
+    """Return the content as dicts, lists, str and None.
 
-    tags such as !!timestamp, a key that comes twice in its section, more than MOST_NODES values.
+    Raises ValueError for what is not YAML, and for what no configuration needs: tags such as !!timestamp, a key that comes
+    twice in its section, more than MOST_NODES values.
     """
     try:
         node = yaml.compose(text, _Loader)
         return None if node is None else _Reader().value_of(node)
     except RecursionError as error:
         raise ValueError('it is nested too deeply') from error
-    except (yaml.YAMLError, OverflowError) as error:    # the latter of escapes such as "\UFFFFFFFF"
+    except (yaml.YAMLError, OverflowError) as error:    # escapes such as "\UFFFFFFFF" overflow
         raise ValueError(f'it is not valid YAML ({shown(" ".join(str(error).split()), 300)})') from error
 
 

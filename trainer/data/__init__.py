@@ -1,1 +1,1 @@
-"""Packed pictures: the manifest, the order in which they are shown, where shards lie, and the stream of batches."""
+"""This package reads packed pictures: manifests, shards from anywhere, the order of pictures, and the stream of batches."""

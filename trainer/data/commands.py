@@ -1,4 +1,4 @@
-"""What a program writes, read as a file: it must begin and go on within a time, and goes with whoever reads it."""
+"""A program's output is read here like a file. The program must not fall silent for long, and is killed with its reader."""
 
 import atexit
 import os
@@ -10,16 +10,16 @@ from contextlib import suppress
 
 from imago.trainer.ranks.stop_signals import undivided
 
-SILENCE = 60    # seconds without a byte, as of HTTP
+SILENCE = 60    # seconds without a byte, as for HTTP
 _running: set['Command'] = set()
-_starting = threading.RLock()    # a program that has begun is in `_running` before anybody asks
+_starting = threading.RLock()    # held until a program that has begun is in `_running`
 
 
 class Command:
-    """The output of a program. Left early, or silent for too long, it is killed with all that it has started."""
+    """This is the output of a program. A program that is left early or silent too long is killed with all that it started."""
 
     def __init__(self, arguments: list[str]):
-        # a session of its own is a process group to kill, and has no terminal where it could ask for a password
+        # a session of its own is a process group that can be killed, and has no terminal to ask for a password
         with undivided(), _starting:
             self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
             _running.add(self)
@@ -27,7 +27,7 @@ class Command:
         self._waiting.register(self._process.stdout, select.POLLIN)
 
     def read(self, most: int) -> bytes:
-        """At most `most` bytes, as they come; b'' at the end. OSError for a program that is silent or fails."""
+        """Return at most `most` bytes, as they come; b'' at the end. Raises OSError for a program that is silent or fails."""
         if not self._waiting.poll(SILENCE * 1000):
             raise TimeoutError(f'no byte came for {SILENCE} seconds')
         data = os.read(self._process.stdout.fileno(), most)
@@ -44,7 +44,7 @@ class Command:
             raise OSError(f'the command ended with exit status {status}' if status > 0 else f'signal {-status} ended the command')
 
     def kill(self) -> None:
-        if self._process.returncode is None:   # only then is the number of its group certain to be its own
+        if self._process.returncode is None:   # later its group's number may be another's
             with suppress(ProcessLookupError, PermissionError):   # it has ended by itself
                 os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -62,7 +62,7 @@ class Command:
 
 
 def kill_commands() -> None:
-    """Those of this process that still run, before it ends without closing them. No other can start any more."""
+    """Kill the programs of this process that still run, before it ends without closing them. No other can start any more."""
     _starting.acquire()
     for command in list(_running):
         command.kill()

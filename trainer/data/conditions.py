@@ -1,4 +1,4 @@
-"""Conditions: float vectors [d], or sequences of them [T, d], that are packed with pictures, as `KEY.npy`."""
+"""Conditions are float vectors [d], or sequences of them [T, d], that are packed with pictures, as `KEY.npy`."""
 
 import base64
 import io
@@ -7,18 +7,18 @@ from functools import lru_cache
 import numpy as np
 
 CONDITION = 'npy'
-MOST_VALUES = 1 << 20     # of one condition
+MOST_VALUES = 1 << 20     # in one condition
 
 
 def to_bytes(condition: np.ndarray) -> bytes:
-    """A condition as a NumPy file of float32."""
+    """Return a condition, [d] or [T, d], as a NumPy file of float32."""
     out = io.BytesIO()
     np.lib.format.write_array(out, np.ascontiguousarray(condition, '<f4'), version=(1, 0), allow_pickle=False)
     return out.getvalue()
 
 
 def from_bytes(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """What `to_bytes` has written of a condition of that shape, float32. ValueError for anything else."""
+    """Return the condition that `to_bytes` wrote, float32 of that shape. Raises ValueError for anything else."""
     head, size = _head(shape)
     if not data.startswith(head) or len(data) != len(head) + size:
         raise ValueError(f'its condition is no NumPy file of float32 {list(shape)}')
@@ -29,12 +29,12 @@ def from_bytes(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def to_text(conditions: np.ndarray) -> str:
-    """Conditions [K, d] as text that JSON can hold."""
+    """Return conditions [K, d] as text that JSON can hold."""
     return base64.b64encode(np.ascontiguousarray(conditions, '<f4')).decode()
 
 
 def from_text(text: str, d: int) -> np.ndarray:
-    """What `to_text` has made, float32 [K, d]. ValueError if it is no such text."""
+    """Return the conditions that `to_text` wrote, float32 [K, d]. Raises ValueError if it is no such text."""
     data = base64.b64decode(text, validate=True)
     if not data or len(data) % (4 * d):
         raise ValueError(f'{len(data)} bytes are no conditions of {d} float32 each')
@@ -46,6 +46,6 @@ def from_text(text: str, d: int) -> np.ndarray:
 
 @lru_cache
 def _head(shape: tuple[int, ...]) -> tuple[bytes, int]:
-    """What all such files begin with, and how many bytes follow."""
+    """Return the bytes with which all files of this shape begin, and how many bytes follow."""
     empty = np.zeros(shape, '<f4')
     return to_bytes(empty)[:-empty.nbytes], empty.nbytes

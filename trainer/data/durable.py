@@ -1,4 +1,4 @@
-"""Files and folders that survive a crash: on the disk before their name says so."""
+"""Files and folders are written so that they survive a crash: they are on the disk before their name says so."""
 
 import os
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from typing import TextIO
 
 @contextmanager
 def in_place_of(path: Path) -> Iterator[Path]:
-    """Gives the path to write a file at, which then takes the place of `path` in one step.
+    """Give a path to write a file at, which then takes the place of `path` in one step.
 
-    After an error none of it is left; an OSError names `path`.
+    After an error nothing of it is left; an OSError names `path`.
     """
     aside = path.with_name(path.name + '.tmp')
-    aside.unlink(missing_ok=True)   # left by a kill; or a pipe, or a link to another file
+    aside.unlink(missing_ok=True)   # a killed process left it, or it is a pipe or a link to another file
     try:
         yield aside
         os.replace(aside, path)
@@ -25,7 +25,7 @@ def in_place_of(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
-    """Put a whole file in place in one step, over the old one if there is one; a private one is for its owner alone."""
+    """Put a whole file in place in one step, over an old one if there is one. Only the owner can read a `private` file."""
     with in_place_of(path) as aside, open(aside, 'xb') as file:
         if private:
             os.fchmod(file.fileno(), 0o600)
@@ -35,19 +35,19 @@ def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
 
 
 def write_text(path: Path, text: str, private: bool = False) -> None:
-    """Put a whole file in place in one step, over the old one if there is one; a private one is for its owner alone."""
+    """Put a whole file in place in one step, over an old one if there is one. Only the owner can read a `private` file."""
     write_bytes(path, text.encode(), private)
 
 
 def open_to_append(path: Path) -> TextIO:
-    """Line by line. OSError as `open`, and where a pipe would hang or a device swallow what is written."""
+    """Open a file to append lines. Raises OSError like `open`, and where a pipe would hang or a device would keep nothing."""
     if path.exists() and not path.is_file():
         raise OSError(f'{path} is not a regular file, nor a link to one; put it away')
     return open(path, 'a', buffering=1)
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in `folder` to the disk."""
+    """Make sure that the names in `folder` are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Classes as networks want them, and as people name them."""
+"""Classes are turned into what networks take, and found by what people call them."""
 
 from torch import Tensor
 from torch.nn import functional
@@ -7,12 +7,12 @@ from imago.trainer.wording import listed
 
 
 def to_one_hot(labels: Tensor, c_dim: int) -> Tensor:
-    """[N] classes -> [N, c_dim] float32; [N, 0] for an unconditional network."""
+    """Turn classes [N] into one-hot rows [N, c_dim], float32; c_dim is 0 for an unconditional network."""
     return functional.one_hot(labels, c_dim).float() if c_dim else labels.new_zeros(len(labels), 0).float()
 
 
 def class_index(name: str, class_names: list[str]) -> int:
-    """The number of a class given by name or number. ValueError names the ones there are."""
+    """Return the number of a class that is given by name or number. Raises ValueError, which names the classes, for any other."""
     if name in class_names:
         return class_names.index(name)
     if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(class_names):

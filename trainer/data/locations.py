@@ -1,4 +1,4 @@
-"""What a location of data is, decided here for all of the code; and what of it must not be written or shown."""
+"""This module alone decides what a location of data is, and what part of it must not be written or shown."""
 
 import os
 import re
@@ -16,7 +16,7 @@ _HOST = re.compile(r'[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*')
 
 
 def scheme_of(location: str) -> str:
-    """'' of a folder, else one of SCHEMES. ValueError for all else: nobody guesses what an odd one might mean."""
+    """Return '' for a folder, else one of SCHEMES. Raises ValueError for all else: nothing is guessed about odd ones."""
     problem = _problem(location)
     if problem:
         raise ValueError(f'{shown(location)}: {problem}')
@@ -24,7 +24,7 @@ def scheme_of(location: str) -> str:
 
 
 def is_location(value: str) -> str:
-    """`value` itself. ValueError, which leaves it to the caller to name the value, unless it is a location."""
+    """Return `value`. Raises ValueError unless it is a location; the message leaves it to the caller to name the value."""
     problem = _problem(value)
     if problem:
         raise ValueError(problem)
@@ -32,20 +32,20 @@ def is_location(value: str) -> str:
 
 
 def is_folder(value: str) -> str:
-    """`value` itself. ValueError, which leaves it to the caller to name the value, unless it is the path of a folder."""
+    """Return `value`. Raises ValueError unless it is a folder's path; the message leaves it to the caller to name the value."""
     if _written_scheme(is_location(value)):
         raise ValueError('it must be the path of a folder')
     return value
 
 
 def _written_scheme(location: str) -> str | None:
-    """What stands before a colon, if that could be taken for a scheme: it begins with a letter, and no / is in it."""
+    """Return what stands before the first colon if it could be a scheme: it begins with a letter and has no / in it."""
     scheme, colon, _ = location.partition(':')
     return scheme if colon and '/' not in scheme and scheme.strip()[:1].isalpha() else None
 
 
 def _problem(location: str) -> str | None:
-    """Why it is no location, and what to write instead."""
+    """Return why it is no location and what to write instead, or None if it is one."""
     if not location.strip():
         return 'it is empty; give a folder, https://HOST/FOLDER, or pipe:COMMAND with {} for the file name'
     if len(location) > LONGEST:
@@ -75,14 +75,14 @@ def _problem_of_url(location: str) -> str | None:
     try:
         parts = urlsplit(location)
         whole = _URL.fullmatch(location) and _HOST.fullmatch(parts.hostname or '') and parts.port != 0
-    except ValueError:    # brackets without an address, or a port that is no number
+    except ValueError:    # it has brackets without an address, or a port that is no number
         whole = False
     if not whole:
         return 'it is no URL of a folder; write https://HOST/FOLDER, with other characters as %20, %23, %40 ...'
 
 
 def _problem_of_bucket(location: str) -> str | None:
-    if not _BUCKET.fullmatch(location):   # it becomes a word of a command
+    if not _BUCKET.fullmatch(location):   # it becomes a word in a command
         return 'after gs:// only letters, digits and . _ = / - are taken; write gs://BUCKET/FOLDER'
 
 
@@ -97,40 +97,40 @@ _PROBLEMS = {'http': _problem_of_url, 'https': _problem_of_url, 'pipe': _problem
 
 
 def masked(location: str) -> str:
-    """The location as it may be written and shown: *** for passwords and tokens. A folder's path is shown as it is."""
+    """Return the location as it may be written and shown, with *** for passwords and tokens. A folder's path stays as it is."""
     return location if _written_scheme(location) is None else hide_secrets(location)
 
 
 def shown(location: str) -> str:
-    """For messages: masked, in quotes, on one line, and not too long."""
+    """Return the location for messages: masked, in quotes, on one line, and not too long."""
     text = repr(masked(location[:LONGEST]))
     return text if len(text) <= 300 else f'{text[:300]}...'
 
 
 def is_masked(location: str) -> bool:
-    """Whether something was left out of it that only its owner can give."""
+    """Return whether something was masked in it that only its owner can give."""
     return _written_scheme(location) is not None and MASK in location
 
 
 def lacks_only_password(location: str) -> bool:
-    """Of a masked one: whether .netrc or IMAGO_DATA_PASSWORD may give what was left out."""
+    """Return whether .netrc or IMAGO_DATA_PASSWORD may give what is missing in a masked location."""
     return scheme_of(location).startswith('http') and MASK not in location.replace(f':{MASK}@', '@', 1)
 
 
 def check_whole(location: str) -> None:
-    """ValueError for a masked location whose secret nobody else can give."""
+    """Raise ValueError for a masked location whose secret only its owner can give."""
     if is_masked(location) and not lacks_only_password(location):
         raise ValueError(f'{shown(location)}: it was masked when it was written, as no file keeps a secret; give the whole '
                          'location')
 
 
 def could_hold_secrets(text: str) -> bool:
-    """Whether a written configuration names a location with a secret, or one in which a secret might go unseen."""
+    """Return whether a written configuration names a location with a secret, or one in which a secret might go unseen."""
     return MASK in text or re.search(r'\bpipe:|https?://[^\s\'"]*[?@]', text) is not None
 
 
 def hide_secrets(text: str) -> str:
-    """Any text with *** for the passwords and tokens that can be told. In commands $NAME is none: the shell puts it in."""
+    """Return the text with *** for all passwords and tokens that are recognised. $NAME in a command stays: it is no secret."""
     commands = 'pipe:' in text
 
     def hide(match: re.Match) -> str:
@@ -161,4 +161,4 @@ _SECRETS = [re.compile(pattern, re.IGNORECASE) for pattern in (
     rf'(?P<kept>\bbearer\s+){_WORD}',
     rf'(?P<kept>\b[\w-]*(?:token|key|secret|password):\s+){_WORD}',                 # another header
     rf'(?P<kept>--[\w-]*(?:token|key|secret|password)\s+){_VALUE}',
-    rf'(?P<kept>(?<![\w.-]){_NAME}=){_VALUE}')]                                     # of a query, an option, an environment
+    rf'(?P<kept>(?<![\w.-]){_NAME}=){_VALUE}')]                                     # in a query, an option, the environment

@@ -1,4 +1,4 @@
-"""`dataset.json`: what a folder of shards holds. Written last by `imago pack`, so its presence means complete."""
+"""`dataset.json` says what a folder of shards holds. `imago pack` writes it last, so its presence means that all is there."""
 
 import hashlib
 import json
@@ -16,18 +16,18 @@ FORMAT = 'imago-shards/1'
 ENCODINGS = ('webp', 'png', 'jpeg', 'jpg')
 MOST_SIDE = 1 << 16                           # pixels
 MOST_SAMPLES, MOST_IN_A_SHARD = 10**9, 10**7  # a key has nine digits; the order of a shard's samples is kept in memory
-LEAST_BYTES = 1024                            # of a sample in a tar: a header and a block
-SINGLE, PAIRED = ('image',), ('a', 'b')       # domains that the pictures of a sample are of
-OPTIONAL = ('smallest', 'domains', 'condition_shape')   # fields that are written only where they are not at their defaults
+LEAST_BYTES = 1024                            # that a sample takes in a tar: a header and a block
+SINGLE, PAIRED = ('image',), ('a', 'b')       # domains of a sample's pictures
+OPTIONAL = ('smallest', 'domains', 'condition_shape')   # fields that are written only where they differ from their defaults
 _SHARD_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9._-]{0,254}')   # it becomes part of paths, URLs and command lines
 _SHA256 = re.compile('[0-9a-f]{64}')
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar. Its sample k has the key `sample_key(first + k)`; `bytes` and `sha256` are of the whole file.
+    """A shard is one tar. Its sample k has the key `sample_key(first + k)`; `bytes` and `sha256` are those of the whole file.
 
-    `checksums` is the SHA-256 of its member of that name (trainer/data/checksums.py), which older shards lack.
+    `checksums` is the SHA-256 of its member with the checksums (trainer/data/checksums.py), which older shards lack.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A packed dataset. `resolution` is (height, width) in pixels, or None where pictures keep their own sizes.
+    """This describes a packed dataset. `resolution` is (height, width) in pixels, or None where pictures keep their own sizes.
 
-    `smallest` is then the least height and the least width of them, which older manifests do not tell.
-    Each sample holds a picture of each of `domains`: `KEY.webp` of `image`, the only one, else `KEY.a.webp` and `KEY.b.webp`.
+    `smallest` is then their least height and their least width, which older manifests do not tell.
+    Each sample has one picture per domain: `KEY.webp` if `image` is the only domain, else `KEY.a.webp` and `KEY.b.webp`.
     `class_names` and `class_counts` are empty for a dataset without labels.
     """
 
@@ -55,29 +55,29 @@ class Manifest:
     shards: tuple[Shard, ...]
     smallest: tuple[int, int] | None = None
     domains: tuple[str, ...] = SINGLE
-    condition_shape: tuple[int, ...] | None = None   # [d] or [T, d], of the floats that each sample holds
+    condition_shape: tuple[int, ...] | None = None   # [d] or [T, d], for the floats that each sample holds
 
     @property
     def num_samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
 
     def digest(self) -> str:
-        """SHA-256 of the content, the same wherever the dataset lies."""
+        """Return the SHA-256 of the content, which is the same wherever the dataset lies."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         fields = {'format': FORMAT, 'num_samples': self.num_samples, **asdict(self)}
         for name in OPTIONAL:
-            if getattr(self, name) == getattr(Manifest, name):   # what needs none of them keeps its digest
+            if getattr(self, name) == getattr(Manifest, name):   # so a dataset that needs none of them keeps its digest
                 del fields[name]
         for shard in fields['shards']:
-            if shard['checksums'] is None:   # older manifests keep their digest
+            if shard['checksums'] is None:   # so older manifests keep their digest
                 del shard['checksums']
         return json.dumps(fields, indent=1) + '\n'
 
     @classmethod
     def from_json(cls, text: str, where: str) -> 'Manifest':
-        """Read the text of a `dataset.json` found at `where`. ValueError if it is not one, is of another format, or lies."""
+        """Read the text of a `dataset.json` found at `where`. Raises ValueError if it is in another format, or inconsistent."""
         try:
             fields = parse_json(text)
             if fields.pop('format') != FORMAT:
@@ -100,7 +100,7 @@ class Manifest:
         return manifest
 
     def _check(self, num_samples: object) -> None:
-        """ValueError for the first field that is no such thing, out of bounds, or at odds with another."""
+        """Raise ValueError for the first field that has a wrong type, is out of bounds, or contradicts another."""
         names, counts = self.class_names, self.class_counts
         for name in ('resolution', 'smallest'):
             size = getattr(self, name)
@@ -138,9 +138,9 @@ class Manifest:
 
 
 def find_manifest(folder: Path) -> Manifest | None:
-    """That of a packed dataset; None if `folder` has no `dataset.json`, or one of another kind, such as StyleGAN's labels.
+    """Return a folder's manifest; None if it has no `dataset.json`, or one of another kind, such as StyleGAN's labels.
 
-    ValueError if it is damaged, of another version, or no text at all.
+    Raises ValueError if it is damaged, of another version, or no text at all.
     """
     path = folder / FILE_NAME
     try:
@@ -156,12 +156,12 @@ def find_manifest(folder: Path) -> Manifest | None:
 
 
 def sample_key(index: int) -> str:
-    """The WebDataset key of a sample: its number in the dataset."""
+    """Return the WebDataset key of a sample, which is its number in the dataset."""
     return f'{index:09d}'
 
 
 def _check_shard(shard: Shard, first: int) -> None:
-    """ValueError for the first field that cannot be. `first`: samples in the shards before it."""
+    """Raise ValueError for the first field that is impossible. `first` is the number of samples in the shards before it."""
     if not isinstance(shard.name, str) or not _SHARD_NAME.fullmatch(shard.name):
         raise ValueError(f'{_short(shard.name)} is no name of a shard: letters, digits and . _ - are, not beginning with . or -')
     if not _is_count(shard.samples, 1, MOST_IN_A_SHARD) or not _is_count(shard.bytes, shard.samples * LEAST_BYTES, 1 << 53):

@@ -1,8 +1,8 @@
-"""Which picture is shown when: a pure function of (seed, manifest, lanes, global image index), whatever the world size.
+"""Which picture is shown is a pure function of (seed, manifest, lanes, global image index), whatever the world size.
 
 Global image i belongs to lane i % L and is that lane's image number i // L. In epoch e the shards are permuted by
-(seed, e) and the samples of each shard by (seed, e, shard): a virtual list of all N samples, cut into L segments, of
-which s is [s*N//L, (s+1)*N//L). Lane l reads segment (l + e) % L, so over L epochs every lane reads all N.
+(seed, e) and the samples of each shard by (seed, e, shard). This gives a virtual list of all N samples, cut into L segments:
+segment s is [s*N//L, (s+1)*N//L). Lane l reads segment (l + e) % L, so over L epochs every lane reads all N.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ CACHED_EPOCHS = 4
 
 
 class Order:
-    """ValueError if there are more lanes than samples. A text for a seed sets a second dataset's order apart."""
+    """Raises ValueError if there are more lanes than samples. A text as a seed gives a second dataset an order of its own."""
 
     def __init__(self, manifest: Manifest, lanes: int, seed: int | str):
         if not 1 <= lanes <= manifest.num_samples:
@@ -32,7 +32,7 @@ class Order:
         self._samples = lru_cache(2 * lanes)(self._samples_of_shard)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Global image index -> (shard, number of the sample in that shard)."""
+        """Return (shard, number of the sample in that shard) for a global image index."""
         number, lane = divmod(index, self.lanes)
         # Unrolled over epochs, lane l walks a line from S(l) on; segment x is [S(x), S(x+1)) with S(x) = x*N // L.
         place = number + lane * self.num_samples // self.lanes
@@ -41,22 +41,22 @@ class Order:
         shards, ends = self._shards(epoch)
         turn = int(np.searchsorted(ends, place, side='right'))
         shard = int(shards[turn])
-        return shard, int(self._samples(epoch, shard)[place - ends[turn]])  # negative: counted from the shard's end
+        return shard, int(self._samples(epoch, shard)[place - ends[turn]])  # negative, so counted from the end
 
     def flip(self, index: int) -> bool:
-        """Whether global image `index` is shown mirrored: a fair coin."""
+        """Return whether global image `index` is shown mirrored, by a fair coin."""
         return bool(_digest(self.seed, 'flip', index)[0] & 1)
 
     def place(self, index: int) -> tuple[float, float]:
-        """Where in its picture the part lies that is shown of global image `index`, see `place_of`."""
+        """Return where in its picture the crop of global image `index` lies, see `place_of`."""
         return place_of(self.seed, 'crop', index)
 
     def partner(self, index: int) -> int:
-        """Which of the pictures of a class goes with global image `index`; any number from 0 on."""
+        """Return a number from 0 on, drawn by `index`, which chooses the partner from the class of global image `index`."""
         return int.from_bytes(_digest(self.seed, 'partner', index)[:8], 'little')
 
     def lender(self, index: int) -> int:
-        """Which sample of its shard lends its condition to the fake at global image `index`; any number from 0 on."""
+        """Return a number from 0 on, drawn by `index`, which chooses the sample that lends its condition to the fake there."""
         return int.from_bytes(_digest(self.seed, 'lender', index)[:8], 'little')
 
     def _shards_of_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,10 +68,10 @@ class Order:
 
 
 def batch_indices(nimg: int, batch: int, lanes: int, rank: int, world: int) -> np.ndarray:
-    """The global image indices that `rank` reads of the batch whose first image is `nimg`: int64 [batch / world].
+    """Return the global image indices, int64 [batch / world], that `rank` reads of the batch whose first image is `nimg`.
 
-    The batch is laid out by lane: position lane * (batch / lanes) + k is image nimg + k * lanes + lane. A rank takes an
-    equal run of positions, hence whole lanes. ValueError if lanes, batch, ranks or `nimg` do not divide so.
+    The batch is laid out by lane: position lane * (batch / lanes) + k is image nimg + k * lanes + lane. Each rank
+    takes an equal run of positions, so whole lanes. Raises ValueError if lanes, batch, ranks or `nimg` do not divide so.
     """
     if lanes % world:
         fit = math.lcm(lanes, world)
@@ -89,14 +89,14 @@ def batch_indices(nimg: int, batch: int, lanes: int, rank: int, world: int) -> n
 
 
 def place_of(*key: int | str) -> tuple[float, float]:
-    """A place in a picture, drawn by `key`: shares, from 0 to below 1, of the places down it and across it."""
+    """Draw the place of a crop by `key`: (down, across), each a share from 0 to below 1 of the possible places."""
     words = _digest(*key)
     down, across = (int.from_bytes(words[first:first + 4], 'little') / 2**32 for first in (0, 4))
     return down, across
 
 
 def _permutation(n: int, *key: int | str) -> np.ndarray:
-    """Sorts raw Philox words: numpy keeps those the same for ever, but not the results of `Generator.permutation`."""
+    """Sort raw Philox words: numpy keeps those the same for ever, but not the results of `Generator.permutation`."""
     words = np.random.Philox(key=int.from_bytes(_digest(*key), 'little')).random_raw(n)
     return np.argsort(words, kind='stable')
 

@@ -1,4 +1,4 @@
-"""Files that may be a stranger's: regular ones only, no larger than they may be, and JSON that is not too deep."""
+"""Files that may come from strangers are read with limits: only regular files, of limited size, and JSON of limited depth."""
 
 import json
 import os
@@ -10,7 +10,7 @@ MOST_TEXT = 1 << 26   # bytes of a text file; the manifest of a million shards h
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file for reading. ValueError where a pipe would hang or a device never end; OSError as `open`."""
+    """Open a file for reading. Raises ValueError where a pipe would hang or a device never end; OSError like `open`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -19,7 +19,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def read_text(path: str | Path, most_bytes: int = MOST_TEXT) -> str:
-    """The UTF-8 text of a file. ValueError where it is no regular file, no UTF-8 or too large; OSError as `open`."""
+    """Return the UTF-8 text of a file. Raises ValueError if it is no regular file, no UTF-8 or too large; OSError like `open`."""
     with open_regular(path) as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -31,7 +31,7 @@ def read_text(path: str | Path, most_bytes: int = MOST_TEXT) -> str:
 
 
 def parse_json(text: str) -> object:
-    """As `json.loads`, but every failure is a ValueError: also of brackets too deep and of numbers with too many digits."""
+    """Parse like `json.loads`, but make every failure a ValueError, even for brackets too deep and numbers too long."""
     try:
         return json.loads(text)
     except RecursionError as error:

@@ -1,4 +1,4 @@
-"""A few real pictures to look at, or to compare with: always the same ones, from few shards."""
+"""This module picks a few real pictures to look at or compare with: always the same ones, from few shards."""
 
 from math import prod
 
@@ -8,20 +8,20 @@ from imago.trainer.data.order import Order
 from imago.trainer.data.shards import Dataset, Sample, SampleReader
 
 LEAST_CONDITIONS, MOST_CONDITIONS, MOST_VALUES = 64, 1024, 1 << 16   # each checkpoint and export holds them
-SHARDS_SEARCHED = 16   # for pictures of rare classes: each costs a read of all its labels
+SHARDS_SEARCHED = 16   # for pictures of rare classes: all labels of a shard must be read
 
 
 def first_samples(dataset: Dataset, size: tuple[int, int], lanes: int, seed: int, count: int) -> list[Sample]:
-    """The first `count` of lane 0, at `size` (height, width): of one lane, as they lie in the fewest shards."""
+    """Return the first `count` samples of lane 0, at `size` (height, width). Those of one lane lie in the fewest shards."""
     order = Order(dataset.manifest, lanes, seed)
     reader = SampleReader(dataset, size, max_open=2)
     return [reader.read(*order.locate(number * lanes))[0] for number in range(count)]
 
 
 def first_conditions(dataset: Dataset) -> np.ndarray:
-    """Those of the first K samples as they lie in the shards, float32 [K, *shape].
+    """Return the conditions of the first K samples in the order of the shards, float32 [K, *shape].
 
-    K is 64 to 1024, as long as these are no more than MOST_VALUES values; or all samples there are.
+    K is as many as MOST_VALUES values allow, but 64 to 1024, and never more than there are samples.
     """
     manifest = dataset.manifest
     reader, found = SampleReader(dataset, dataset.size, max_open=1), []
@@ -32,13 +32,13 @@ def first_conditions(dataset: Dataset) -> np.ndarray:
 
 
 def rarest_classes(class_counts: tuple[int, ...], most: int) -> list[int]:
-    """Up to `most` classes that have pictures: rare ones are the first to be lost, or learned by heart."""
+    """Return the rarest classes that have pictures, up to `most`: these are the first to be lost, or learned by heart."""
     there = [label for label, count in enumerate(class_counts) if count]
     return sorted(sorted(there, key=class_counts.__getitem__)[:most])
 
 
 def samples_of_classes(dataset: Dataset, size: tuple[int, int], labels: list[int], each: int) -> list[Sample]:
-    """Up to `each` of each of `labels`, at `size` (height, width); fewer of a class that the first shards hold fewer of."""
+    """Return up to `each` samples of each label, at `size` (height, width); fewer if the first shards hold fewer."""
     reader, found = SampleReader(dataset, size, max_open=1), {label: [] for label in labels}
     wanted = {label: min(each, dataset.manifest.class_counts[label]) for label in labels}
     for shard in range(min(len(dataset.manifest.shards), SHARDS_SEARCHED)):

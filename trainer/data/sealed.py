@@ -1,4 +1,4 @@
-"""Facts in JSON files that tell when they are damaged: a checksum covers all that they say."""
+"""Facts are kept in JSON files whose damage is noticed: a checksum covers all that they say."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ Facts = TypeVar('Facts', bound=BaseModel)
 
 
 def write_sealed(path: Path, tree: dict, private: bool = False) -> None:
-    """Put `tree` in place as JSON, with a checksum over what it says; a private one is for its owner alone."""
+    """Put `tree` in place as JSON, with a checksum over what it says. Only the owner can read a `private` file."""
     write_text(path, json.dumps(tree | {CHECKSUM: _checksum(tree)}, indent=1) + '\n', private)
 
 
 def read_sealed(path: Path, before: Collection[str]) -> dict:
-    """What `write_sealed` has written, its checksum with it.
+    """Return what `write_sealed` wrote, with its checksum.
 
-    Files from before there were checksums have no other keys than `before`; any other file without one is damaged, as its
-    checksum may have lost its name. ValueError for what is damaged or no such file; OSError as `open`.
+    Files that are older than checksums have no other keys than `before`. Any other file without a checksum counts as damaged,
+    since only the checksum's name may be damaged. Raises ValueError for a damaged or wrong file; OSError like `open`.
     """
     try:
         tree = parse_json(read_text(path))
@@ -39,7 +39,7 @@ def read_sealed(path: Path, before: Collection[str]) -> dict:
 
 
 def facts(kind: type[Facts], tree: dict, where: object) -> Facts:
-    """`tree` as `kind`. ValueError names in one line the first fact that is wrong."""
+    """Return `tree` as `kind`. Raises ValueError, which names in one line the first fact that is wrong."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -49,6 +49,6 @@ def facts(kind: type[Facts], tree: dict, where: object) -> Facts:
 
 
 def _checksum(tree: dict) -> str:
-    """SHA-256 of what JSON keeps of `tree` but for the checksum: not of the order of keys, nor of spaces."""
+    """Return the SHA-256 of `tree` without its checksum. The order of keys does not matter, nor do spaces."""
     kept = json.loads(json.dumps({key: value for key, value in tree.items() if key != CHECKSUM}))
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A packed dataset, and random access to the samples in its shards. Damaged samples are named and replaced."""
+"""A packed dataset gives random access to the samples in its shards. Damaged samples are named and replaced."""
 
 import contextlib
 import hashlib
@@ -24,21 +24,21 @@ from imago.trainer.data.sources import Folder, Remote, ShardError
 SUFFIXES = ('webp', 'png', 'jpg')
 FORMATS = ('WEBP', 'PNG', 'JPEG')
 MODES = {1: 'L', 3: 'RGB'}
-# All that Pillow raises on broken pictures, and our own ValueErrors.
+# Pillow raises these on broken pictures; the ValueErrors are also our own.
 DAMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-Place = tuple[float, float]   # of a part in a picture, see order.place_of
+Place = tuple[float, float]   # where a crop lies in its picture, see order.place_of
 
 
 class Damaged(Exception):
-    """A sample that cannot be shown: the name of its member, and why."""
+    """A sample cannot be shown. The message names its member, and says why."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A manifest and where its shards lie; cheap to send to another process.
+    """A dataset is a manifest and the place where its shards lie. It is cheap to send to another process.
 
-    `crop` is the (height, width) in pixels of the part that is shown of each picture; None: all of it is. `b` is a dataset
-    whose pictures are shown beside these, in an order of its own, as those of domain b; these are then of domain a.
+    `crop` is the (height, width) in pixels of the part of each picture that is shown; None shows all of it. `b` is a dataset
+    whose pictures are shown beside these, in an order of their own. They are then domain b, and these are domain a.
     """
 
     manifest: Manifest
@@ -48,21 +48,21 @@ class Dataset:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Of the pictures that are shown at one index."""
+        """The domains of the pictures that are shown at one index."""
         return PAIRED if self.b else self.manifest.domains
 
     def digest(self) -> str:
-        """SHA-256 of all that may be shown, the same wherever it lies."""
+        """Return the SHA-256 of all that may be shown, which is the same wherever it lies."""
         own = self.manifest.digest()
         return hashlib.sha256(f'{own} {self.b.digest()}'.encode()).hexdigest() if self.b else own
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels of what is shown, before it is brought to a network's size; None: it varies."""
+        """The (height, width) in pixels of what is shown, before it is resized for a network; None if it varies."""
         return self.crop or self.manifest.resolution
 
     def open(self, shard: Shard) -> BinaryIO:
-        """ShardError if the shard cannot be had or its size is not the manifest's."""
+        """Open a shard. Raises ShardError if it cannot be had or its size is not the manifest's."""
         file = self.source.open(shard)
         size = os.fstat(file.fileno()).st_size
         if size != shard.bytes:
@@ -77,9 +77,9 @@ def open_dataset(path_or_url: str | Path, *, cache_dir: str | Path | None = None
     """Read the manifest of a local folder, of `http(s)://host/folder`, `gs://` or `hf://`, or through `pipe:CMD`.
 
     In CMD `{}` stands for the file's name, e.g. `pipe:ssh host cat /data/emoji/{}`. `cache_dir` (default: the user's
-    cache folder) holds up to `cache_gb` of fetched shards. A fetch is tried `attempts` times, first `retry_delay`
-    seconds and then ever twice as long apart. `crop`: see `Dataset`. ValueError if it is no dataset, ShardError if it cannot
-    be reached.
+    cache folder) holds up to `cache_gb` of fetched shards. A fetch is tried `attempts` times; the first pause
+    is `retry_delay` seconds, and each further one is twice as long. `Dataset` explains `crop`. Raises ValueError if it is no
+    dataset, ShardError if it cannot be reached.
     """
     where = str(path_or_url)
     scheme = scheme_of(where)
@@ -103,12 +103,12 @@ class Sample:
 
     @property
     def image(self) -> np.ndarray:
-        """The picture of its only domain, or of a, [HWC] uint8."""
+        """The picture of its only domain, or of domain a, [HWC] uint8."""
         return next(iter(self.pictures.values()))
 
 
 def read_contents(manifest: Manifest, members: 'Members', key: str) -> tuple[dict[str, bytes], bytes, np.ndarray | None]:
-    """The pictures of a sample by the names of their members, its label and its condition. Damaged unless all are whole."""
+    """Return a sample's pictures by their members' names, its label and its condition. Raises Damaged unless all are whole."""
     names = [members.picture(key, domain) for domain in manifest.domains]
     name, shape = names[0], manifest.condition_shape
     try:
@@ -124,10 +124,10 @@ def read_contents(manifest: Manifest, members: 'Members', key: str) -> tuple[dic
 
 
 class SampleReader:
-    """Reads samples at `resolution` (height, width); keeps `max_open` shards open with their indexes in memory.
+    """This reads samples at `resolution` (height, width). It keeps `max_open` shards open with their indexes in memory.
 
-    Where the dataset is cropped, `place` says where in a picture the part lies that is shown (`order.place_of`); without one
-    it is drawn by the sample's key.
+    Where the dataset is cropped, `place` says where in a picture the crop lies (`order.place_of`); without it the sample's
+    key draws the place.
     """
 
     def __init__(self, dataset: Dataset, resolution: tuple[int, int], max_open: int):
@@ -136,8 +136,8 @@ class SampleReader:
         self._open = lru_cache(max_open)(self._open_shard)
 
     def read(self, shard: int, number: int, place: Place | None = None) -> tuple[Sample, list[str]]:
-        """Sample `number` of a shard, or the next good one (cyclic); and `shard/member: reason` of each damaged one
-        passed over. ShardError if the shard holds no good one or cannot be read.
+        """Return sample `number` of a shard, or the next good one (cyclic), and `shard/member: reason` for each damaged one
+        that was passed over. Raises ShardError if the shard holds no good one or cannot be read.
         """
         entry = self.dataset.manifest.shards[shard]
         damaged = []
@@ -150,8 +150,10 @@ class SampleReader:
         raise ShardError(f'{entry.name}: none of its {entry.samples} samples is good; the first tried: {damaged[0]}')
 
     def read_partner(self, shard: int, first: Sample, choice: int, place: Place | None = None) -> tuple[Sample, list[str]]:
-        """Another good sample of the class of `first`, number `choice` of those in its shard (cyclic); or in the next
-        shard that has one. Also names the damaged ones passed over. ShardError if there is none.
+        """Return another good sample of the class of `first`, and the damaged ones that were passed over, as `read` does.
+
+        It is number `choice` (cyclic) of those in the shard, or in the next shard that has one. Raises ShardError if there is
+        none.
         """
         shards, damaged = self.dataset.manifest.shards, []
         for number in (*range(shard, len(shards)), *range(shard)):
@@ -165,12 +167,12 @@ class SampleReader:
         raise ShardError(f'no other good picture of the class of {first.key} ({first.label}) in any shard')
 
     def read_class(self, shard: int, label: int, count: int) -> list[Sample]:
-        """The first good samples of a class in a shard, at most `count`. ShardError if the shard cannot be read."""
+        """Return the first good samples of a class in a shard, at most `count`. Raises ShardError if the shard cannot be read."""
         members, found = self._open(shard), []
         for key in members.keys_by_label.get(label, ()):
             if len(found) == count:
                 break
-            with contextlib.suppress(Damaged):   # the stream tells of it
+            with contextlib.suppress(Damaged):   # the stream reports it
                 found.append(self._decode(members, key, None))
         return found
 
@@ -179,15 +181,19 @@ class SampleReader:
         return Members(self.dataset.open(entry), entry)
 
     def condition(self, shard: int, number: int) -> np.ndarray:
-        """That of sample `number` of a shard, or of the next good one (cyclic). ShardError if none is good."""
+        """Return the condition, float32 [d] or [T, d], of sample `number` of a shard, or of the next good one (cyclic).
+
+        Raises ShardError if none is good.
+        """
         entry = self.dataset.manifest.shards[shard]
         for step in range(entry.samples):
-            with contextlib.suppress(Damaged):   # the stream tells of it
-                return read_contents(self.dataset.manifest, self._open(shard), sample_key(entry.first + (number + step) % entry.samples))[2]
+            with contextlib.suppress(Damaged):   # the stream reports it
+                return read_contents(self.dataset.manifest, self._open(shard),
+                                     sample_key(entry.first + (number + step) % entry.samples))[2]
         raise ShardError(f'{entry.name}: none of its {entry.samples} samples is good')
 
     def _decode(self, members: 'Members', key: str, place: Place | None) -> Sample:
-        """The sample of that key. Damaged names a member of it, and why."""
+        """Return the sample of that key. Damaged names a member of it, and says why."""
         contents, label, condition = read_contents(self.dataset.manifest, members, key)
         pictures, sizes = {}, set()
         try:
@@ -202,7 +208,7 @@ class SampleReader:
             raise Damaged(f'{name}: {error}') from error
 
     def _pixels(self, image: Image.Image, place: Place) -> np.ndarray:
-        """What is shown of a picture, [HWC] uint8 at the reader's resolution. ValueError if it has not the size it must have."""
+        """Return what is shown of a picture, [HWC] uint8 at the reader's resolution. Raises ValueError if its size is wrong."""
         manifest, crop = self.dataset.manifest, self.dataset.crop
         if manifest.resolution and image.size[::-1] != manifest.resolution:
             raise ValueError(f'{image.height}x{image.width} pixels, the dataset has {manifest.resolution}')
@@ -229,7 +235,7 @@ class SampleReader:
 
 
 class Members:
-    """The members of one open tar, by name. ShardError unless its checksums are those in the manifest, if it has any."""
+    """This gives the members of an open tar by name. It raises ShardError if its checksums differ from the manifest's, if any."""
 
     def __init__(self, file: BinaryIO, shard: Shard):
         self.file = file
@@ -239,7 +245,7 @@ class Members:
         self._checksums = None if shard.checksums is None else self._read_checksums()
 
     def check(self, key: str, *parts: bytes) -> None:
-        """ValueError if these are not the bytes that were packed, as far as the shard can tell."""
+        """Raise ValueError if these are not the bytes that were packed, as far as the shard can tell."""
         if self._checksums is not None and self._checksums.get(key) != checksum(*parts):
             raise ValueError('its bytes are not those that were packed, says their CRC-32')
 
@@ -253,7 +259,7 @@ class Members:
 
     @cached_property
     def keys_by_label(self) -> dict[int, list[str]]:
-        """The samples of each class. Labels that are no numbers are left to whoever reads their sample."""
+        """The keys of each class's samples. A label that is no number is reported when its sample is read."""
         found: dict[int, list[str]] = {}
         for name in sorted(self.spans):
             if name.endswith('.cls') and (label := self.read(name).strip()).isdigit() and len(label) < 10:
@@ -261,12 +267,12 @@ class Members:
         return found
 
     def picture(self, key: str, domain: str) -> str:
-        """The name of a sample's picture of that domain; without its suffix if there is none."""
+        """Return the name of a sample's picture of that domain, or its name without a suffix if there is none."""
         stem = key if (domain,) == SINGLE else f'{key}.{domain}'
         return next((name for name in (f'{stem}.{suffix}' for suffix in SUFFIXES) if name in self.spans), stem)
 
     def read(self, name: str) -> bytes:
-        """ValueError if the member is missing or cut short, ShardError if the tar cannot be read."""
+        """Return a member's content. Raises ValueError if it is missing or cut short, ShardError if the tar cannot be read."""
         if name not in self.spans:
             raise ValueError(f'{name} is not in the tar (lost with its header?)')
         offset, size = self.spans[name]
@@ -283,12 +289,12 @@ class Members:
             try:
                 info = tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape')
             except tarfile.HeaderError:
-                continue  # zeros at the end, or a broken header: whole members may follow
+                continue  # it is zeros at the end, or a broken header: whole members may follow
             if info.size < 0:
-                continue  # forged, it would lead back here
+                continue  # such a forged size would lead back here
             if info.isreg():
                 spans[info.name] = offset, info.size
-            if offset + info.size <= self.size:   # else cut short or forged: whole members may follow
+            if offset + info.size <= self.size:   # else it is cut short or forged, and whole members may follow
                 offset += -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         return spans
 

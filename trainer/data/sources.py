@@ -1,4 +1,4 @@
-"""Where shards lie: in a folder, or elsewhere, whence they come whole, are verified and kept in a shared cache."""
+"""Shards lie in a folder, or elsewhere: from there they are fetched whole, verified and kept in a shared cache."""
 
 import fcntl
 import hashlib
@@ -31,7 +31,7 @@ class ShardError(RuntimeError):
 
 @dataclass(frozen=True)
 class Folder:
-    """Shards read in place."""
+    """The shards in this folder are read in place."""
 
     path: Path
     remote = False
@@ -52,7 +52,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Remote:
-    """Shards fetched over HTTP(S), `gs:`, `hf:`, or by a command (`pipe:CMD` with `{}` for the file).
+    """These shards are fetched over HTTP(S), `gs:`, `hf:`, or by a command (`pipe:CMD` with `{}` for the file).
 
     The cache is keyed by content, shared by all processes of a host, and drops the least recently opened shards beyond
     `cache_gb` (1e9 bytes); processes that have such a shard open keep it. `retry_delay` is in seconds and doubles.
@@ -66,7 +66,7 @@ class Remote:
     remote = True
 
     def read_manifest(self) -> str:
-        self._make_cache()   # early: shards will need it
+        self._make_cache()   # fails early: shards will need it
 
         def read() -> str:
             with self._connect(FILE_NAME) as body:
@@ -78,14 +78,14 @@ class Remote:
             raise ValueError(f'{FILE_NAME} of {masked(self.source)} is no UTF-8 text ({error})') from error
 
     def open(self, shard: Shard) -> BinaryIO:
-        """ShardError when every attempt to fetch it failed."""
+        """Open a shard in the cache, which fetches it if needed. Raises ShardError if every attempt to fetch it fails."""
         self._make_cache()
         path = self.cache_dir / f'{shard.sha256}.tar'
         try:
             # processes that want the same shard fetch it once
             with interruptible(), _locked(path.with_suffix('.lock')):
                 return self._open_cached(shard, path)
-        except ValueError as error:   # no regular file, or the password is gone
+        except ValueError as error:   # it is no regular file, or the password is gone
             raise ShardError(f'{shard.name}: {error}') from error
 
     def _open_cached(self, shard: Shard, path: Path) -> BinaryIO:
@@ -118,7 +118,7 @@ class Remote:
             raise OSError(f'{size} bytes came, the manifest says {shard.bytes}')
         if digest.hexdigest() != shard.sha256:
             raise OSError('its SHA-256 is not the one in the manifest')
-        file = open(aside, 'rb')                  # before the rename: afterwards another process may evict it
+        file = open(aside, 'rb')                  # comes before the rename: afterwards another process may evict it
         os.replace(aside, path)
         return file
 
@@ -154,19 +154,19 @@ class Remote:
 
 
 def _at_most(most: int, body: BinaryIO | Command) -> Iterator[bytes]:
-    """What comes, in pieces. OSError as soon as it is more than `most` bytes: some sources never end."""
+    """Yield what comes, in pieces. Raises OSError as soon as it is more than `most` bytes: some sources never end."""
     size = 0
     while chunk := body.read(min(CHUNK, most - size + 1)):
         size += len(chunk)
         if size > most:
             raise OSError(f'more than {most} bytes came, which is all that it may have')
         yield chunk
-    if getattr(body, 'length', None):   # of HTTP, which said how many would come
+    if getattr(body, 'length', None):   # HTTP said how many bytes would come
         raise OSError(f'the connection broke off {body.length} bytes before the end')
 
 
 def _is_final(error: Exception) -> bool:
-    """A 4xx answer other than time-out and too many requests will not change, nor will a program appear."""
+    """Return whether trying again is useless: most 4xx answers will not change, nor will a missing program appear."""
     if isinstance(error, urllib.error.HTTPError):
         return 400 <= error.code < 500 and error.code not in (408, 429)
     return isinstance(error, FileNotFoundError)

@@ -1,4 +1,4 @@
-"""Batches for ever, in the order of `order.py`, from any image on, decoded by worker processes or in this one."""
+"""The stream gives batches for ever, in the order of `order.py`, from any image on. Worker processes or this one decode."""
 
 import atexit
 import multiprocessing
@@ -25,9 +25,9 @@ from imago.trainer.ranks.stop_signals import StopSignal, interruptible
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a step.
+    """A batch is one rank's part of a step.
 
-    `keys` name the samples shown (of two datasets, KEY_OF_A+KEY_OF_B), `damaged` those passed over, with the reasons.
+    `keys` name the samples shown (KEY_OF_A+KEY_OF_B for two datasets), `damaged` those passed over, with the reasons.
     """
 
     pictures: dict[str, torch.Tensor]   # domain -> [NCHW] uint8
@@ -36,15 +36,15 @@ class Batch:
     nimg: int             # global index of the step's first image
     damaged: list[str]
     rank: int
-    world: int            # ranks that the step is spread over
+    world: int            # number of ranks that share the step
     conditions: torch.Tensor | None = None   # [N, d] or [N, T, d] float32, None where the dataset has none
-    drawn_conditions: torch.Tensor | None = None   # of other samples, for fakes: which ones is a function of the index
+    drawn_conditions: torch.Tensor | None = None   # of other samples, chosen by the index, for fakes
 
     def pin_memory(self) -> 'Batch':  # called by DataLoader
         return self._with_tensors(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> 'Batch':
-        """Pictures, labels and conditions on `device`."""
+        """Return the batch with its pictures, labels and conditions on `device`."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _with_tensors(self, of: Callable[[torch.Tensor], torch.Tensor]) -> 'Batch':
@@ -55,20 +55,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Show:
-    """A dataset in an order of its own."""
+    """This shows a dataset in an order of its own."""
 
     order: Order
     reader: SampleReader
 
     def samples(self, indices: list[int], together: int, flip: bool) -> tuple[list[Sample], list[str]]:
-        """Those that are shown at global image indices, of each `together` in a row all of one class; and the damaged ones.
+        """Return the samples that are shown at global image indices, and the damaged ones that were passed over.
 
-        The pictures of a sample are flipped and cropped alike.
+        Each `together` samples in a row are of one class. The pictures of a sample are flipped and cropped alike.
         """
         samples, damaged = [], []
         for position, index in enumerate(indices):
             place = self.order.place(index)
-            if position % together:   # in place of the picture that is due
+            if position % together:   # a partner replaces the picture that is due
                 sample, passed_over = self.reader.read_partner(shard, sample, self.order.partner(index), place)
             else:
                 shard, number = self.order.locate(index)
@@ -80,15 +80,18 @@ class Show:
         return samples, damaged
 
     def lent(self, index: int) -> np.ndarray:
-        """The condition of another sample in the shard of global image `index`: shards are mixed when they are packed."""
+        """Return the condition, float32 [d] or [T, d], of another sample in the shard of global image `index`.
+
+        One shard is enough to draw from, since packing mixes the samples.
+        """
         return self.reader.condition(self.order.locate(index)[0], self.order.lender(index))
 
 
 @dataclass(frozen=True)
 class Steps(torch.utils.data.Dataset):
-    """Map from (global index of a step's first image, its images) to this rank's batch: pure, so any worker may make it."""
+    """This maps (global index of a step's first image, number of images) to this rank's batch. Any worker may do it."""
 
-    dataset: Dataset      # with the one that is shown beside it, if any
+    dataset: Dataset      # its `b` is shown beside it, if there is one
     lanes: int
     seed: int
     rank: int
@@ -99,8 +102,8 @@ class Steps(torch.utils.data.Dataset):
 
     @cached_property
     def shows(self) -> list[tuple[tuple[str, ...], Show]]:
-        """Each dataset, and the domains that its pictures are of here."""
-        most = self.lanes // self.world + 2     # shards that are open
+        """Each dataset's `Show`, with the domains that its pictures have here."""
+        most = self.lanes // self.world + 2     # shards open at a time
         names = [PAIRED[:1], PAIRED[1:]] if self.dataset.b else [self.dataset.domains]
         orders = orders_of(self.dataset, self.lanes, self.seed)
         readers = [SampleReader(dataset, self.resolution, most) for dataset in (self.dataset, self.dataset.b) if dataset]
@@ -127,7 +130,10 @@ class Steps(torch.utils.data.Dataset):
 
 
 def orders_of(dataset: Dataset, lanes: int, seed: int) -> list[Order]:
-    """Of the dataset, and of the one beside it: that has a seed of its own. ValueError if one has fewer samples than lanes."""
+    """Return the orders of the dataset and of the one beside it, which has a seed of its own.
+
+    Raises ValueError if one has fewer samples than lanes.
+    """
     orders = [Order(dataset.manifest, lanes, seed)]
     return orders + [Order(dataset.b.manifest, lanes, f'{seed}/b')] if dataset.b else orders
 
@@ -135,26 +141,26 @@ def orders_of(dataset: Dataset, lanes: int, seed: int) -> list[Order]:
 def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, seed: int, rank: int, world: int, nimg: int,
            resolution: tuple[int, int], flip: bool, workers: int, prefetch: int = 2,
            pin_memory: bool = False, together: int = 1) -> Iterator[Batch]:
-    """This rank's part of each global batch, from global image `nimg` (a multiple of `lanes`) on.
+    """Return an iterator over this rank's part of each global batch, from global image `nimg` (a multiple of `lanes`) on.
 
-    `batch`: images in a global batch, or a function of the images shown before it. `resolution` is (height, width)
-    in pixels, to which what is shown of each picture is brought. Of each `together` pictures in a row, all are of the class of
-    the first. `workers` processes decode, `prefetch` batches ahead each, and start at once; with 0 this process decodes. The
-    iterator's `close()` ends them. ValueError at the call for what cannot be streamed; while iterating, ShardError for a
-    shard that cannot be read and RuntimeError for a worker that died.
+    `batch` is the number of images in a global batch, or a function of the images shown before it. What is shown of a picture
+    is resized to `resolution`, (height, width) in pixels. Each `together` pictures in a row are of the class of the first.
+    `workers` processes start at once and decode, each `prefetch` batches ahead; with 0 workers this process decodes. The
+    iterator's `close()` ends them. Raises ValueError at the call for what cannot be streamed; while iterating, ShardError for
+    a shard that cannot be read and RuntimeError for a worker that died.
     """
     check_resolution(dataset, resolution)
     batch_at = batch if callable(batch) else lambda shown: batch
     batch_indices(nimg, batch_at(nimg), lanes, rank, world)
     orders_of(dataset, lanes, seed)
     steps = Steps(dataset, lanes, seed, rank, world, tuple(resolution), flip, together)
-    ear, mouth = multiprocessing.Pipe(duplex=False)   # what the workers hear, and what is told
+    ear, mouth = multiprocessing.Pipe(duplex=False)   # the workers listen at `ear`; this process speaks at `mouth`
     loader = DataLoader(
         steps, batch_size=None, sampler=_steps(nimg, batch_at), num_workers=workers,
         prefetch_factor=prefetch if workers else None, pin_memory=pin_memory, worker_init_fn=partial(_start_worker, ear),
         # fork is unsafe beside OpenMP and CUDA threads; forkserver's server dies of a SIGTERM to the process group.
         multiprocessing_context='spawn' if workers else None,
-        generator=torch.Generator())  # without its own, DataLoader draws from the global one
+        generator=torch.Generator())  # without one of its own, DataLoader draws from the global one
     loading = iter(loader)
     if workers:
         atexit.register(_end_workers, weakref.ref(loading))
@@ -162,7 +168,7 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
 
 
 def check_resolution(dataset: Dataset, resolution: tuple[int, int]) -> None:
-    """ValueError unless the pictures, or the parts of them that are shown, can be shown at `resolution` (height, width)."""
+    """Raise ValueError unless the pictures, or the parts of them that are shown, can have `resolution` (height, width)."""
     if dataset.b:
         check_resolution(dataset.b, resolution)
     manifest, crop, (height, width) = dataset.manifest, dataset.crop, resolution
@@ -195,23 +201,26 @@ def _batches(batches: Iterator[Batch], workers: int, remote: bool, mouth: Connec
         yield first
         yield from batches
     except StopSignal:
-        with suppress(BrokenPipeError):   # there are none
-            mouth.send_bytes(b'end')      # workers ignore all signals, and one may stand in a fetch
+        with suppress(BrokenPipeError):   # there are no workers
+            mouth.send_bytes(b'end')      # workers ignore all signals, and one may wait in a fetch
         raise
     except ShardError as error:
-        # DataLoader puts a worker's whole traceback into the message; its last line is ours
+        # DataLoader puts a worker's whole traceback into the message; the last line is the error
         raise ShardError(str(error).strip().splitlines()[-1].rpartition('ShardError: ')[2]) from None
     except (ConnectionError, EOFError) as error:
         raise RuntimeError(f'DataLoader worker died while it handed over a batch ({error!r})') from error
     finally:
         if workers:
-            # At once: if the iterator goes as part of a cycle, say with an error's traceback, the queues that its __del__
-            # tells the workers by are closed before it.
+            # Its __del__ may come too late: if the iterator is collected in a cycle, say with an error's traceback, the queues
+            # by which __del__ stops the workers are closed before it.
             batches._shutdown_workers()
 
 
 def _end_workers(reference: weakref.ref) -> None:
-    """At exit, before multiprocessing waits for workers that ignore its SIGTERM: a traceback may still hold the loader."""
+    """End the workers at exit, before multiprocessing waits for them: they ignore its SIGTERM.
+
+    The loader may still be alive then, as a traceback may hold it.
+    """
     loading = reference()
     if loading is not None:
         loading._shutdown_workers()
@@ -222,14 +231,14 @@ def _start_worker(ear: Connection, _: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # DataLoader's own watch looks only between batches.
+    # DataLoader's own watch for a lost parent looks only between batches.
     threading.Thread(target=_end_when_told, args=(ear,), daemon=True).start()
     # A spawned interpreter that finalises while torch's queue thread copies a batch aborts.
     atexit.register(os._exit, 0)
 
 
 def _end_when_told(ear: Connection) -> None:
-    """At a word, which stays there for the other workers, or when the parent's end is closed by its death."""
+    """End this worker at a message, which stays in the pipe for the others, or when the parent's death closes the pipe."""
     ear.poll(None)
     kill_commands()
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Files over HTTP(S): with a password where one is needed, which goes to no other host."""
+"""Files are read over HTTP(S), with a password where one is needed. It goes to no other host."""
 
 import base64
 import http.client
@@ -17,7 +17,10 @@ SILENCE = 60    # seconds without a byte
 
 
 def open_url(folder: str, name: str) -> BinaryIO:
-    """File `name` of `http(s)://[user[:password]@]host/folder[?query]`. OSError, HTTPException; ValueError without a password."""
+    """Open file `name` of `http(s)://[user[:password]@]host/folder[?query]`.
+
+    Raises OSError and HTTPException, and ValueError if a user's password cannot be found.
+    """
     parts = urlsplit(folder)
     host = parts.netloc.rpartition('@')[2]
     url = urlunsplit(parts._replace(netloc=host, path=f'{parts.path.rstrip("/")}/{quote(name)}'))
@@ -26,7 +29,7 @@ def open_url(folder: str, name: str) -> BinaryIO:
 
 
 def open_hub(folder: str, name: str) -> BinaryIO:
-    """File `name` of `hf://[datasets/]owner/name[@revision][/folder]`, with the user's token if there is one."""
+    """Open file `name` of `hf://[datasets/]owner/name[@revision][/folder]`, with the user's token if there is one."""
     from huggingface_hub import get_token, hf_hub_url
     place, token = HUB.fullmatch(folder), get_token()
     url = hf_hub_url(place['repository'], f'{place["folder"]}/{name}'.lstrip('/'), repo_type=place['kind'],
@@ -35,9 +38,10 @@ def open_hub(folder: str, name: str) -> BinaryIO:
 
 
 def find_login(location: str, environment: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
-    """User and password for it: its own, else those in .netrc for its host, else IMAGO_DATA_PASSWORD for the user it names.
+    """Return user and password for a location, or None where it needs none.
 
-    ValueError where it names a user whose password is nowhere. The `default` of a .netrc is left out: it is for any host.
+    They are its own, else those in .netrc for its host, else IMAGO_DATA_PASSWORD for the user that it names. The `default` of
+    a .netrc is not used, as it is for any host. Raises ValueError where it names a user whose password is nowhere.
     """
     parts = urlsplit(location)
     user, password = (value and unquote(value) for value in (parts.username, parts.password))
@@ -60,12 +64,12 @@ def _read_netrc() -> dict[str, tuple]:
         return {host: login for host, login in netrc.netrc(path).hosts.items() if host != 'default'}
     except FileNotFoundError:
         return {}
-    except (netrc.NetrcParseError, UnicodeDecodeError) as error:   # its text may quote a password
+    except (netrc.NetrcParseError, UnicodeDecodeError) as error:   # the error's text may quote a password
         raise ValueError(f'{path} cannot be read as .netrc, line {getattr(error, "lineno", "unknown")}; mend that line') from None
 
 
 class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to HTTP(S) alone, and takes the password only to the host that it is for."""
+    """This follows redirects to HTTP(S) alone, and takes the password only to the host that it is for."""
 
     def redirect_request(self, req: urllib.request.Request, fp: BinaryIO, code: int, msg: str, headers: http.client.HTTPMessage,
                          newurl: str) -> urllib.request.Request | None:

@@ -1,4 +1,4 @@
-"""The same kernels on all ranks: rounding that depends on whose compiler was busy would make a run another one."""
+"""All ranks use the same kernels: a run must not depend on how the kernels of one rank, whose build failed, round."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,9 +11,10 @@ T = TypeVar('T')
 
 
 def agree_on_kernels(device_type: str) -> str:
-    """What serves on all ranks from now on: compiled kernels, or plain PyTorch if one rank lacks them. All call it together.
+    """Settle and name what serves on all ranks from now on: compiled kernels, or plain PyTorch if one rank lacks them.
 
-    May build them. ValueError, on all ranks, where IMAGO_KERNELS=strict forbids plain PyTorch.
+    All ranks call it together. It may build the kernels. Raises ValueError, on all ranks, if plain PyTorch would have to serve
+    and IMAGO_KERNELS=strict forbids that.
     """
     with dist.patience('compiling kernels'):
         reasons = _of_all(library.why_none, device_type)
@@ -29,6 +30,6 @@ def _of_all(question: Callable[[str], T], device_type: str) -> list[T]:
     def answer() -> T:
         try:
             return question(device_type)
-        except BuildError as error:     # a RuntimeError, which would end this rank alone
+        except BuildError as error:     # it is a RuntimeError, which would end this rank alone
             raise ValueError(str(error)) from error
     return dist.gather(dist.together(answer))

@@ -1,4 +1,4 @@
-"""Who am I among the processes, and the small collectives that are not gradients. All safe with one process."""
+"""A process learns here which rank it is, and sends all that is not gradients. Everything works with one process too."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ from imago.trainer.ranks.stop_signals import StopSignal
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _PR_SET_PDEATHSIG = -1, -3, 1
 T = TypeVar('T')
-_LAST_RESORT = 6    # what the backend's own time limit is of ours: it cannot tell who is slow from who is lost
+_LAST_RESORT = 6    # the backend's time limit, as a multiple of our own: the backend cannot tell a slow rank from a lost one
 _control: torch.distributed.ProcessGroup | None = None
 _heartbeat: Heartbeat | None = None
 
@@ -51,7 +51,7 @@ def init(device: str, timeout_minutes: float = 10.0) -> None:
 
 
 def device() -> torch.device:
-    """This rank's device; only after `init`."""
+    """Return this rank's device; `init` must come first."""
     return PartialState().device
 
 
@@ -73,7 +73,7 @@ def print0(*words: object) -> None:
 
 
 def new_group() -> torch.distributed.ProcessGroup | None:
-    """A gloo group of all ranks, for messages that must not mix with others; None with one process."""
+    """Return a gloo group of all ranks, for messages that must not mix with others; None with one process."""
     return torch.distributed.new_group(backend='gloo') if torch.distributed.is_initialized() else None
 
 
@@ -83,24 +83,24 @@ def begin_step(nimg: int) -> None:
 
 
 def moved(where: str | None = None) -> None:
-    """Tell the heartbeat: where this rank is now, or that it enters one more collective. All ranks in the same order."""
+    """Tell the heartbeat where this rank is now, or that it enters one more collective. All ranks do so in the same order."""
     if _heartbeat is not None:
         _heartbeat.move(where)
 
 
 def patience(where: str) -> AbstractContextManager:
-    """Around work on which the others may wait as long as this process lives."""
+    """Enter this around work for which the others may wait as long as this process lives."""
     return nullcontext() if _heartbeat is None else _heartbeat.patience(where)
 
 
 def tell_failure(message: str, status: int) -> None:
-    """Before this rank ends, for those that will lose it."""
+    """Tell the others, before this rank ends, why they will lose it."""
     if _heartbeat is not None:
         _heartbeat.fail(message, status)
 
 
 def why_lost(error: Exception) -> tuple[str, int] | None:
-    """If a collective failed because another rank ended: one line on that, and its exit status."""
+    """Return one line and an exit status if a collective failed because another rank ended, else None."""
     # gloo raises RuntimeErrors that begin with a place in its source
     if not isinstance(error, torch.distributed.DistError) and 'third_party/gloo' not in str(error):
         return None
@@ -116,7 +116,7 @@ def barrier() -> None:
 
 
 def any_rank(flag: bool) -> bool:
-    """True on all ranks as soon as `flag` is true on one."""
+    """Return True on all ranks if `flag` is true on one."""
     if _control is None:
         return flag
     moved()
@@ -126,10 +126,10 @@ def any_rank(flag: bool) -> bool:
 
 
 def gather(value: object, group: torch.distributed.ProcessGroup | None = None) -> list:
-    """The picklable `value` of each rank, in order of rank, on all ranks."""
+    """Return the picklable `value` of each rank, in order of rank, on all ranks."""
     if _control is None:
         return [value]
-    if group is None:    # others are of other threads
+    if group is None:    # other groups belong to other threads
         moved()
     values = [None] * world_size()
     torch.distributed.all_gather_object(values, value, group=group or _control)
@@ -139,7 +139,7 @@ def gather(value: object, group: torch.distributed.ProcessGroup | None = None) -
 def together(work: Callable[[], T], main_only: bool = False) -> T | None:
     """Do local `work` on each rank (or on rank 0 alone); a ValueError or OSError on one is raised on all, before anyone goes on.
 
-    So is a StopSignal: the signal of one rank is for all.
+    A StopSignal is raised on all as well: the signal of one rank is for all.
     """
     result, error = None, None
     try:
@@ -156,7 +156,7 @@ def together(work: Callable[[], T], main_only: bool = False) -> T | None:
 
 
 def from_main(work: Callable[[], T]) -> T:
-    """What rank 0 makes of `work`, picklable, on all ranks; its ValueError or OSError is raised on all."""
+    """Return on all ranks the picklable result of `work` on rank 0; its ValueError or OSError is raised on all."""
     return gather(together(work, main_only=True))[0]
 
 
@@ -170,9 +170,9 @@ def shutdown() -> None:
 
 
 def _die_with_parent() -> None:
-    """A worker whose torchrun was killed would go on training and saving beside its successor."""
+    """Die with torchrun: a worker whose torchrun was killed would go on training and saving beside its successor."""
     libc = ctypes.CDLL(None)
-    if hasattr(libc, 'prctl'):    # Linux has it
+    if hasattr(libc, 'prctl'):    # only Linux has it
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""Which rank stands still, and which one failed: ranks tell one another through the store that they met at."""
+"""Ranks tell one another which of them stands still and which one failed, through the store at which they met."""
 
 import json
 import os
@@ -19,55 +19,55 @@ _FAILURE = 'imago/failure'
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank is."""
+    """This says where a rank is."""
 
-    beat: int          # grows as long as the process runs
-    moves: int         # the same for all ranks that are at the same point of the program
+    beat: int          # it grows as long as the process runs
+    moves: int         # it is the same for all ranks at the same point of the program
     still: float       # seconds since the last move
-    patient: bool      # it may take as long as it lives
+    patient: bool      # the rank may take as long as its process lives
     where: str
     host: str
 
 
 class Heartbeat:
-    """Publishes this rank's place, and ends the process when that has waited in vain for another.
+    """The heartbeat publishes this rank's place, and ends the process when it has waited in vain for another.
 
     Only a standstill of `limit` seconds makes it look at the others, so a step may take its time. The clock is monotonic,
     and does not count the time that the process was stopped.
     """
 
     def __init__(self, address: tuple[str, int], rank: int, world: int, limit: float):
-        """address: of the TCPStore that the ranks met at."""
+        """`address` is that of the TCPStore at which the ranks met; `limit` is in seconds."""
         self._address, self._rank, self._world, self._limit = address, rank, world, limit
         self._interval = min(limit / 10, 5.0)
         self._where, self._patient, self._moves, self._steps = 'the start', True, 0, 0
         self._still = self._unanswered = 0.0    # seconds
-        # one connection a thread: a call that waits would hold up the others
+        # each thread has its own connection: a call that waits would hold up the others
         self._store, talking = (TCPStore(*address, is_master=False, wait_for_workers=False) for _ in range(2))
         if rank == 0:
-            self._store.delete_key(_FAILURE)    # of the attempt before: a launcher's store outlives it
+            self._store.delete_key(_FAILURE)    # an earlier attempt may have left it: a launcher's store lives longer
         self._publish(talking, 0)
         self._ended = threading.Event()
-        # two threads: a store that is stopped never answers, whatever time-out it was given
+        # there are two threads, as a store that is stopped never answers, whatever time-out it was given
         self._threads = [threading.Thread(target=self._talk, args=(talking,), daemon=True),
                          threading.Thread(target=self._watch, daemon=True)]
         for thread in self._threads:
             thread.start()
 
     def begin_step(self, nimg: int) -> None:
-        """The first one of a process compiles, and fetches shards: it may take as long as it lives."""
+        """Note that a step begins. The first one compiles and fetches shards: it may take as long as the process lives."""
         self._steps += 1
         self._patient = self._steps == 1
         self.move(f'{nimg} images (reading pictures)')
 
     def move(self, where: str | None = None) -> None:
-        """Progress that all ranks make in the same order: a phase begins, a collective is entered."""
+        """Note progress that all ranks make in the same order: a phase begins, or a collective is entered."""
         self._moves += 1
         self._where = where or self._where
 
     @contextmanager
     def patience(self, where: str) -> Iterator[None]:
-        """For work that may take as long as the process lives."""
+        """Enter this around work that may take as long as the process lives."""
         before = self._where, self._patient
         self._patient = True
         self.move(where)
@@ -81,11 +81,11 @@ class Heartbeat:
         """Tell the others why this rank ends. The first to tell is believed."""
         try:
             self._store.compare_set(_FAILURE, '', json.dumps([self._rank, message, status]))
-        except DistError as error:    # the store has gone with rank 0, and the others know that
+        except DistError as error:    # the store has gone with rank 0, which the others notice too
             print(f'rank {self._rank} could not tell the others: {error}', file=sys.stderr)
 
     def failure(self) -> tuple[str, int]:
-        """Why this rank lost the others, in one line, and the exit status that fits."""
+        """Return in one line why this rank lost the others, and the exit status that fits."""
         try:
             if not self._store.check([_FAILURE]):
                 return 'another rank is gone without a word: it was killed, or its machine was lost', 1
@@ -100,7 +100,7 @@ class Heartbeat:
             thread.join(self._interval)
 
     def _watch(self) -> None:
-        """Measure standstill."""
+        """Measure how long this rank stands still."""
         moves, last = -1, time.monotonic()
         while not self._ended.wait(self._interval):
             now = time.monotonic()
@@ -112,7 +112,7 @@ class Heartbeat:
                 self._end(f'{self._holder()}, has not moved for {self._limit:g} seconds: it does not answer', 1)
 
     def _talk(self, store: TCPStore) -> None:
-        """Publish, and while standing still listen to the others."""
+        """Publish this rank's place, and look at the others while it stands still."""
         beat, looks, earlier = 0, 0, []
         while not self._ended.wait(self._interval):
             beat, still = beat + 1, self._still
@@ -120,7 +120,7 @@ class Heartbeat:
                 self._publish(store, beat)
                 if still > 2 * self._interval and store.check([_FAILURE]):
                     self._end(*self.failure())
-                looks = min(looks, int(still / (self._limit / 2)))    # back to 0 with each move
+                looks = min(looks, int(still / (self._limit / 2)))    # each move sets it back to 0
                 if still >= (looks + 1) * self._limit / 2:
                     looks, places = looks + 1, self._read(store)
                     verdict = judge(earlier, places, self._limit) if looks > 1 else None
@@ -128,7 +128,7 @@ class Heartbeat:
                         self.fail(verdict, 1)
                         self._end(verdict, 1)
                     earlier = places
-            except DistError:    # it is gone; if this rank still needs it, `_watch` will tell
+            except DistError:    # the store is gone; if this rank still needs it, `_watch` will tell
                 return
             self._unanswered = 0.0
 
@@ -148,9 +148,9 @@ class Heartbeat:
 
 
 def judge(earlier: list[Place], places: list[Place], limit: float) -> str | None:
-    """Names the rank that the others wait for, from two looks that are `limit` / 2 apart; None while it may go on.
+    """Name the rank that the others wait for, by two looks that are `limit` / 2 seconds apart; None while all may still go on.
 
-    That is one whose process is silent; else, of those with the fewest moves, one that has made none for `limit` seconds.
+    It is a rank whose process is silent; else one of those with the fewest moves, if they have made none for `limit` seconds.
     """
     silent = [rank for rank, (before, now) in enumerate(zip(earlier, places, strict=True)) if before.beat == now.beat]
     if silent:

@@ -1,8 +1,8 @@
-"""What this process may use of the machine."""
+"""This module tells what this process may use of the machine."""
 
 import os
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on; all of the machine's on macOS, which has no affinity."""
+    """Return how many cores this process may run on; on macOS, which has no affinity, these are all of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""How far long work has come, on stderr: a bar on a terminal; in a log or a notebook a line now and then."""
+"""Long work shows its progress on stderr: by a bar on a terminal, by a line now and then in a log or a notebook."""
 
 import sys
 import time
@@ -7,14 +7,14 @@ from tqdm import tqdm
 
 from imago.trainer.ranks import dist
 
-SECONDS = 20.0   # between lines: shorter work says nothing
+SECONDS = 20.0   # between lines; shorter work prints none
 
 
 class Progress:
-    """For `with`. Only rank 0 tells."""
+    """Use it in a `with` statement. Only rank 0 prints."""
 
     def __init__(self, title: str | None, total: int, unit: str) -> None:
-        """title: None tells nothing."""
+        """Nothing is printed if `title` is None."""
         told, terminal = title is not None and dist.is_main(), sys.stderr.isatty()
         self._title, self._total, self._unit, self._done, self._lines = title, total, unit, 0, told and not terminal
         self._bar = tqdm(total=total, desc=title, unit=unit, leave=False, disable=not (told and terminal))

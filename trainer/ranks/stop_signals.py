@@ -10,8 +10,8 @@ from types import FrameType
 
 SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
 ALL = (*SCHEDULERS, signal.SIGINT)
-_starting = False    # in a process that holds signals, until the first step
-_asked = False       # whether one was remembered
+_starting = False    # true in a process that holds signals, until its first step
+_asked = False       # whether a signal has come
 _late: list[int] | None = None    # signals that came inside `undivided`
 
 
@@ -20,16 +20,16 @@ class StopSignal(Exception):
 
 
 def hold_signals() -> None:
-    """Keep schedulers' signals pending until a `StopSignals` is entered: one that comes while a run starts is not lost.
+    """Keep schedulers' signals pending until a `StopSignals` is entered, so that one that comes while a run starts is not lost.
 
-    Processes that are started meanwhile never see them. Schedulers send them to every process.
+    Schedulers send them to every process; those that are started meanwhile never see them.
     """
     global _starting
     _starting = True
     signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULERS)
     came = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
-    resource_tracker.ensure_running()   # now, as it would die of a SIGUSR1; and it unblocks SIGTERM
+    resource_tracker.ensure_running()   # it starts now, as a SIGUSR1 would kill it; and it unblocks SIGTERM
     signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULERS)
     signal.signal(signal.SIGTERM, before)
     if came:
@@ -38,7 +38,7 @@ def hold_signals() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Around a wait for data from elsewhere. Until a run's first step a signal, also one that is held, raises StopSignal."""
+    """Enter this around a wait for data from elsewhere: until a run's first step a signal, even a held one, raises StopSignal."""
     if not _starting or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -57,7 +57,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """Around what must not be torn, as a process just started that nobody knows yet: StopSignal is raised at its end."""
+    """Enter this around what must not be torn, such as starting a process and noting it: StopSignal is raised at its end."""
     global _late
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -72,12 +72,12 @@ def undivided() -> Iterator[None]:
 
 
 def asked_to_stop() -> bool:
-    """Whether a signal has come since the process began, or is held."""
+    """Return whether a signal has come since the process began, or is held."""
     return _asked or not signal.sigpending().isdisjoint(SCHEDULERS)
 
 
 class StopSignals:
-    """While entered, remembers that a signal came. Repeats change nothing: torchrun forwards what the terminal sent too."""
+    """While entered, this remembers that a signal came. Repeats change nothing: torchrun forwards what the terminal sent too."""
 
     requested = False
 
@@ -92,7 +92,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def begin_step(self) -> None:
-        """From now on signals wait for the end of a step, whatever it waits for."""
+        """Let signals from now on wait for the end of a step, whatever the step waits for."""
         global _starting
         _starting = False
 
