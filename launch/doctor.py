@@ -16,6 +16,7 @@ from imago import kernels
 from imago.kernels.build import BuildError, find_compiler, find_nvcc
 from imago.trainer.command import Parser
 from imago.trainer.config.load import CONFIGS
+from imago.trainer.ranks.device import unused_gpu
 
 TESTED_TORCH = ('2.11', '2.14')   # from the first, below the second
 PACKAGES = ('accelerate', 'webdataset', 'tensorboard', 'pillow', 'numpy', 'pydantic', 'safetensors')
@@ -56,7 +57,7 @@ def _devices() -> Iterator[tuple[str, str, str]]:
     threads = torch.get_num_threads()
     yield 'CPU', f'{os.cpu_count()} cores, {threads} threads', 'enough for the demo and for 64 px; larger wants a GPU'
     if not torch.cuda.is_available():
-        yield 'GPU', 'none that torch sees', 'runs use the CPU (device=auto or device=cpu)'
+        yield 'GPU', 'none that torch sees', unused_gpu() or 'runs use the CPU (device=auto or device=cpu)'
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         bf16 = 'bf16 and fp16' if gpu.major >= 8 else 'fp16 only: set network.low_precision=fp16'

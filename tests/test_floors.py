@@ -17,7 +17,7 @@ ROOMS = (   # from the bottom up: a package with all that is in it, or a module
     'trainer.start', 'trainer.train', 'trainer.__main__', 'trainer.pack', 'trainer.tools', 'launch')
 FOR_LAUNCH = (   # a command starts at once, without torch, which only the doctor needs
     'launch', 'kernels', 'trainer.config', 'trainer.command', 'trainer.wording', 'trainer.data.locations',
-    'trainer.ranks.machine', 'trainer.runs.checkpoint_names')
+    'trainer.ranks.machine', 'trainer.ranks.device', 'trainer.runs.checkpoint_names')
 FILES = {'.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
          for part in ('trainer', 'kernels', 'launch') for path in sorted((ROOT / part).rglob('*.py'))}
 

@@ -1,11 +1,12 @@
 """This module makes a run ready to start or to go on. Everything that can be checked is checked before anything is made."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imago.trainer.config.division import most_lanes
+from imago.trainer.config.division import fitting_lanes
 from imago.trainer.config.load import Config, parse_kept
 from imago.trainer.config.plan import Plan
 from imago.trainer.config.resolution import base_and_doublings
@@ -21,14 +22,23 @@ from imago.trainer.engine.parallel import Strategy, make_strategy
 from imago.trainer.engine.state import TrainState, make_state
 from imago.trainer.models import num_parameters
 from imago.trainer.models.batch_norm import has_batch_norm
-from imago.trainer.plan.preflight import check_disk, check_memory
+from imago.trainer.plan.preflight import check_disk, check_memory, describe_run
 from imago.trainer.ranks import dist
 from imago.trainer.ranks.backend import agree_on_kernels
+from imago.trainer.ranks.device import unused_gpu
 from imago.trainer.runs.checkpoint import Checkpoints
 from imago.trainer.runs.description import describe_maker
-from imago.trainer.runs.run_folder import RunFolder, check_same_run, refuse_changes, told_of_micro_batches
+from imago.trainer.runs.run_folder import (
+    CONFIG_FILE,
+    RunFolder,
+    check_same_run,
+    read_config,
+    refuse_changes,
+    told_of_micro_batches,
+)
 from imago.trainer.watch.evaluation import Evaluation, make_evaluation
 from imago.trainer.watch.guard import new_guard_memory, open_held_out
+from imago.trainer.wording import listed
 
 
 @dataclass(frozen=True)
@@ -50,17 +60,18 @@ def prepare(config: Config) -> Run:
 
     ValueError is raised, on all ranks, for what the user can mend.
     """
-    dist.together(lambda: config.check_world(dist.world_size()))
-    dataset = dist.together(lambda: open_checked(config))
+    config, dataset = check(config)
+    kind = dist.device().type
+    if dist.is_main() and kind == 'cpu' and config.device == 'auto' and (told := unused_gpu()):
+        print(f'warning: {told}', file=sys.stderr)
     if dist.is_main() and not all(shard.checksums for shard in dataset.manifest.shards):
         print(f'note: the pictures of {masked(config.data.path)} were packed without checksums, by an older imago, so that a '
               'flipped bit may go unseen; imago pack --verify finds damage, and packing again adds them', file=sys.stderr)
-    dist.together(lambda: check_same_run(Path(config.run_dir), config), main_only=True)
     plan = config.game.plan(config, dataset.manifest)
     if plan.condition_shape:
         plan = replace(plan, conditions=dist.from_main(lambda: to_text(first_conditions(dataset))))
     dist.together(lambda: check_memory(config, plan))
-    kernels = agree_on_kernels(dist.device().type)
+    kernels = agree_on_kernels(kind)
     strategy = make_strategy(config.parallel)
     state = make_state(config, plan, dist.device(), strategy)
     state.guard |= new_guard_memory(plan, state)
@@ -71,7 +82,21 @@ def prepare(config: Config) -> Run:
     checkpoints.best = evaluation and evaluation.best_nimg()
     if folder is not None:
         folder.record(config)
+        told = describe_run(config, plan, dataset.manifest, state.networks, kind)
+        print(*told, f'kernels       {kernels}', f'run           {config.run_dir}: {state.nimg / 1000:g} of {config.total_kimg:g} kimg',
+              sep='\n', flush=True)
     return Run(config, plan, dataset, strategy, state, checkpoints, folder, evaluation)
+
+
+def check(config: Config) -> tuple[Config, Dataset]:
+    """Return `config` as this run has it, and its dataset, once it is certain that the run can be made here. ValueError otherwise."""
+    world = dist.world_size()
+    dist.together(lambda: config.check_world(world))
+    dataset = dist.together(lambda: open_checked(config))
+    lanes = dist.from_main(lambda: lanes_of(config, dataset, world))
+    config = config.model_copy(update={'data': config.data.model_copy(update={'lanes': lanes})})
+    dist.together(lambda: check_same_run(Path(config.run_dir), config), main_only=True)
+    return config, dataset
 
 
 def open_checked(config: Config) -> Dataset:
@@ -99,14 +124,25 @@ def open_checked(config: Config) -> Dataset:
     base_and_doublings(size)
     check_growth(config, size)
     check_resolution(dataset, size)
-    fewest = min(one.manifest.num_samples for one in (dataset, dataset.b) if one)
-    if config.data.lanes > fewest:
-        fit = most_lanes(config, dist.world_size(), fewest)
-        raise ValueError(f'data.lanes={config.data.lanes} is more than the {fewest} pictures of the '
-                         f'dataset; {f"use data.lanes={fit}, or pack more" if fit else "pack more"}')
     if config.guard.data:
         open_held_out(config, manifest)
     return dataset
+
+
+def lanes_of(config: Config, dataset: Dataset, world: int) -> int:
+    """Return the lanes of the run that `config` goes on with, or for a new run those that fit. ValueError if none do."""
+    folder, lanes = Path(config.run_dir), config.data.lanes
+    fewest = min(one.manifest.num_samples for one in (dataset, dataset.b) if one)
+    if lanes is None and (folder / CONFIG_FILE).is_file():
+        lanes = read_config(folder).data.lanes
+        if lanes % world:
+            fit = [count for count in range(1, lanes + 1) if lanes % count == 0]
+            raise ValueError(f'{folder} deals its pictures to {lanes} lanes, which {world} ranks cannot share alike; go on with '
+                             f'{listed(fit)} ranks, or choose another run_dir')
+    lanes = lanes or fitting_lanes(config, world, fewest)
+    if lanes > fewest:
+        raise ValueError(f'data.lanes={lanes} is more than the {fewest} pictures of the dataset; leave data.lanes out, or pack more')
+    return lanes
 
 
 def open_data(config: Config, key: str) -> Dataset:
@@ -154,8 +190,7 @@ def resume(config: Config, dataset: Dataset, plan: Plan, state: TrainState, kern
     path, seal = newest
     there = parse_kept(seal['config'], str(path))
     changes = refuse_changes(there, config, str(path))
-    if seal['dataset'] != about['dataset']:
-        raise ValueError(f'{path} was trained on another dataset than {masked(config.data.path)}; choose another run_dir')
+    checkpoints.about |= datasets_of(seal, about, config, str(path))
     checkpoints.load(path, state)
     if seal['kernels'] not in ('', kernels):
         dist.print0(f'kernels: {seal["kernels"]} up to here, {kernels} from here on, which rounds differently')
@@ -164,6 +199,28 @@ def resume(config: Config, dataset: Dataset, plan: Plan, state: TrainState, kern
     texts = f'resumed from {path} at {state.nimg / 1000:g} kimg', changes and f'changed: {changes}', told
     dist.print0('; '.join(text for text in texts if text))
     return checkpoints
+
+
+def datasets_of(seal: dict, about: dict, config: Config, where: str) -> dict:
+    """Return what the next seals say of datasets that the run had before; {} of a run that has had but one.
+
+    Raises ValueError if the dataset is another one than that of `seal`, and that is not accepted, or does not fit the networks.
+    """
+    before = seal.get('datasets', [])
+    if seal['dataset'] != about['dataset']:
+        if config.data.changed != 'accept':
+            raise ValueError(f'{where} was trained on another dataset than {masked(config.data.path)}, with {seal["pictures"]} '
+                             f'pictures; it has {about["pictures"]}. Choose another run_dir, or go on with this one by '
+                             'data.changed=accept')
+        there, now = (json.dumps({key: value for key, value in each['generator'].items() if key not in ('class_counts', 'conditions')},
+                                 sort_keys=True) for each in (seal, about))
+        if there != now:
+            raise ValueError(f'{masked(config.data.path)} has other classes or sizes than the dataset that {where} was trained on; '
+                             'pack it with the same ones, or choose another run_dir')
+        before = [*before, {'dataset': seal['dataset'], 'pictures': seal['pictures'], 'nimg': seal['nimg']}]
+        dist.print0(f'the dataset changed: {seal["pictures"]} pictures up to {seal["nimg"] / 1000:g} kimg, {about["pictures"]} from '
+                    'here on')
+    return {'datasets': before} if before else {}
 
 
 def open_stream(config: Config, dataset: Dataset, plan: Plan, nimg: int) -> Iterator[Batch]:

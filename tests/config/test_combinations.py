@@ -52,7 +52,7 @@ EXAMPLES = [  # overrides, a piece of the message
     ([*SD_GAN, 'network.name=r3gan', 'regularizers.wgan_gp=10'], 'regularizers.wgan_gp with game.name=sd_gan'),
     ([*SD_GAN, 'game.identity_dim=100'], 'leaves no latents of network.z_dim=100 to observations'),
     ([*SD_GAN, 'data.conditional=true'], 'the class is the identity, which z carries'),
-    ([*SD_GAN, 'batch=64'], 'each batch must be a multiple of 2 x lanes, and each micro-batch even; use batch=128'),
+    ([*SD_GAN, 'batch=64', 'data.lanes=64'], 'each batch must be a multiple of 128, and each micro-batch even; use batch=128'),
     ([*SD_GAN, 'micro_batch=7', 'data.lanes=10'], 'and each micro-batch even; use micro_batch=8 batch=160'),
     ([*BEGAN, 'augment.name=ada'], 'means nothing with game.name=began'),
     (['parallel.replicas=2'], 'with parallel.strategy=data: there networks are whole on every rank'),

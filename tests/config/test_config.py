@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from imago.trainer.config.division import fitting_lanes
 from imago.trainer.config.load import (
     CONFIGS,
     UNCHECKED,
@@ -81,9 +82,10 @@ def test_missing_files_and_keys(tmp_path):
 
 
 @pytest.mark.parametrize('values, world, message', [
-    (['batch=64'], 3, 'data.lanes=64 is not a multiple of the 3 ranks'),
-    (['batch=96'], 1, 'batch=96 is not a multiple of data.lanes=64; use batch=128'),
-    (['batch=64', 'micro_batch=48'], 1, 'micro_batch=48; use batch=192, or micro_batch=32'),
+    (['batch=64'], 3, 'batch=64 is not a multiple of 3 ranks x micro_batch=8; use batch=72'),
+    (['batch=64', 'data.lanes=64'], 3, 'data.lanes=64 is not a multiple of the 3 ranks'),
+    (['batch=96', 'data.lanes=64'], 1, 'batch=96 is not a multiple of data.lanes=64; use batch=128'),
+    (['batch=64', 'micro_batch=48'], 1, 'micro_batch=48; use batch=96, or micro_batch=32'),
     (['batch=64', 'micro_batch=32'], 4, '4 ranks x micro_batch=32; use batch=128'),
 ])
 def test_divisibility(tmp_path, values, world, message):
@@ -102,6 +104,8 @@ def test_advice_on_division_is_accepted(tmp_path):
     for _ in range(400):
         world, kind = rng.choice(SMALL), rng.choice(kinds)
         values = {key: rng.choice(SMALL) for key in ('data.lanes', 'batch', 'micro_batch')}
+        if rng.random() < 0.3:
+            values['data.lanes'] = 'null'    # lanes fit themselves
         if kind == kinds[3]:
             values |= {f'growth.{key}.{side}': rng.choice(SMALL) for key in ('batch', 'micro_batch')
                        for side in rng.sample((8, 16, 32), rng.randint(0, 2))}
@@ -120,6 +124,24 @@ def test_advice_on_division_is_accepted(tmp_path):
                 with pytest.raises(ValueError):
                     load_config(path, overrides)
     assert min(told[key] for key in ('data.lanes', 'batch', 'micro_batch')) > 20
+
+
+@pytest.mark.parametrize('overrides, world, samples, lanes', [
+    ([], 1, 10_000, 64), ([], 8, 10_000, 64), (['batch=16'], 1, 10_000, 16), (['batch=72'], 3, 10_000, 36),
+    (['batch=2048'], 256, 10_000, 256), (['batch=60', 'micro_batch=5'], 4, 10_000, 60), ([], 1, 30, 16),
+    (['network.name=dcgan', 'game.name=sd_gan', 'game.identity_dim=10'], 2, 10_000, 32),
+    (['network.name=pggan', 'growth.batch.8=48'], 1, 10_000, 16),
+])
+def test_lanes_that_fit(tmp_path, overrides, world, samples, lanes):
+    config = load_config(write(tmp_path, 'c.yaml', MINIMAL), overrides)
+    config.check_world(world)
+    assert fitting_lanes(config, world, samples) == lanes
+    load_config(write(tmp_path, 'c.yaml', MINIMAL), [*overrides, f'data.lanes={lanes}']).check_world(world)
+
+
+def test_too_few_pictures_for_the_ranks(tmp_path):
+    with pytest.raises(ValueError, match='5 pictures are too few for 8 ranks'):
+        fitting_lanes(load_config(write(tmp_path, 'c.yaml', MINIMAL)), 8, 5)
 
 
 @pytest.mark.parametrize('values, world, message', [

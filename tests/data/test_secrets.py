@@ -174,7 +174,7 @@ def test_a_run_keeps_no_password_and_goes_on_when_it_is_given_again(server, fold
     assert main([str(path), 'total_kimg=0.024']) == 0
     told = capfd.readouterr()
     assert f'resumed from {seals[0].parent}' in told.out and 'total_kimg: 0.012 there, 0.024 now\n' in told.out
-    assert main([str(path), '--dry-run']) == 0
+    assert main([str(path), '--print-config']) == 0
     assert f'path: http://alice:***@{host}/data' in capfd.readouterr().out
     # the run's own location lacks the password: it is asked for, and what the advice says is then accepted
     assert evaluate.main([str(tmp_path / 'run'), '--images', '12', '--extractor', 'effnet_lite0', '--metrics', 'fid']) == 2

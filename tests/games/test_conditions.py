@@ -16,7 +16,7 @@ from imago.trainer.data.shards import open_dataset
 from imago.trainer.data.stream import Batch, stream
 from imago.trainer.games import make_game
 from imago.trainer.pack.shards import ShardWriter
-from imago.trainer.plan.preflight import describe_run
+from imago.trainer.plan.preflight import describe_needs
 from imago.trainer.runs.export import load_generator, open_maker
 from imago.trainer.start import prepare
 from imago.trainer.tools.export import main as export
@@ -126,7 +126,7 @@ def test_no_more_conditions_are_kept_than_a_checkpoint_should_hold(tmp_path):
 
 def test_the_dry_run_tells_of_them(folder, tmp_path):
     config = config_of('stylegan2', folder, tmp_path / 'run', 1, **CONTINUOUS)
-    assert 'in 3 shards, conditions of 5 values' in describe_run(config, open_dataset(folder).manifest, 1)
+    assert ', conditions of 5 values' in describe_needs(config, open_dataset(folder).manifest, 1, 'cpu')
 
 
 @pytest.mark.parametrize('name, changes, message', [

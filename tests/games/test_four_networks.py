@@ -22,7 +22,7 @@ from imago.trainer.metrics.pictures import Fakes, ShardPictures
 from imago.trainer.metrics.protocol import check_evaluation
 from imago.trainer.models import NETWORKS, num_parameters
 from imago.trainer.plan.cost import cost, machine_of, parser
-from imago.trainer.plan.preflight import describe_run, phase_activations, rank_bytes
+from imago.trainer.plan.preflight import describe_needs, phase_activations, rank_bytes
 from imago.trainer.plan.work import count_work
 from imago.trainer.ranks import dist
 from imago.trainer.runs.checkpoint import list_checkpoints
@@ -80,7 +80,7 @@ def test_what_it_will_need_is_told(shards, tmp_path):
     config, manifest = config_of(shards, tmp_path), open_dataset(shards).manifest
     plan = config.game.plan(config, manifest)
     networks = make_networks(plan)
-    told = describe_run(config, manifest, 2)
+    told = describe_needs(config, manifest, 2, 'cpu')
     assert '   '.join(f'{name} {num_parameters(networks[name]):,}' for name in FOUR) in told
     one, other = (4 * num_parameters(networks[name]) for name in ('G_ab', 'D_a'))
     zero = rank_bytes(config_of(shards, tmp_path, 'zero'), plan, networks, 2)

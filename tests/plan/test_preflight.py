@@ -10,7 +10,7 @@ from imago.trainer.games.latent import MicroBatch
 from imago.trainer.models import num_parameters
 from imago.trainer.plan.preflight import (
     check_memory,
-    describe_run,
+    describe_needs,
     phase_activations,
     rank_bytes,
     saved_bytes,
@@ -81,5 +81,6 @@ def test_the_largest_networks_that_can_be_asked_for_take_nothing_to_refuse_or_de
     with pytest.raises(ValueError, match=r'many parameters \(G 502,517,.*, D .*\): .* set smaller widths'):
         check_memory(config, config.game.plan(config, manifest))
     before = psutil.Process().memory_info().rss
-    assert '# parameters    G 502,517' in describe_run(config, manifest, 1)
+    assert 'parameters    G 502,517' in (told := describe_needs(config, manifest, 1, 'cpu'))
+    assert told.splitlines()[-1].startswith('does not fit  memory: lower micro_batch')
     assert psutil.Process().memory_info().rss - before < 2e9

@@ -149,7 +149,7 @@ class SDGAN(Latent):
     identity_dim: Annotated[whole(1, 1 << 16), FIXED] = 50    # both fakes of a pair share so many first latents
 
     def rules(self, config: 'Config') -> list[Rule]:
-        z_dim, lanes = config.network.z_dim, config.data.lanes
+        z_dim, lanes = config.network.z_dim, config.data.lanes or 1
         odd = [f'{key}={batch}, {micro_key}={micro}' for key, batch, micro_key, micro in config.batches()
                if batch % (2 * lanes) or micro % 2]
         return [
@@ -160,7 +160,7 @@ class SDGAN(Latent):
              f'game.name=sd_gan with data.conditional={str(config.data.conditional).lower()}: the class is the identity, '
              'which z carries', 'data.conditional=false'),
             (odd,
-             f'game.name=sd_gan with {odd and odd[0]}, data.lanes={lanes}: each batch must be a multiple of 2 x lanes, and each '
+             f'game.name=sd_gan with {odd and odd[0]}: each batch must be a multiple of {2 * lanes}, and each '
              f'micro-batch even; {odd and advice(config, 1)}'),
             (config.regularizers.wgan_gp,
              'regularizers.wgan_gp with game.name=sd_gan: points between would mix each picture of a pair by a share of its own',

@@ -227,7 +227,7 @@ def _explain(detail: dict) -> str:
         if key in known:
             return f'unknown key {key}: {key.partition(".")[0]}s of another name have it'
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-        return f'unknown key {key}' + (f'; did you mean {near[0]}?' if near else '; imago train --dry-run prints the known ones')
+        return f'unknown key {key}' + (f'; did you mean {near[0]}?' if near else '; imago train CONFIG --print-config shows the known ones')
     if detail['type'] == 'union_tag_invalid':
         known = detail['ctx']['expected_tags'].replace("'", '')
         return f'{key}.name={shown(detail["ctx"]["tag"])}: take one of {known}'

@@ -58,8 +58,9 @@ class DataConfig(Section):
     resolution: Annotated[Resolution | None, FIXED] = None   # (height, width) of the networks; None: of the crop, or as packed
     crop: Annotated[Size | None, FIXED] = None    # (height, width) of the random part of each picture that is shown
     conditional: Annotated[Conditional, FIXED] = False   # train on the dataset's classes; continuous: on its packed vectors
-    lanes: Annotated[Images, FIXED] = 64          # a multiple of every number of ranks the run will ever have
+    lanes: Annotated[Images | None, FIXED] = None   # runs of pictures that are read side by side; None: a new run takes what fits
     flip: Annotated[bool, FIXED] = False          # horizontal flips, at random
+    changed: Literal['refuse', 'accept'] = 'refuse'   # a dataset that grew or changed since the run's last checkpoint
     workers: whole(0, 1024) = 2                   # decoding processes per rank
     cache_dir: Folder | None = None               # for remote shards; None: the user's cache folder
     cache_gb: Positive = 20.0

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import yaml
 
+from imago.trainer.config.division import fitting_lanes
 from imago.trainer.config.load import load_config
 from imago.trainer.config.resolution import base_and_doublings, largest_of_aspect, largest_square, nearest_sizes
 from imago.trainer.data.manifest import SINGLE, Manifest
-from imago.trainer.data.order import Order
 from imago.trainer.pack.pictures import WHITEST, Encoded, Skipped
 from imago.trainer.pack.shards import REPORT
 from imago.trainer.wording import listed
@@ -112,15 +112,13 @@ def train_command(out: str, manifest: Manifest) -> str:
     if manifest.domains != SINGLE:
         raise ValueError('pairs are for games of two domains, which take data.path=' + out)
     published = load_config(CONFIG)
-    lanes = 1 << min(published.data.lanes, manifest.num_samples).bit_length() - 1
     path = str(Path(out).absolute()) if ':' in out or out.startswith('~') else out  # else it reads as a URL or a home folder
     overrides = [f'data.path={_as_yaml(path)}']
     overrides += [f'data.resolution={size[0]}x{size[1]}'] if size != published.data.resolution else []
     overrides += [] if manifest.resolution else [f'data.crop={size[0]}x{size[1]}']
-    overrides += [f'data.lanes={lanes}'] if lanes != published.data.lanes else []
     config = load_config(CONFIG, overrides)
     config.check_world(1)
-    Order(manifest, config.data.lanes, config.seed)
+    fitting_lanes(config, 1, manifest.num_samples)
     if config.data.path != path:
         raise ValueError(f'{out!r} is a name that no command line can give; rename it')
     return f'imago train {CONFIG} {shlex.join(overrides)}'

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from imago.trainer.config.load import Config
 from imago.trainer.config.plan import Plan
+from imago.trainer.data.locations import masked
 from imago.trainer.data.manifest import Manifest
 from imago.trainer.data.stream import Batch
 from imago.trainer.engine.parallel import parts_of
@@ -21,32 +22,43 @@ from imago.trainer.engine.state import TrainState, make_networks
 from imago.trainer.games import make_game
 from imago.trainer.games.game import Game
 from imago.trainer.models import num_parameters
+from imago.trainer.ranks.device import describe_device, memory_of
 from imago.trainer.runs.run_folder import nearest
 
 
-def describe_run(config: Config, manifest: Manifest, world: int) -> str:
-    """Describe parameter counts, and estimates of memory per rank and of disk, in lines for people."""
+def describe_run(config: Config, plan: Plan, manifest: Manifest, networks: dict[str, nn.Module], kind: str) -> list[str]:
+    """Describe a run in lines for people. kind: 'cpu' or 'cuda', of its device."""
+    height, width = plan.resolution
+    given = f'conditions of {plan.condition_shape[0]} values' if plan.condition_shape else \
+        f'{len(plan.class_names)} classes' if plan.class_names else 'no classes'
+    return [f'device        {describe_device(kind)}',
+            f'pictures      {manifest.num_samples} pictures of {masked(config.data.path)}, shown at {height} x {width}, {given}',
+            f'game          {config.game.name}, network {config.network.name}, loss {config.loss.name}, batch {config.batch}',
+            'parameters    ' + '   '.join(f'{name} {num_parameters(network):,}' for name, network in networks.items())]
+
+
+def describe_needs(config: Config, manifest: Manifest, world: int, kind: str) -> str:
+    """Describe the run, and estimate the memory (a rank) and the disk that it needs; the last line says whether it fits here."""
     plan = config.game.plan(config, manifest)
     with torch.device('meta'):
         networks = make_networks(plan)
+    lines = describe_run(config, plan, manifest, networks, kind)
     kept = state_bytes(plan, networks)
     own, whole = rank_bytes(config, plan, networks, world)
-    on_host = kept // parts_of(config.parallel, world)
-    counts = '   '.join(f'{name} {num_parameters(network):,}' for name, network in networks.items())
     phase, activations = max(phase_activations(config, plan, networks), key=lambda entry: entry[1])
-    height, width = plan.resolution
-    given = f'{len(plan.class_names) or "no"} classes'
-    if plan.condition_shape:
-        given = f'conditions of {plan.condition_shape[0]} values'
-    return '\n'.join([
-        f'\n# pictures      {height} x {width}, {manifest.num_samples} in {len(manifest.shards)} shards, {given}',
-        f'# parameters    {counts}',
-        f'# memory        {(own + whole + activations) / 1e9:.2f} GB a rank: state and gradients {own / 1e9:.2f}, '
+    memory, disk = own + whole + activations, (config.checkpoint.keep + 1) * kept
+    there, free = memory_of(kind), shutil.disk_usage(nearest(Path(config.run_dir))).free
+    lines += [
+        f'memory        {memory / 1e9:.2f} GB a rank, of {there / 1e9:.2f}: state and gradients {own / 1e9:.2f}, '
         f'whole networks {whole / 1e9:.2f}, activations {activations / 1e9:.2f} ({phase}, '
         f'micro_batch={full_size_micro_batch(config, plan.resolution)})',
-        f'#               and {on_host / 1e9:.2f} on the host while a checkpoint is written, besides what the libraries take',
-        f'# disk          {(config.checkpoint.keep + 1) * kept / 1e9:.2f} GB for {config.checkpoint.keep} checkpoints '
-        'and one being written', ''])
+        f'              and {kept // parts_of(config.parallel, world) / 1e9:.2f} GB on the host while a checkpoint is written, '
+        'besides what the libraries take',
+        f'disk          {disk / 1e9:.2f} GB for {config.checkpoint.keep} checkpoints and one being written, of {free / 1e9:.2f} free']
+    short = [text for text, needed, had in (
+        ('memory: lower micro_batch, take more ranks with parallel.strategy=fsdp, or a smaller network', memory, there),
+        ('disk: lower checkpoint.keep, or choose another run_dir', disk, free)) if needed > had]
+    return '\n'.join([*lines, f'does not fit  {"; ".join(short)}' if short else 'fits'])
 
 
 def rank_bytes(config: Config, plan: Plan, networks: dict[str, nn.Module], world: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 from accelerate import PartialState
 
+from imago.trainer.ranks.device import check_device
 from imago.trainer.ranks.heartbeat import Heartbeat
 from imago.trainer.ranks.stop_signals import StopSignal
 
@@ -28,15 +29,9 @@ def init(device: str, timeout_minutes: float = 10.0) -> None:
     A rank that keeps the others waiting for `timeout_minutes` without a reason is named, and all end with status 1.
     """
     global _control, _heartbeat
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('device=cuda, but torch sees no CUDA device; use device=cpu, or see imago doctor')
-    local_world = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    if device != 'cpu' and 0 < torch.cuda.device_count() < local_world:
-        raise ValueError(f'{local_world} processes on this machine, but only {torch.cuda.device_count()} GPUs; '
-                         'start one a GPU, or use device=cpu')
+    cpu = check_device(device) == 'cpu'
     if 'TORCHELASTIC_RUN_ID' in os.environ:
         _die_with_parent()
-    cpu = device == 'cpu' or not torch.cuda.is_available()
     if cpu:
         _keep_large_allocations()
     joined = torch.distributed.is_initialized()

@@ -63,10 +63,11 @@ class Seal(BaseModel):
     generator: dict
     files: dict[str, list[Count]]  # size and CRC-32
     kernels: str = ''                       # kernels that were used, see trainer/ranks/backend.py; '' before seals had a checksum
+    datasets: list[dict[str, str | Count]] = []   # former datasets of the run: digest, pictures, and nimg at the change
     checksum: str = ''
 
 
-_SEALED_BEFORE = Seal.model_fields.keys() - {'kernels', CHECKSUM}
+_SEALED_BEFORE = Seal.model_fields.keys() - {'kernels', 'datasets', CHECKSUM}
 
 
 class Checkpoints:

@@ -30,7 +30,8 @@ class Stats:
         self.total_nimg, self._main, self._folder = total_nimg, main, folder
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
-        self._last = (time.perf_counter(), nimg)
+        self._began = time.perf_counter()
+        self._last = (self._began, nimg)
         self._notes: dict[str, str] = {}
         self._shown = 0.0
         self._damaged: set[str] = set()
@@ -121,7 +122,9 @@ class Stats:
         left = _duration((self.total_nimg - nimg) / speed) if speed else '?'
         shown = {'D': 'loss/D', 'G': 'loss/G', 'r1': 'penalty/r1', 'pl': 'path_length'}
         losses = '  '.join(f'{label} {means[name]:.3f}' for label, name in shown.items() if name in means)
-        return f'{nimg / 1000:.1f}/{self.total_nimg / 1000:.1f} kimg  {speed:.1f} img/s  ETA {left}  {losses}'
+        elapsed = _duration(time.perf_counter() - self._began)
+        return (f'{nimg / 1000:.1f}/{self.total_nimg / 1000:.1f} kimg ({nimg / self.total_nimg:.0%})  {speed:.1f} img/s  '
+                f'{elapsed} elapsed, {left} left  {losses}')
 
 
 def peak_memory_gb() -> float:

@@ -32,7 +32,7 @@ class Watch:
         """`stopped` tells whether this rank was asked to stop, which a long evaluation should not delay."""
         config = game.config
         self.config, self.state, self.strategy, self.folder = config, game.state, strategy, Path(config.run_dir)
-        self._evaluation, self._stopped = evaluation, stopped
+        self._evaluation, self._stopped, self._pictures = evaluation, stopped, dataset.manifest.num_samples
         self.stats = Stats(self.folder, config.total_nimg, self.state.nimg, dist.is_main())
         self._keys = open(self.folder / f'keys-rank{dist.rank()}.jsonl', 'a', buffering=1) if config.log.keys else None
         rows, self.columns = config.log.grid
@@ -42,6 +42,9 @@ class Watch:
             self._inputs = self.maker.draw(config.seed, 0, 'grid', rows * self.columns)
             reals = first_samples(dataset, game.plan.resolution, config.data.lanes, config.seed, rows * self.columns)
             self._save_grid('reals', np.stack([sample.image for sample in reals]))
+        if self.state.nimg == 0:
+            with dist.patience('a grid of fakes'):
+                self._save_fakes()
 
     @property
     def verdict(self) -> Verdict | None:
@@ -75,6 +78,7 @@ class Watch:
             if self.guard is not None and due(log.interval_kimg, nimg, count):
                 with dist.patience('the guard'):
                     self.guard.report(self.stats)
+            self.stats.record({'data/pictures': self._pictures})   # a run may go on with more
             self.stats.report(nimg)
         if due(log.grid_kimg, nimg, count) or nimg >= total:
             with dist.patience('a grid of fakes'):
