@@ -54,12 +54,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, help='a file for the digests, as JSON')
     parser.add_argument('--against', type=Path, help='such a file')
+    parser.add_argument('--only', nargs='+', choices=FAMILIES | RECIPES, help='these families and recipes')
     options = parser.parse_args()
     before = json.loads(options.against.read_text()) if options.against else {}
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         data = write_dataset(Path(folder) / 'data', (13, 10, 7), classes=3, size=32)
         for number, (name, world, strategy) in enumerate(cases()):
+            if options.only and name not in options.only:
+                continue
             config = config_of(name, data, Path(folder) / str(number), world, total_kimg=KIMG, parallel={'strategy': strategy},
                                **QUIET)
             key = f'{name}, {world} rank{"s" * (world > 1)}, {strategy}'
