@@ -89,7 +89,7 @@ def subset(folder: Path, parts: dict[str, slice]) -> Path:
 
 
 def summary(name: str, ending: str, seconds: float, folder: Path) -> list[str]:
-    """Write a line for each indicator with values: the worst since alarms became possible, the last, and when it first sounded."""
+    """Write a line for each indicator with values: the worst since alarms became possible, the last, when it first sounded."""
     reports = [json.loads(line) for line in (folder / 'stats.jsonl').read_text().splitlines()]
     lines = [f'{name}: {ending} at {reports[-1]["nimg"] / 1000:g} kimg after {seconds:.0f} s, '
              f'{max(report.get("guard/rollbacks", 0) for report in reports):g} rollbacks']

@@ -131,7 +131,7 @@ def test_pictures_are_made_of_the_condition_asked_for(generator, tmp_path):
     inputs = maker.inputs(range(3), conditions=VALUES[4:7])
     expected = to_pictures(load_generator(generator)(inputs.z, torch.tensor(VALUES[4:7])))
     np.save(tmp_path / 'rows.npy', VALUES[4:7])
-    rows = {f'any{9 - number}': row.tolist() for number, row in enumerate(VALUES[4:7])}      # in their order, whatever their names
+    rows = {f'any{9 - number}': row.tolist() for number, row in enumerate(VALUES[4:7])}    # in their order, whatever their names
     (tmp_path / 'rows.csv').write_text(''.join(f'{name},{",".join(map(repr, row))}\n' for name, row in rows.items()))
     (tmp_path / 'rows.json').write_text(json.dumps(rows))
     for kind in 'npy', 'csv', 'json':

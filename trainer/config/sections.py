@@ -206,7 +206,7 @@ INDICATOR_NAMES = get_args(IndicatorName)
 
 
 class GuardConfig(Section):
-    """The guard watches for collapse and overfitting with each report. trainer/watch/alarms.py has its indicators and thresholds."""
+    """The guard watches for collapse and overfitting with each report. Its indicators are in trainer/watch/alarms.py."""
 
     action: Literal['off', 'warn', 'stop', 'rollback'] = 'warn'
     start_kimg: Start | None = None               # no alarm before; None: four half-lives of the EMA

@@ -25,7 +25,7 @@ def begin_level(state: TrainState, stage: Stage, restart_at: Literal['start', 'b
 
 
 def at_level(images: Tensor, lod: float) -> Tensor:
-    """Bring pictures [NCHW] of full size to the size at level `lod`; while that fades in, they are as blurred as the fakes are."""
+    """Bring pictures [NCHW] of full size to that of level `lod`; while it fades in, they are as blurred as the fakes are."""
     images = functional.avg_pool2d(images, 1 << int(lod))
     if lod % 1:
         coarse = functional.interpolate(functional.avg_pool2d(images, 2), scale_factor=2)

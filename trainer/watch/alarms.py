@@ -88,8 +88,8 @@ def update_alarms(alarms: dict[str, Tensor], values: dict[str, float], nimg: int
                   thresholds: dict[str, float]) -> list[str]:
     """Take in a report's `values`, and return the names of the indicators that begin to sound.
 
-    An indicator sounds after `patience` bad reports in a row, and falls silent after as many good ones. An indicator without a value,
-    or whose value is NaN, counts as good. `alarms`, which `new_alarms` makes, are [indicators] each and change in place.
+    An indicator sounds after `patience` bad reports in a row, and falls silent after as many good ones. An indicator without a
+    value, or whose value is NaN, counts as good. `alarms`, which `new_alarms` makes, are [indicators] each and change in place.
     """
     begin = []
     for index, (name, indicator) in enumerate(INDICATORS.items()):
