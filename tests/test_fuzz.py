@@ -42,7 +42,7 @@ from imago.trainer.config.load import Config, _known_keys
 from imago.trainer.ranks import dist
 
 FIRST, LAST = map(int, os.environ.get('IMAGO_FUZZ', '0:200').split(':'))
-PATIENCE = 20    # seconds after which a case is taken for one that never ends
+PATIENCE = 90    # seconds after which a case is taken for one that never ends, on a busy machine too
 MOST_MEMORY = 4 << 30
 MOST_TOLD = 2000  # characters
 NOISE = ('warning: ', 'imago pack: skipped', 'imago pack: labels', 'guard: ', "Inception's weights", 'not alike: ')   # lines that may come before the error
