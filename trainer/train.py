@@ -1,5 +1,6 @@
 """`imago train`: a run, from its configuration to its last checkpoint. The same command starts and resumes it."""
 
+import time
 from contextlib import closing
 
 from imago.trainer.command import Parser, tell_error
@@ -66,6 +67,7 @@ class Course:
         self._stopping = False     # whether a rank was asked to stop, or could not save a checkpoint
         self._best = False         # whether the last step made the networks with the best score so far
         self._went_back = False    # whether the guard has returned the state to an older checkpoint
+        self._saved = time.monotonic()    # when the last checkpoint was begun, or this round
 
     @property
     def goes_on(self) -> bool:
@@ -83,11 +85,17 @@ class Course:
 
     def step_done(self, count: int, best: bool) -> None:
         """After a step of `count` images, hear whether a rank must stop, and save a checkpoint that is due."""
-        state, checkpoints = self._run.state, self._run.checkpoints
+        state, checkpoints, kept = self._run.state, self._run.checkpoints, self._run.config.checkpoint
         self._best = best
-        self._stopping = dist.any_rank(self._stop.requested or checkpoints.failed)
-        if self._undisturbed and (best or due(self._run.config.checkpoint.interval_kimg, state.nimg, count)):
+        minutes = (time.monotonic() - self._saved) / 60
+        late = dist.is_main() and kept.interval_minutes is not None and minutes >= kept.interval_minutes
+        # the ranks agree on both by one message, as clocks differ
+        self._stopping, late = dist.any_rank_of([self._stop.requested or checkpoints.failed, late])
+        if self._undisturbed and (late or best or due(kept.interval_kimg, state.nimg, count)):
+            self._saved = time.monotonic()
             checkpoints.save(state, best)
+            if late:
+                self._watch.save_fakes()
 
     def go_back_or_save(self) -> None:
         """After the last step, return to an older checkpoint if the guard wants it and there is one; else save the state."""

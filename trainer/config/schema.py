@@ -85,6 +85,7 @@ Size = Annotated[tuple[Pixels, Pixels], BeforeValidator(to_size)]
 Resolution = Annotated[Size, AfterValidator(check_size)]     # a size that networks can make
 
 Kimg = real(0.001, 1e8)              # thousand images shown; the limits are 1 image and 12 digits of images
+Minutes = real(0.001, 1e5)
 Start = real(0, 1e8)                 # kimg from the beginning
 Weight = real(0, 1e9)                # of a penalty; 0 leaves it out
 Number = real(-1e9, 1e9)

@@ -13,6 +13,7 @@ from imago.trainer.config.schema import (
     Folder,
     Images,
     Kimg,
+    Minutes,
     Location,
     Number,
     PathName,
@@ -151,7 +152,7 @@ class ParallelConfig(Section):
     strategy: Literal['data', 'fsdp', 'zero'] = 'data'   # networks are whole on each rank; in parts; only moments are in parts
     replicas: Count = 1                           # fsdp keeps so many sets of parts, say one per node; it divides the ranks
     stage: whole(1, 3) = 1                        # ZeRO's; only 1 works with gradient penalties
-    timeout_minutes: real(0.001, 1e5) = 10.0    # a rank that keeps the others waiting for so long is named, and all end
+    timeout_minutes: Minutes = 10.0    # a rank that keeps the others waiting for so long is named, and all end
 
 
 Metric = Literal['fid', 'kid', 'is', 'precision', 'recall', 'density', 'coverage', 'ppl', 'intra_fid']
@@ -159,6 +160,7 @@ Metric = Literal['fid', 'kid', 'is', 'precision', 'recall', 'density', 'coverage
 
 class CheckpointConfig(Section):
     interval_kimg: Kimg = 200.0
+    interval_minutes: Minutes | None = 30.0       # since the last one; a grid of fakes comes with it
     keep: Count = 3
     best: Metric | None = None                    # the checkpoint with the best score of this metric is kept too
 

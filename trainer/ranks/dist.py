@@ -112,12 +112,17 @@ def barrier() -> None:
 
 def any_rank(flag: bool) -> bool:
     """Return True on all ranks if `flag` is true on one."""
+    return any_rank_of([flag])[0]
+
+
+def any_rank_of(flags: list[bool]) -> list[bool]:
+    """Return for each of `flags` whether it is true on one rank. All ranks give equally many."""
     if _control is None:
-        return flag
+        return flags
     moved()
-    value = torch.tensor(int(flag))
-    torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX, group=_control)
-    return bool(value)
+    values = torch.tensor(flags, dtype=torch.int64)
+    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=_control)
+    return list(map(bool, values))
 
 
 def gather(value: object, group: torch.distributed.ProcessGroup | None = None) -> list:

@@ -43,8 +43,7 @@ class Watch:
             reals = first_samples(dataset, game.plan.resolution, config.data.lanes, config.seed, rows * self.columns)
             self._save_grid('reals', np.stack([sample.image for sample in reals]))
         if self.state.nimg == 0:
-            with dist.patience('a grid of fakes'):
-                self._save_fakes()
+            self.save_fakes()
 
     @property
     def verdict(self) -> Verdict | None:
@@ -81,8 +80,7 @@ class Watch:
             self.stats.record({'data/pictures': self._pictures})   # a run may go on with more
             self.stats.report(nimg)
         if due(log.grid_kimg, nimg, count) or nimg >= total:
-            with dist.patience('a grid of fakes'):
-                self._save_fakes()
+            self.save_fakes()
         return best
 
     def close(self) -> None:
@@ -106,8 +104,9 @@ class Watch:
                 for layer, values in top_singular_values(network).items():
                     self.stats.record({f'singular_values/{name}.{layer}/{rank}': value for rank, value in enumerate(values)})
 
-    def _save_fakes(self) -> None:
-        with self.strategy.whole(*self.state.averages.values()):
+    def save_fakes(self) -> None:
+        """Save a grid of what the averages make now. All ranks call it together."""
+        with dist.patience('a grid of fakes'), self.strategy.whole(*self.state.averages.values()):
             if dist.is_main():
                 fakes = generate(self.maker, self._inputs, batch=self.config.micro_batch)
                 self._save_grid(f'fakes-{self.state.nimg / 1000:09.3f}', fakes)
