@@ -166,7 +166,7 @@ def test_a_script_that_does_not_fit_on_the_disk_is_not_left(shards, tmp_path, ca
     (['--time', 'noon'], "--time noon: write it as 24:00:00"),
     (['--time', '2:30'], '--time 2:30 is 150 s, no longer than --notice 180'),
     (['--partition', 'a\n#SBATCH --exclusive'], '--partition'),
-    (['--name', 'Big_Run'], "--name Big_Run: take at most 50 small letters"),
+    (['--name', 'Big_Run'], "--name Big_Run: take at most 45 small letters"),
     (['--venv', 'nowhere'], '--venv nowhere has no bin/python'),
     (['--mount', '/data'], '--mount is for --container'),
     (['--venv', '.', '--container', 'image'], 'not allowed with argument'),
