@@ -54,7 +54,8 @@ APIS = {'trainjob': train_job, 'jobset': job_set, 'v1': pytorch_job}
 def restarting(template: dict) -> dict:
     """A Job's specification. The first rule that fits a pod counts: Ignore starts it again, FailJob ends all.
 
-    A pod that fits none, as it was killed, starts again too, but is counted.
+    A pod that fits none, as it was killed, starts again too, but is counted. Rules are only for pods that Kubernetes leaves as
+    they ended.
     """
     return {
         'backoffLimit': MOST_KILLED,
@@ -62,7 +63,7 @@ def restarting(template: dict) -> dict:
             {'action': 'Ignore', 'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]},   # evicted, preempted
             {'action': 'Ignore', 'onExitCodes': {'containerName': NODE, 'operator': 'In', 'values': [STOPPED]}},
             {'action': 'FailJob', 'onExitCodes': {'containerName': NODE, 'operator': 'NotIn', 'values': [KILLED, STOPPED]}}]},
-        'template': {'spec': {'restartPolicy': 'Never', **template}}}   # the rules are for pods that Kubernetes leaves as they ended
+        'template': {'spec': {'restartPolicy': 'Never', **template}}}
 
 
 def pod(options: argparse.Namespace, config: Config, name: str, container: str, head: str) -> dict:

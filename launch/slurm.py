@@ -81,8 +81,8 @@ def parser() -> Parser:
     parser.add_argument('--partition', type=NAMES)
     parser.add_argument('--account', type=NAMES)
     parser.add_argument('--sbatch', action='append', default=[], metavar='KEY=VALUE', type=directive_of,
-                        help='any other option of sbatch, such as qos=high, gres=gpu:a100:8, constraint=nvlink; KEY alone for one '
-                        'without a value; repeatable')
+                        help='any other option of sbatch, such as qos=high, gres=gpu:a100:8 or constraint=nvlink; KEY alone for '
+                        'one without a value; repeatable')
     parser.add_argument('--notice', type=up_to(65535), default=180, metavar='SECONDS',
                         help='for the last checkpoint, %(default)s')
     where = parser.add_mutually_exclusive_group()
@@ -131,8 +131,8 @@ def directive_of(text: str) -> tuple[str, str | bool]:
     if known := next((known for known in INSTEAD if known.startswith(key)), None):   # sbatch takes beginnings too
         raise argparse.ArgumentTypeError(f'{shown(text)}: the script says {known} itself; {INSTEAD[known]}')
     if equals and not re.fullmatch(QUOTED, value, re.ASCII):
-        raise argparse.ArgumentTypeError(f'{shown(text)}: {key} takes letters, digits, spaces and . , : ; @ % + / = & | * ( ) [ ] '
-                                         '{ } < > ! ? ~ ^ - _ only')
+        raise argparse.ArgumentTypeError(f'{shown(text)}: {key} takes letters, digits, spaces and . , : ; @ % + / = & | * ( ) [ '
+                                         '] { } < > ! ? ~ ^ - _ only')
     return key, value if equals else True
 
 
@@ -196,8 +196,8 @@ def others(options: argparse.Namespace) -> dict[str, str | bool | None]:
     gpus = [part for part in str(found.get('gres', '')).split(',') if re.match('(gres/)?gpu(:|$)', part)]
     counts = [int(part.rpartition(':')[2]) if re.search(':[0-9]{1,9}$', part) else 1 for part in gpus]
     if gpus and sum(counts) != options.gpus_per_node:
-        raise ValueError(f'--sbatch gres={found["gres"]} is {sum(counts)} GPUs a node, and --gpus-per-node {options.gpus_per_node}; '
-                         'give the same number')
+        raise ValueError(f'--sbatch gres={found["gres"]} is {sum(counts)} GPUs a node, and --gpus-per-node '
+                         f'{options.gpus_per_node}; give the same number')
     return found | ({'gpus-per-node': None} if gpus else {})   # clusters know one way or the other to ask for GPUs
 
 

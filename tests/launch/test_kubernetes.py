@@ -121,7 +121,8 @@ def test_v1_is_a_pytorch_job(shards, tmp_path, nodes):
         assert container['name'] == 'pytorch'   # by which the operator finds it
 
 
-@pytest.mark.parametrize('api, kinds', [('trainjob', ['ConfigMap', 'TrainingRuntime', 'TrainJob']), ('jobset', ['ConfigMap', 'JobSet'])])
+@pytest.mark.parametrize('api, kinds', [('trainjob', ['ConfigMap', 'TrainingRuntime', 'TrainJob']),
+                                        ('jobset', ['ConfigMap', 'JobSet'])])
 def test_jobs_have_a_pod_a_node(shards, tmp_path, api, kinds):
     documents = write(shards, tmp_path, '--nodes', '2', '--api', api)
     assert list(documents) == kinds    # a runtime before the job that refers to it

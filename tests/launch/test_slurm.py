@@ -119,8 +119,8 @@ def test_the_script_is_bash_and_quotes_what_it_is_given(shards, tmp_path, capsys
 
 def test_other_options_of_sbatch_stand_in_the_script_quoted(shards, tmp_path, capsys):
     config = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml')
-    given = {'qos': 'high', 'gres': 'gpu:a100:2,nvme:1', 'constraint': '[rack1*2&(a|b)]', 'comment': 'a b; touch harm', 'mem': '0',
-             'account': 'lab', 'output': 'logs/%x.log'}
+    given = {'qos': 'high', 'gres': 'gpu:a100:2,nvme:1', 'constraint': '[rack1*2&(a|b)]', 'comment': 'a b; touch harm',
+             'mem': '0', 'account': 'lab', 'output': 'logs/%x.log'}
     options = [option for item in given.items() for option in ('--sbatch', '='.join(item))]
     assert main([str(config), '--nodes', '2', '--gpus-per-node', '2', 'device=auto', *options, '--sbatch', 'exclusive']) == 0
     lines = [line.removeprefix('#SBATCH ') for line in capsys.readouterr().out.splitlines() if line.startswith('#SBATCH ')]
@@ -189,7 +189,7 @@ def test_a_script_that_does_not_fit_on_the_disk_is_not_left(shards, tmp_path, ca
     (['--sbatch', 'no-requeue'], 'end the job by scancel'),
     (['--sbatch', 'qos=a', '--sbatch', 'qos=b'], '--sbatch qos=b: qos is given twice; give it once'),
     (['--account', 'a', '--sbatch', 'account=b'], '--sbatch account=b: account is given twice; give it once'),
-    (['--sbatch', 'gres=nvme:1,gpu:a100:4'], '--sbatch gres=nvme:1,gpu:a100:4 is 4 GPUs a node, and --gpus-per-node 1; give the same'),
+    (['--sbatch', 'gres=nvme:1,gpu:a100:4'], 'gres=nvme:1,gpu:a100:4 is 4 GPUs a node, and --gpus-per-node 1; give the same'),
     (['-o', 'nowhere/x.sbatch'], 'No such file'),
     (['--nodes', '5'], 'data.lanes=12 is not a multiple of the 5 ranks'),
     (['bacth=24'], 'unknown key bacth; did you mean batch?'),
