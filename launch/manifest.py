@@ -1,20 +1,23 @@
-"""What each API of Kubernetes is told of a run: its pods, and which of them start again."""
+"""A manifest tells an API of Kubernetes how the pods of a run look, and which of them start again."""
 
 import argparse
 
 from imago.launch.torchrun import STOPPED
 from imago.trainer.config.load import Config
 
-PORT = 23456             # where the nodes meet; the training operator opens this one
-KILLED = 137             # by SIGKILL, as for memory
-MOST_KILLED = 3          # of the pods of a run, before it ends
+PORT = 23456             # the nodes meet here; the training operator opens this one
+KILLED = 137             # exit status after SIGKILL, as for memory
+MOST_KILLED = 3          # a run ends when more of its pods were killed
 CONFIG_FOLDER = '/etc/imago'
-NODE = 'node'            # Trainer's names for what trains, of the job and of its container
+NODE = 'node'            # Trainer finds the job that trains, and its container, by this name and label
 TRAINS = {'trainer.kubeflow.org/trainjob-ancestor-step': 'trainer'}
 
 
 def train_job(options: argparse.Namespace, config: Config, metadata: dict) -> list[dict]:
-    """For Kubeflow Trainer v2. No runtime of the cluster's own knows our volumes or exit statuses, so one goes with the job."""
+    """Return a TrainJob for Kubeflow Trainer v2, after the runtime that it refers to.
+
+    The runtimes that come with Trainer know neither our volumes nor our exit statuses, and a TrainJob cannot add the rules.
+    """
     template = pod(options, config, metadata['name'], NODE, f'{NODE}-0-0.{metadata["name"]}')
     container, = template['containers']
     trainer = {'numNodes': options.nodes, **{key: container.pop(key) for key in ('image', 'command', 'env')},
@@ -29,7 +32,7 @@ def train_job(options: argparse.Namespace, config: Config, metadata: dict) -> li
 
 
 def job_set(options: argparse.Namespace, config: Config, metadata: dict) -> list[dict]:
-    """For JobSet alone."""
+    """Return a JobSet, for clusters without Kubeflow."""
     template = pod(options, config, metadata['name'], NODE, f'{NODE}-0-0.{metadata["name"]}')
     job = {'completionMode': 'Indexed', 'completions': options.nodes, 'parallelism': options.nodes, **restarting(template)}
     return [{'apiVersion': 'jobset.x-k8s.io/v1alpha2', 'kind': 'JobSet', 'metadata': metadata,
@@ -37,8 +40,8 @@ def job_set(options: argparse.Namespace, config: Config, metadata: dict) -> list
 
 
 def pytorch_job(options: argparse.Namespace, config: Config, metadata: dict) -> list[dict]:
-    """For the training operator, which Kubeflow Trainer v2 replaces. It starts pods again whose status is 128 or more."""
-    template = {'spec': pod(options, config, metadata['name'], 'pytorch', 'master-0')}   # the operator looks for this container
+    """Return a PyTorchJob for the training operator, which starts pods again that end with 128 or more."""
+    template = {'spec': pod(options, config, metadata['name'], 'pytorch', 'master-0')}   # the operator finds the container so
     container, = template['spec']['containers']
     container['ports'] = [{'name': 'pytorchjob-port', 'containerPort': PORT}]
     replicas = {'Master': {'replicas': 1, 'restartPolicy': 'ExitCode', 'template': template}}
@@ -52,22 +55,22 @@ APIS = {'trainjob': train_job, 'jobset': job_set, 'v1': pytorch_job}
 
 
 def restarting(template: dict) -> dict:
-    """A Job's specification. The first rule that fits a pod counts: Ignore starts it again, FailJob ends all.
+    """Return the specification of a Job whose pods start again after some exit statuses.
 
-    A pod that fits none, as it was killed, starts again too, but is counted. Rules are only for pods that Kubernetes leaves as
-    they ended.
+    The first rule that fits a pod decides: Ignore starts it again, FailJob ends the Job. A pod that was killed fits none: it
+    starts again too, but is counted. Kubernetes takes rules only with the restart policy Never.
     """
     return {
         'backoffLimit': MOST_KILLED,
         'podFailurePolicy': {'rules': [
-            {'action': 'Ignore', 'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]},   # evicted, preempted
+            {'action': 'Ignore', 'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]},   # it was evicted, or preempted
             {'action': 'Ignore', 'onExitCodes': {'containerName': NODE, 'operator': 'In', 'values': [STOPPED]}},
             {'action': 'FailJob', 'onExitCodes': {'containerName': NODE, 'operator': 'NotIn', 'values': [KILLED, STOPPED]}}]},
         'template': {'spec': {'restartPolicy': 'Never', **template}}}
 
 
 def pod(options: argparse.Namespace, config: Config, name: str, container: str, head: str) -> dict:
-    """The same for all nodes, under torchrun with c10d rendezvous at NAME-HEAD."""
+    """Return the pod, which is the same for all nodes. They meet at the pod NAME-HEAD, by torchrun's c10d rendezvous."""
     gpus, claims = options.gpus_per_node, list(enumerate(options.pvc))
     limits = {} if config.device == 'cpu' else {'limits': {'nvidia.com/gpu': gpus}}
     volumes = [{'name': f'storage-{number}', 'persistentVolumeClaim': {'claimName': pvc}} for number, (pvc, _) in claims]

@@ -31,7 +31,7 @@ TIME = re.compile('(?:(?P<days>[0-9]{1,6})-)?(?P<fields>[0-9]{1,9}(?::[0-9]{1,9}
 LONGEST = 366 * 86400     # seconds that one start may take
 NAMES = spelled(r'[A-Za-z0-9_][\w.@+-]*(,[A-Za-z0-9_][\w.@+-]*)*',
                 'take letters, digits and . @ + - _, and a comma between names')
-INSTEAD = {   # directives that the script itself needs as they are -> what to do
+INSTEAD = {   # the script itself needs these directives as they are; what to do instead
     'job-name': 'use --name', 'nodes': 'use --nodes', 'time': 'use --time', 'signal': 'use --notice',
     'ntasks': 'use --nodes', 'ntasks-per-node': 'use --gpus-per-node', 'cpus-per-task': 'use --cpus-per-gpu',
     'cpus-per-gpu': 'use --cpus-per-gpu', 'gpus': 'use --gpus-per-node', 'gpus-per-node': 'use --gpus-per-node',
@@ -39,7 +39,7 @@ INSTEAD = {   # directives that the script itself needs as they are -> what to d
     'chdir': 'start imago launch slurm where the job is to start', 'array': 'one run is one job', 'wrap': 'the script is the job',
     'requeue': 'the job queues itself again until the run is finished', 'no-requeue': 'end the job by scancel, once it is done'}
 PLAIN = r'[\w.,:@%+/=-]+'
-QUOTED = r'[\w.,:@%+/=&|*()\[\]{}<>!?~^; -]+'   # not what ends a quotation or a line, or begins a comment
+QUOTED = r'[\w.,:@%+/=&|*()\[\]{}<>!?~^; -]+'   # nothing in it ends a quotation or a line, or begins a comment
 
 SCRIPT = '''\
 #!/bin/bash
@@ -123,7 +123,7 @@ def mounted(text: str) -> str:
 
 
 def directive_of(text: str) -> tuple[str, str | bool]:
-    """'qos=high' -> ('qos', 'high'); 'exclusive' -> ('exclusive', True)"""
+    """Turn 'qos=high' into ('qos', 'high'), and 'exclusive' into ('exclusive', True)."""
     key, equals, value = text.partition('=')
     if not re.fullmatch('[a-z][a-z0-9]+(-[a-z0-9]+)*', key) or len(text) > 1000:
         raise argparse.ArgumentTypeError(f'{shown(text)}: write it as KEY=VALUE, with the long name of an option of sbatch, e.g. '
@@ -188,7 +188,7 @@ def masked_overrides(overrides: list[str], config: Config) -> list[str]:
 
 
 def others(options: argparse.Namespace) -> dict[str, str | bool | None]:
-    """Those of --sbatch. ValueError where one says again, or otherwise, what is said already."""
+    """Return the directives that --sbatch gives. Raises ValueError where one repeats or contradicts what is said already."""
     found = dict(options.sbatch)
     given = [key for key, _ in options.sbatch] + [key for key in ('partition', 'account') if getattr(options, key)]
     if twice := next((key for key in found if given.count(key) > 1), None):
@@ -202,7 +202,7 @@ def others(options: argparse.Namespace) -> dict[str, str | bool | None]:
 
 
 def directive(key: str, value: object) -> str:
-    """A line of the script. sbatch reads quotation marks in it as a shell does; nothing else of a shell's."""
+    """Return a line for sbatch, which reads quotation marks as a shell does, and nothing else as a shell does."""
     if value is True:
         return f'#SBATCH --{key}'
     return f'#SBATCH --{key}={value}' if re.fullmatch(PLAIN, str(value), re.ASCII) else f'#SBATCH --{key}="{value}"'

@@ -1,4 +1,4 @@
-"""launch/Dockerfile, as far as it can be checked where no image can be built."""
+"""launch/Dockerfile is checked as far as this can be done without building an image."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ KNOWN = {'ARG', 'FROM', 'ENV', 'WORKDIR', 'RUN', 'COPY', 'USER', 'CMD'}
 
 
 def instructions():
-    """[(word, rest)], with continued lines joined, and with the values that ARG gives."""
+    """Return [(word, rest)], with continued lines joined, and with the values that ARG gives."""
     text = re.sub(r'(?m)^#.*\n', '', DOCKERFILE.read_text()).replace('\\\n', ' ')
     found, given = [], {}
     for line in filter(None, text.splitlines()):
@@ -33,7 +33,7 @@ def instructions():
 
 
 def copied():
-    """(source in the checkout, target) of each path of the first stage's COPY."""
+    """Yield (source in the checkout, target) of each path that COPY takes into the first stage."""
     for word, rest in instructions():
         if word == 'COPY' and not rest.startswith('--from='):
             *sources, target = rest.split()

@@ -1,4 +1,4 @@
-"""The manifest against the published schemas of each API, written down as far as they are used."""
+"""The manifest must be as the published schema of each API wants it; the schemas are written down as far as they are used."""
 
 import pytest
 import yaml
@@ -89,7 +89,7 @@ def write(shards, tmp_path, *arguments):
 
 
 def job_of(documents):
-    """The Job that JobSet makes; of a TrainJob with what Trainer writes into its runtime."""
+    """Return the Job that JobSet makes; for a TrainJob, do first what Trainer does with its runtime."""
     if 'JobSet' in documents:
         replicated, = documents['JobSet']['spec']['replicatedJobs']
         return replicated['template']['spec']
@@ -153,7 +153,7 @@ def test_nodes_meet_at_the_first_pod(shards, tmp_path, api, head):
     (1, False, 'FailJob'), (2, False, 'FailJob'), (3, False, 'FailJob'), (139, False, 'FailJob'), (137, False, 'Count')])
 def test_what_a_pod_ended_with_decides_whether_it_starts_again(shards, tmp_path, api, status, disrupted, wanted):
     job = job_of(write(shards, tmp_path, '--nodes', '2', '--api', api))
-    assert job['template']['spec']['restartPolicy'] == 'Never' and job['backoffLimit'] == 3    # rules go with no other policy
+    assert job['template']['spec']['restartPolicy'] == 'Never' and job['backoffLimit'] == 3    # Kubernetes takes rules with no other policy
     conditions = [{'type': 'DisruptionTarget', 'status': 'True'}] if disrupted else []
 
     def fits(rule):
