@@ -63,7 +63,7 @@ def restarting(template: dict) -> dict:
     return {
         'backoffLimit': MOST_KILLED,
         'podFailurePolicy': {'rules': [
-            {'action': 'Ignore', 'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]},   # it was evicted, or preempted
+            {'action': 'Ignore', 'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]},  # evicted, or preempted
             {'action': 'Ignore', 'onExitCodes': {'containerName': NODE, 'operator': 'In', 'values': [STOPPED]}},
             {'action': 'FailJob', 'onExitCodes': {'containerName': NODE, 'operator': 'NotIn', 'values': [KILLED, STOPPED]}}]},
         'template': {'spec': {'restartPolicy': 'Never', **template}}}
