@@ -153,7 +153,8 @@ def test_nodes_meet_at_the_first_pod(shards, tmp_path, api, head):
     (1, False, 'FailJob'), (2, False, 'FailJob'), (3, False, 'FailJob'), (139, False, 'FailJob'), (137, False, 'Count')])
 def test_what_a_pod_ended_with_decides_whether_it_starts_again(shards, tmp_path, api, status, disrupted, wanted):
     job = job_of(write(shards, tmp_path, '--nodes', '2', '--api', api))
-    assert job['template']['spec']['restartPolicy'] == 'Never' and job['backoffLimit'] == 3    # Kubernetes takes rules with no other policy
+    assert job['template']['spec']['restartPolicy'] == 'Never'    # Kubernetes takes rules with no other policy
+    assert job['backoffLimit'] == 3
     conditions = [{'type': 'DisruptionTarget', 'status': 'True'}] if disrupted else []
 
     def fits(rule):
