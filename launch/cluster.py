@@ -67,14 +67,14 @@ def load_run(options: argparse.Namespace) -> Config:
 
 
 def job_name(options: argparse.Namespace, config: Config) -> str:
-    """Return a DNS label with room for `-worker-99`, which every scheduler takes. Raises ValueError for a --name that is none."""
+    """Return a DNS label with room for `-node-0-9999-abcde` after it. Raises ValueError for a --name that is none."""
     if options.name is None:
         name = re.sub('[^a-z0-9]+', '-', Path(config.run_dir).name.lower()).strip('-')
-        name = f'imago-{name}'[:50].strip('-')
+        name = f'imago-{name}'[:45].strip('-')
     else:
         name = options.name
-    if not re.fullmatch('[a-z]([a-z0-9-]{0,48}[a-z0-9])?', name):
-        raise ValueError(f'--name {shown(name)}: take at most 50 small letters, digits and -, the first one a letter')
+    if not re.fullmatch('[a-z]([a-z0-9-]{0,43}[a-z0-9])?', name):
+        raise ValueError(f'--name {shown(name)}: take at most 45 small letters, digits and -, the first one a letter')
     return name
 
 

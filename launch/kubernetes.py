@@ -1,4 +1,4 @@
-"""`imago launch kubernetes` writes a PyTorchJob, for the Kubeflow training operator, and the configuration beside it."""
+"""`imago launch kubernetes` writes a TrainJob, a JobSet or a PyTorchJob, and the configuration beside it."""
 
 import argparse
 import posixpath
@@ -19,25 +19,26 @@ from imago.launch.cluster import (
     up_to,
     write_new,
 )
-from imago.trainer.command import tell_errors
+from imago.launch.manifest import APIS, CONFIG_FOLDER
+from imago.trainer.command import Parser, tell_errors
 from imago.trainer.config.load import Config, to_yaml
 from imago.trainer.config.schema import check_path
 from imago.trainer.data.locations import scheme_of
 from imago.trainer.wording import shown
 
 PROG = 'imago launch kubernetes'
-PORT = 23456             # the one that the operator's services open
-CONFIG_FOLDER = '/etc/imago'
 OWN_FOLDERS = (CONFIG_FOLDER, '/dev', '/proc', '/sys', '/usr', '/bin', '/lib')   # no volume goes there or above
 LABEL = '[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?'
 UNITS = {'': 1, 'k': 10 ** 3, 'M': 10 ** 6, 'G': 10 ** 9, 'T': 10 ** 12, 'P': 10 ** 15,
          'Ki': 1 << 10, 'Mi': 1 << 20, 'Gi': 1 << 30, 'Ti': 1 << 40, 'Pi': 1 << 50}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = job_parser(PROG, 'Write a manifest for the PyTorch training operator: kubectl apply -f FILE starts it.')
+def parser() -> Parser:
+    parser = job_parser(PROG, 'Write a manifest: kubectl apply -f FILE starts it.')
+    parser.add_argument('--api', choices=APIS, default='trainjob',
+                        help='trainjob: Kubeflow Trainer v2 (default); jobset: JobSet; v1: the PyTorchJob that Trainer replaces')
     parser.add_argument('--image', required=True, type=spelled(REFERENCE, 'write it as [REGISTRY/]NAME[:TAG]'),
-                        help='with imago in it')
+                        help='with imago in it, as launch/Dockerfile of the repository builds one')
     parser.add_argument('--pvc', action='append', required=True, metavar='NAME:/PATH', type=claim,
                         help='a volume claim that all nodes see, and where; repeatable; relative paths of the configuration '
                         'start from the first')
@@ -45,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--grace', type=up_to(86_400), default=300, metavar='SECONDS',
                         help='for the last checkpoint, %(default)s')
     parser.add_argument('--shm', default='16Gi', metavar='SIZE', type=quantity, help='shared memory of a node, %(default)s')
-    options = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_intermixed_args(arguments)
     return tell_errors(PROG, lambda: launch(options))
 
 
@@ -85,7 +90,7 @@ def quantity(text: str) -> str:
 
 
 def manifest(options: argparse.Namespace, config: Config) -> str:
-    """Return the ConfigMap and the PyTorchJob as YAML. Raises ValueError for paths that no claim holds."""
+    """Return the documents as YAML, the configuration first. Raises ValueError for paths that no claim holds."""
     claims = [where for _, where in options.pvc]
     if len(set(claims)) < len(claims):
         raise ValueError(f'--pvc: two claims at {shown(max(claims, key=claims.count))}; give each a folder of its own')
@@ -93,42 +98,13 @@ def manifest(options: argparse.Namespace, config: Config) -> str:
     for key, path in {'run_dir': config.run_dir, **folders}.items():
         check_on_a_claim(key, path, claims)
     check_masked(config)
-    name = job_name(options, config)
-    metadata = {'name': name} | ({'namespace': options.namespace} if options.namespace else {})
-    template = {'spec': pod(options, config, name)}
-    # ExitCode: a node that was stopped (143) or killed (137) starts again, one that failed (1, 2) ends the job
-    replicas = {'Master': {'replicas': 1, 'restartPolicy': 'ExitCode', 'template': template}}
-    if options.nodes > 1:
-        replicas['Worker'] = {'replicas': options.nodes - 1, 'restartPolicy': 'ExitCode', 'template': template}
+    name, namespace = job_name(options, config), {'namespace': options.namespace} if options.namespace else {}
     documents = [
-        {'apiVersion': 'v1', 'kind': 'ConfigMap', 'metadata': metadata, 'data': {'config.yaml': to_yaml(config)}},
-        {'apiVersion': 'kubeflow.org/v1', 'kind': 'PyTorchJob', 'metadata': metadata,
-         'spec': {'runPolicy': {'cleanPodPolicy': 'Running'}, 'pytorchReplicaSpecs': replicas}}]
+        {'apiVersion': 'v1', 'kind': 'ConfigMap', 'metadata': {'name': f'{name}-config', **namespace},
+         'data': {'config.yaml': to_yaml(config)}},
+        *APIS[options.api](options, config, {'name': name, **namespace})]
     header = '# Written by imago launch kubernetes. kubectl apply starts it, kubectl delete ends it for good.\n'
     return header + yaml.dump_all(documents, Dumper=Readable, sort_keys=False, width=120)
-
-
-def pod(options: argparse.Namespace, config: Config, name: str) -> dict:
-    """Return the pod, the same for all nodes: they meet at the master's service, under torchrun with c10d rendezvous."""
-    gpus, claims = options.gpus_per_node, list(enumerate(options.pvc))
-    limits = {} if config.device == 'cpu' else {'limits': {'nvidia.com/gpu': gpus}}
-    volumes = [{'name': f'storage-{number}', 'persistentVolumeClaim': {'claimName': pvc}} for number, (pvc, _) in claims]
-    mounts = [{'name': f'storage-{number}', 'mountPath': where} for number, (_, where) in claims]
-    container = {
-        'name': 'pytorch',    # the operator looks for this name
-        'image': options.image,
-        'workingDir': options.pvc[0][1],
-        'command': ['python', '-m', 'imago.launch.node', f'{CONFIG_FOLDER}/config.yaml', f'--nodes={options.nodes}',
-                    f'--gpus-per-node={gpus}', f'--rendezvous={name}-master-0:{PORT}', f'--id={name}'],
-        'env': [{'name': 'PYTHONSAFEPATH', 'value': '1'}],
-        'ports': [{'name': 'pytorchjob-port', 'containerPort': PORT}],
-        'resources': {'requests': {'cpu': options.cpus_per_gpu * gpus}, **limits},
-        'volumeMounts': [*mounts, {'name': 'config', 'mountPath': CONFIG_FOLDER}, {'name': 'shm', 'mountPath': '/dev/shm'}]}
-    return {
-        'terminationGracePeriodSeconds': options.grace,
-        'containers': [container],
-        'volumes': [*volumes, {'name': 'config', 'configMap': {'name': name}},
-                    {'name': 'shm', 'emptyDir': {'medium': 'Memory', 'sizeLimit': options.shm}}]}
 
 
 def check_on_a_claim(key: str, path: str, claims: list[str]) -> None:

@@ -67,6 +67,7 @@ def meeting_point(rendezvous: str) -> tuple[str, str | None]:
 
     By itself torchrun goes by host names, which need not lead to a node, or tell a node that it is the meeting point. The
     address is None where the name of the rendezvous leads nowhere yet, or only to this machine: then torchrun finds out itself.
+    A pod of Kubernetes may start before its own name leads anywhere, and then knows it by the first part.
     """
     host, _, port = rendezvous.rpartition(':')
     if not HOST.fullmatch(host) or not re.fullmatch('[0-9]{1,5}', port) or not 1 <= int(port) < 1 << 16:
@@ -77,7 +78,7 @@ def meeting_point(rendezvous: str) -> tuple[str, str | None]:
             probe.connect(there)    # this sends nothing
             address = probe.getsockname()[0]
     except OSError:
-        return rendezvous, None
+        return (f'localhost:{port}' if host.partition('.')[0] == socket.gethostname() else rendezvous), None
     if ipaddress.ip_address(address).is_loopback:
         return rendezvous, None
     interfaces = [name for name, entries in psutil.net_if_addrs().items() if address in [entry.address for entry in entries]]

@@ -20,7 +20,7 @@ from imago.launch.cluster import (
     up_to,
     write_new,
 )
-from imago.trainer.command import tell_errors
+from imago.trainer.command import Parser, tell_errors
 from imago.trainer.config.load import Config
 from imago.trainer.config.schema import check_path
 from imago.trainer.data.locations import masked
@@ -31,6 +31,15 @@ TIME = re.compile('(?:(?P<days>[0-9]{1,6})-)?(?P<fields>[0-9]{1,9}(?::[0-9]{1,9}
 LONGEST = 366 * 86400     # seconds that one start may take
 NAMES = spelled(r'[A-Za-z0-9_][\w.@+-]*(,[A-Za-z0-9_][\w.@+-]*)*',
                 'take letters, digits and . @ + - _, and a comma between names')
+INSTEAD = {   # the script itself needs these directives as they are; what to do instead
+    'job-name': 'use --name', 'nodes': 'use --nodes', 'time': 'use --time', 'signal': 'use --notice',
+    'ntasks': 'use --nodes', 'ntasks-per-node': 'use --gpus-per-node', 'cpus-per-task': 'use --cpus-per-gpu',
+    'cpus-per-gpu': 'use --cpus-per-gpu', 'gpus': 'use --gpus-per-node', 'gpus-per-node': 'use --gpus-per-node',
+    'gpus-per-task': 'use --gpus-per-node', 'container-image': 'use --container', 'container-mounts': 'use --mount',
+    'chdir': 'start imago launch slurm where the job is to start', 'array': 'one run is one job', 'wrap': 'the script is the job',
+    'requeue': 'the job queues itself again until the run is finished', 'no-requeue': 'end the job by scancel, once it is done'}
+PLAIN = r'[\w.,:@%+/=-]+'
+QUOTED = r'[\w.,:@%+/=&|*()\[\]{}<>!?~^; -]+'   # nothing in it ends a quotation or a line, or begins a comment
 
 SCRIPT = '''\
 #!/bin/bash
@@ -66,20 +75,28 @@ exit "$status"
 '''
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parser() -> Parser:
     parser = job_parser(PROG, 'Write an sbatch script that trains over several nodes, and requeues itself until it is done.')
     parser.add_argument('--time', help="of one start, as Slurm writes it: 24:00:00, 2-12; else the partition's")
     parser.add_argument('--partition', type=NAMES)
     parser.add_argument('--account', type=NAMES)
+    parser.add_argument('--sbatch', action='append', default=[], metavar='KEY=VALUE', type=directive_of,
+                        help='any other option of sbatch, such as qos=high, gres=gpu:a100:8 or constraint=nvlink; KEY alone for '
+                        'one without a value; repeatable')
     parser.add_argument('--notice', type=up_to(65535), default=180, metavar='SECONDS',
                         help='for the last checkpoint, %(default)s')
     where = parser.add_mutually_exclusive_group()
     where.add_argument('--venv', type=a_path, help='with imago in it, seen by all nodes; else the one that runs this')
-    where.add_argument('--container', type=container, metavar='IMAGE', help='with imago in it, for Slurm with pyxis')
+    where.add_argument('--container', type=container, metavar='IMAGE', help='with imago in it, as launch/Dockerfile '
+                       'of the repository builds one; for Slurm with pyxis')
     parser.add_argument('--mount', action='append', default=[], metavar='PATH', type=mounted,
                         help='also seen in the container; repeatable')
     parser.add_argument('--submit', action='store_true', help='and give it to sbatch')
-    options = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_intermixed_args(arguments)
     return tell_errors(PROG, lambda: launch(options))
 
 
@@ -103,6 +120,20 @@ def mounted(text: str) -> str:
     if ':' in text or ',' in text:    # these divide mounts, and the two sides of one
         raise argparse.ArgumentTypeError(f'{shown(text)}: give one folder without : or , in its name, seen at the same place')
     return os.path.abspath(a_path(text))
+
+
+def directive_of(text: str) -> tuple[str, str | bool]:
+    """Turn 'qos=high' into ('qos', 'high'), and 'exclusive' into ('exclusive', True)."""
+    key, equals, value = text.partition('=')
+    if not re.fullmatch('[a-z][a-z0-9]+(-[a-z0-9]+)*', key) or len(text) > 1000:
+        raise argparse.ArgumentTypeError(f'{shown(text)}: write it as KEY=VALUE, with the long name of an option of sbatch, e.g. '
+                                         'qos=high')
+    if known := next((known for known in INSTEAD if known.startswith(key)), None):   # sbatch takes beginnings too
+        raise argparse.ArgumentTypeError(f'{shown(text)}: the script says {known} itself; {INSTEAD[known]}')
+    if equals and not re.fullmatch(QUOTED, value, re.ASCII):
+        raise argparse.ArgumentTypeError(f'{shown(text)}: {key} takes letters, digits, spaces and . , : ; @ % + / = & | * ( ) [ '
+                                         '] { } < > ! ? ~ ^ - _ only')
+    return key, value if equals else True
 
 
 def launch(options: argparse.Namespace) -> int:
@@ -130,6 +161,7 @@ def batch_script(options: argparse.Namespace, config: Config) -> str:
         'gpus-per-node': None if config.device == 'cpu' else gpus,
         'time': options.time, 'partition': options.partition, 'account': options.account,
         'signal': f'B:USR1@{options.notice}', 'requeue': True, 'output': f'{name}-%j.log', 'open-mode': 'append'}
+    directives |= others(options)
     folder = Path.cwd()
     # srun does not inherit the number of CPUs, and a node that has stopped must not end one that is still saving
     srun = [f'--cpus-per-task={cpus}', '--kill-on-bad-exit=0']
@@ -155,11 +187,25 @@ def masked_overrides(overrides: list[str], config: Config) -> list[str]:
     return hidden
 
 
+def others(options: argparse.Namespace) -> dict[str, str | bool | None]:
+    """Return the directives that --sbatch gives. Raises ValueError where one repeats or contradicts what is said already."""
+    found = dict(options.sbatch)
+    given = [key for key, _ in options.sbatch] + [key for key in ('partition', 'account') if getattr(options, key)]
+    if twice := next((key for key in found if given.count(key) > 1), None):
+        raise ValueError(f'--sbatch {twice}={shown(found[twice])}: {twice} is given twice; give it once')
+    gpus = [part for part in str(found.get('gres', '')).split(',') if re.match('(gres/)?gpu(:|$)', part)]
+    counts = [int(part.rpartition(':')[2]) if re.search(':[0-9]{1,9}$', part) else 1 for part in gpus]
+    if gpus and sum(counts) != options.gpus_per_node:
+        raise ValueError(f'--sbatch gres={found["gres"]} is {sum(counts)} GPUs a node, and --gpus-per-node '
+                         f'{options.gpus_per_node}; give the same number')
+    return found | ({'gpus-per-node': None} if gpus else {})   # clusters know one way or the other to ask for GPUs
+
+
 def directive(key: str, value: object) -> str:
-    """Return a line for sbatch. Raises ValueError for a value that would end the line or begin another option."""
-    if not re.fullmatch(r'[\w.,:@%+/-]+', str(value), re.ASCII):
-        raise ValueError(f'--{key} {shown(value)}: take letters, digits and . , : @ % + / - _ only')
-    return f'#SBATCH --{key}' + (f'={value}' if value is not True else '')
+    """Return a line for sbatch, which reads quotation marks as a shell does, and nothing else as a shell does."""
+    if value is True:
+        return f'#SBATCH --{key}'
+    return f'#SBATCH --{key}={value}' if re.fullmatch(PLAIN, str(value), re.ASCII) else f'#SBATCH --{key}="{value}"'
 
 
 def check_time(options: argparse.Namespace) -> None:

@@ -125,6 +125,9 @@ def test_where_the_nodes_meet(monkeypatch):
     monkeypatch.delenv('GLOO_SOCKET_IFNAME', raising=False)
     for left_to_torchrun in 'localhost:1', 'not-known-yet.invalid:1':
         assert meeting_point(left_to_torchrun) == (left_to_torchrun, None)
+    monkeypatch.setattr(socket, 'gethostname', lambda: 'run-node-0-0')
+    assert meeting_point('run-node-0-0.not-known-yet.invalid:1') == ('localhost:1', None)
+    assert meeting_point('run-node-0-0-0.not-known-yet.invalid:1') == ('run-node-0-0-0.not-known-yet.invalid:1', None)
     for wrong in ('host', 'host:', ':1', 'host:port', 'host:0', 'host:65536', 'host:\u0663', 'a b:1', 'a\nb:1', '[::1:1',
                   'x' * 300 + ':1', 'host:' + '9' * 5000):
         with pytest.raises(ValueError, match='not of the form HOST:PORT'):

@@ -1,6 +1,7 @@
 """The script that imago launch slurm writes, run here by commands that stand in for Slurm's."""
 
 import json
+import shlex
 import signal
 import subprocess
 import time
@@ -116,6 +117,20 @@ def test_the_script_is_bash_and_quotes_what_it_is_given(shards, tmp_path, capsys
     assert not (tmp_path / 'harm').exists()
 
 
+def test_other_options_of_sbatch_stand_in_the_script_quoted(shards, tmp_path, capsys):
+    config = write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml')
+    given = {'qos': 'high', 'gres': 'gpu:a100:2,nvme:1', 'constraint': '[rack1*2&(a|b)]', 'comment': 'a b; touch harm',
+             'mem': '0', 'account': 'lab', 'output': 'logs/%x.log'}
+    options = [option for item in given.items() for option in ('--sbatch', '='.join(item))]
+    assert main([str(config), '--nodes', '2', '--gpus-per-node', '2', 'device=auto', *options, '--sbatch', 'exclusive']) == 0
+    lines = [line.removeprefix('#SBATCH ') for line in capsys.readouterr().out.splitlines() if line.startswith('#SBATCH ')]
+    words = [shlex.split(line) for line in lines]    # sbatch reads a line so, with a # that is not quoted for a comment
+    assert all(len(word) == 1 for word in words)
+    found = dict(word.removeprefix('--').partition('=')[::2] for word, in words)
+    assert given.items() <= found.items() and found['exclusive'] == '' and len(found) == len(lines)
+    assert 'gpus-per-node' not in found and found['nodes'] == '2'    # gres asks for them
+
+
 @pytest.mark.parametrize('arguments', [
     ['--partition', 'gpu,big-2.a+b', '--account', 'lab@v100'], ['--time', '2-12'], ['--time', '90:00:00'],
     *(['--container', image] for image in ('ubuntu', 'registry.org:5000/lab/imago:1.2', 'nvcr.io#nvidia/pytorch:24.01-py3',
@@ -160,13 +175,28 @@ def test_a_script_that_does_not_fit_on_the_disk_is_not_left(shards, tmp_path, ca
     (['--time', '367-0'], '--time 367-0 is 367 days, of 366'),
     (['--time', '9' * 5000], 'write it as 24:00:00'),
     (['--name', ''], "--name '': take at most"),
+    (['--sbatch', 'q=high'], 'argument --sbatch: q=high: write it as KEY=VALUE'),
+    (['--sbatch', '--qos=high'], 'argument --sbatch: expected one argument'),
+    (['--sbatch=--qos=high'], 'argument --sbatch: --qos=high: write it as KEY=VALUE'),
+    (['--sbatch', ''], "argument --sbatch: '': write it as KEY=VALUE"),
+    (['--sbatch', 'qos='], 'argument --sbatch: qos=: qos takes letters'),
+    (['--sbatch', 'comment=a"b'], 'comment takes letters, digits, spaces'),
+    (['--sbatch', 'comment=a#b'], 'comment takes letters, digits, spaces'),
+    (['--sbatch', 'comment=a\n#SBATCH --exclusive'], 'comment takes letters, digits, spaces'),
+    (['--sbatch', 'nodes=3'], 'argument --sbatch: nodes=3: the script says nodes itself; use --nodes'),
+    (['--sbatch', 'tim=10'], 'argument --sbatch: tim=10: the script says time itself; use --time'),
+    (['--sbatch', 'container-image=x'], 'the script says container-image itself; use --container'),
+    (['--sbatch', 'no-requeue'], 'end the job by scancel'),
+    (['--sbatch', 'qos=a', '--sbatch', 'qos=b'], '--sbatch qos=b: qos is given twice; give it once'),
+    (['--account', 'a', '--sbatch', 'account=b'], '--sbatch account=b: account is given twice; give it once'),
+    (['--sbatch', 'gres=nvme:1,gpu:a100:4'], 'gres=nvme:1,gpu:a100:4 is 4 GPUs a node, and --gpus-per-node 1; give the same'),
     (['-o', 'nowhere/x.sbatch'], 'No such file'),
     (['--nodes', '5'], 'data.lanes=12 is not a multiple of the 5 ranks'),
     (['bacth=24'], 'unknown key bacth; did you mean batch?'),
     (['--time', 'noon'], "--time noon: write it as 24:00:00"),
     (['--time', '2:30'], '--time 2:30 is 150 s, no longer than --notice 180'),
     (['--partition', 'a\n#SBATCH --exclusive'], '--partition'),
-    (['--name', 'Big_Run'], "--name Big_Run: take at most 50 small letters"),
+    (['--name', 'Big_Run'], "--name Big_Run: take at most 45 small letters"),
     (['--venv', 'nowhere'], '--venv nowhere has no bin/python'),
     (['--mount', '/data'], '--mount is for --container'),
     (['--venv', '.', '--container', 'image'], 'not allowed with argument'),
