@@ -13,14 +13,15 @@ from PIL import Image
 from runs_for_tests import tiny_config
 from shards_for_tests import copy_dataset, picture, rewrite_shard, take, write_dataset
 
-from trainer.config.games import Latent
-from trainer.config.plan import Plan
-from trainer.data.manifest import Manifest
-from trainer.data.order import Order
-from trainer.data.shards import Dataset, open_dataset
-from trainer.data.stream import Batch
-from trainer.pack.shards import ShardWriter
-from trainer.start import open_checked
+from imago.trainer.config.games import Latent
+from imago.trainer.config.load import Config
+from imago.trainer.config.plan import Plan
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.data.order import Order
+from imago.trainer.data.shards import Dataset, open_dataset
+from imago.trainer.data.stream import Batch
+from imago.trainer.pack.shards import ShardWriter
+from imago.trainer.start import lanes_of, open_checked
 
 SAMPLES = (7, 5)
 
@@ -126,8 +127,11 @@ def data_of(path: Path, **changes: object) -> dict:
 
 
 def test_games_refuse_domains_that_they_do_not_take(singles, others, pairs, tmp_path, monkeypatch):
+    def config(data: dict) -> Config:
+        return tiny_config(singles, tmp_path / 'run', data=data, batch=4, micro_batch=2)
+
     def check(data: dict) -> Dataset:
-        return open_checked(tiny_config(singles, tmp_path / 'run', data=data, batch=4, micro_batch=2))
+        return open_checked(config(data))
     with pytest.raises(ValueError, match='game.name=latent takes single pictures, .*pack one folder, without --pair'):
         check(data_of(pairs))
     with pytest.raises(ValueError, match='game.name=latent takes single pictures, .*leave data.path_b out'):
@@ -147,7 +151,7 @@ def test_games_refuse_domains_that_they_do_not_take(singles, others, pairs, tmp_
     with pytest.raises(ValueError, match='data.path_b: |no packed dataset'):
         check(data_of(singles, path_b=str(tmp_path / 'nowhere')))
     with pytest.raises(ValueError, match='data.lanes=16 is more than the 13 pictures'):
-        check(data_of(singles, path_b=str(others), lanes=16))
+        lanes_of(config(data_of(singles, path_b=str(others), lanes=16)), both, 1)
 
 
 def test_manifests_of_single_pictures_do_not_speak_of_domains(singles, pairs):

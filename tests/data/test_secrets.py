@@ -14,12 +14,12 @@ import yaml
 from runs_for_tests import tiny_tree
 from shards_for_tests import write_dataset
 
-from launch import kubernetes, slurm
-from trainer.config.load import load_config, parse_config, to_yaml
-from trainer.data.shards import Dataset, ShardError, open_dataset
-from trainer.data.web import find_login
-from trainer.tools import evaluate
-from trainer.train import main
+from imago.launch import kubernetes, slurm
+from imago.trainer.config.load import load_config, parse_config, to_yaml
+from imago.trainer.data.shards import Dataset, ShardError, open_dataset
+from imago.trainer.data.web import find_login
+from imago.trainer.tools import evaluate
+from imago.trainer.train import main
 
 LOGIN = 'Basic ' + base64.b64encode('alice:s3cr/t é'.encode()).decode()
 QUOTED = 's3cr%2Ft%20%C3%A9'    # as it is written in a URL
