@@ -112,7 +112,7 @@ def test_it_is_watched_sampled_and_exported(trained, tmp_path):
     report = json.loads((run / 'stats.jsonl').read_text().splitlines()[-1])
     assert 'guard/diversity' in report and 'guard/overfitting' not in report and 'guard/loss_ratio' not in report
     assert any(key.startswith('singular_values/D_b.') for key in report)
-    assert len(list((run / 'grids').glob('fakes-*.png'))) == 2
+    assert len(list((run / 'grids').glob('fakes-*.png'))) == 3   # at the start, at 24 and at 48 images
     out = tmp_path / 'export'
     assert export.main([str(run), str(out)]) == 0
     weights = load_file(out / 'generator.safetensors')
