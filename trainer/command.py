@@ -1,6 +1,7 @@
 """Every command reads its arguments and ends in the same way: it tells what is wrong in one line, with exit status 2."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -21,6 +22,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {one_line(message)}\n')
+
+
+def up_to(most: int) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number from 1 to `most`."""
+    def parse(text: str) -> int:
+        if not re.fullmatch('[0-9]{1,9}', text) or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f'{shown(text)} is no whole number from 1 to {most}')
+        return int(text)
+    return parse
 
 
 def tell_error(prog: str, error: object) -> None:

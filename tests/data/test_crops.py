@@ -10,13 +10,13 @@ from PIL import Image
 from runs_for_tests import tiny_config, train_here
 from shards_for_tests import picture, take, write_dataset
 
-from trainer.data.manifest import Manifest, Shard
-from trainer.data.order import Order
-from trainer.data.shards import SampleReader, open_dataset
-from trainer.data.stream import Batch, check_resolution
-from trainer.metrics.pictures import ShardPictures
-from trainer.pack.shards import ShardWriter
-from trainer.start import prepare
+from imago.trainer.data.manifest import Manifest, Shard
+from imago.trainer.data.order import Order
+from imago.trainer.data.shards import SampleReader, open_dataset
+from imago.trainer.data.stream import Batch, check_resolution
+from imago.trainer.metrics.pictures import ShardPictures
+from imago.trainer.pack.shards import ShardWriter
+from imago.trainer.start import prepare
 
 SIDES = [(8, 8), (9, 12), (12, 8), (10, 10), (8, 13)]     # of the pictures that keep their own sizes
 

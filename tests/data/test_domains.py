@@ -13,14 +13,14 @@ from PIL import Image
 from runs_for_tests import tiny_config
 from shards_for_tests import copy_dataset, picture, rewrite_shard, take, write_dataset
 
-from trainer.config.games import Latent
-from trainer.config.plan import Plan
-from trainer.data.manifest import Manifest
-from trainer.data.order import Order
-from trainer.data.shards import Dataset, open_dataset
-from trainer.data.stream import Batch
-from trainer.pack.shards import ShardWriter
-from trainer.start import open_checked
+from imago.trainer.config.games import Latent
+from imago.trainer.config.plan import Plan
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.data.order import Order
+from imago.trainer.data.shards import Dataset, open_dataset
+from imago.trainer.data.stream import Batch
+from imago.trainer.pack.shards import ShardWriter
+from imago.trainer.runs.dataset import open_checked
 
 SAMPLES = (7, 5)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.data.locations import (
+from imago.trainer.data.locations import (
     could_hold_secrets,
     is_folder,
     is_masked,
@@ -14,7 +14,7 @@ from trainer.data.locations import (
     masked,
     scheme_of,
 )
-from trainer.data.shards import open_dataset
+from imago.trainer.data.shards import open_dataset
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ def test_all_else_is_refused_in_one_line(location):
 
 def test_nothing_rests_on_an_assert(tmp_path):
     """No odd location runs its command, even under -O, which leaves asserts out."""
-    script = ('import sys; from trainer.data.shards import open_dataset\n'
+    script = ('import sys; from imago.trainer.data.shards import open_dataset\n'
               'for location in sys.argv[1:]:\n'
               '    try: open_dataset(location, attempts=1)\n'
               '    except ValueError: print("refused")\n')

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from shards_for_tests import write_dataset
 
-from trainer.data.manifest import Manifest
-from trainer.data.shards import open_dataset
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.data.shards import open_dataset
 
 EMOJI = Path(__file__).parent / 'fluent-emoji'
 DELETED = object()

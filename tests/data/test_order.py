@@ -3,8 +3,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from trainer.data.manifest import Manifest, Shard
-from trainer.data.order import Order, batch_indices
+from imago.trainer.data.manifest import Manifest, Shard
+from imago.trainer.data.order import Order, batch_indices
 
 
 def make_manifest(*sizes: int) -> Manifest:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from shards_for_tests import copy_dataset, rewrite_shard, write_dataset
 
-from trainer.data.shards import ShardError, open_dataset
-from trainer.data.stream import stream
+from imago.trainer.data.shards import ShardError, open_dataset
+from imago.trainer.data.stream import stream
 
 SIZES = (12, 7, 11)   # all classes in each shard
 STEPS = 8             # of 16 images

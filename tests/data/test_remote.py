@@ -13,8 +13,8 @@ import psutil
 import pytest
 from shards_for_tests import write_dataset
 
-from trainer.data import commands, sources
-from trainer.data.shards import Dataset, SampleReader, ShardError, open_dataset
+from imago.trainer.data import commands, sources
+from imago.trainer.data.shards import Dataset, SampleReader, ShardError, open_dataset
 
 FIRST, SECOND = 'shard-00000.tar', 'shard-00001.tar'
 

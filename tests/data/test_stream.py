@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from shards_for_tests import copy_dataset, picture, rewrite_shard, write_dataset
 
-from trainer.data.manifest import Manifest
-from trainer.data.order import Order
-from trainer.data.shards import Dataset, SampleReader, ShardError, open_dataset
-from trainer.data.stream import Batch, stream
-from trainer.pack.shards import ShardWriter
+from imago.trainer.data.manifest import Manifest
+from imago.trainer.data.order import Order
+from imago.trainer.data.shards import Dataset, SampleReader, ShardError, open_dataset
+from imago.trainer.data.stream import Batch, stream
+from imago.trainer.pack.shards import ShardWriter
 
 SIZES = (7, 5, 8)
 STEPS = 8  # of 8 images: more than 3 epochs of 20
@@ -314,8 +314,8 @@ def test_closing_ends_the_workers(folder):
 
 SCRIPT = '''
 import os, signal, sys
-from trainer.data.shards import open_dataset
-from trainer.data.stream import stream
+from imago.trainer.data.shards import open_dataset
+from imago.trainer.data.stream import stream
 if __name__ == '__main__':
     batches = stream(open_dataset(sys.argv[1]), batch=8, lanes=4, seed=1, rank=0, world=1, nimg=0, resolution=(8, 8),
                      flip=False, workers=1)

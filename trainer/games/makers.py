@@ -18,7 +18,7 @@ from imago.trainer.models.batch_norm import standing_statistics
 from imago.trainer.models.layers import LATENTS
 from imago.trainer.ranks.progress import Progress
 
-MOST_PSI, MOST_BATCHES = 100.0, 10_000
+MOST_PSI = 100.0
 
 
 @dataclass(frozen=True)
@@ -193,12 +193,6 @@ class SeveralMaker(LatentMaker):
     def run(self, z: Tensor, labels: Tensor, **options: object) -> Tensor:
         """Run G on latents [N, z_dim] -> pictures [NCHW]; labels [N] say which generator makes each."""
         return super().run(z, labels, made_by=labels.tolist(), **options)
-
-
-def check_batches(batches: int) -> None:
-    """Raise ValueError unless standing statistics can be taken over so many batches; 0 means that none are taken."""
-    if not 0 <= batches <= MOST_BATCHES:
-        raise ValueError(f'--standing-batches {batches} is not between 0 and {MOST_BATCHES}; 16 is usual')
 
 
 @torch.no_grad()
