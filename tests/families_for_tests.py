@@ -1,4 +1,4 @@
-"""Tiny configurations of every family and recipe, for runs of a few steps."""
+"""Tiny configurations of every family and variant, for runs of a few steps."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ FAMILIES = {
     'began': {'network': {'name': 'began', **SMALL, 'code_dim': 8}, 'game': {'name': 'began', 'rate': 0.1},
               'regularizers': {}},
 }
-RECIPES = {
+VARIANTS = {
     'sd-gan': {'game': {'name': 'sd_gan', 'identity_dim': 4}, 'network': {'name': 'dcgan', **SMALL}, 'data': {'lanes': 6}, 'regularizers': {}},
     'mad-gan': {'game': {'name': 'mad_gan', 'generators': 3}, 'network': {'name': 'dcgan', **SMALL}, 'regularizers': {}},
     'ada': {**FAMILIES['stylegan2'], 'optim': {'d_lr': 0.01},
@@ -51,7 +51,7 @@ BATCH_NORM = ('biggan', 'biggan-deep', 'dcgan', 'sngan', 'sd-gan', 'mad-gan')
 
 def config_of(name: str, data: Path, run_dir: Path, world: int = 1, /, **changes: object) -> Config:
     """Sizes that give the same sums on 1 and 2 ranks. Batch statistics are those of a micro-batch on all ranks."""
-    tree = (FAMILIES | RECIPES)[name] | changes
+    tree = (FAMILIES | VARIANTS)[name] | changes
     size = 32 if name.startswith('biggan') else 16   # its tables begin at 32 px
     tree['data'] = {'path': str(data), 'lanes': 12, 'workers': 0, 'resolution': size} | tree.get('data', {})
     tree['micro_batch'] = 12 // world if name in BATCH_NORM else 3

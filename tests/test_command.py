@@ -24,6 +24,15 @@ def test_wrong_arguments_are_one_line_and_status_2(capsys, arguments, message):
     assert told.count('\n') == 1 and len(told) < MOST_TOLD + 100
 
 
+def test_numbers_may_begin_with_a_minus():
+    parser = Parser(prog='imago test')
+    parser.add_argument('--at')
+    parser.add_argument('rest', nargs='*')
+    for numbers in '-1,2', '-.5,1e-3', '1,-2', '-3':
+        assert parser.parse_args(['--at', numbers, 'x']) == parser.parse_args([f'--at={numbers}', 'x'])
+        assert parser.parse_args(['--at', numbers]).at == numbers
+
+
 def test_what_the_user_can_mend_is_one_line_and_other_errors_are_ours(capsys):
     def fail(error):
         raise error

@@ -142,7 +142,8 @@ COMMANDS = {
         encoding='png', background='red', channels='1', overwrite='', strict='', no_labels='')],
         [*DATA, 'pictures.zip', 'pictures/a/0.png', 'labels.csv', 'labels.json']),
     'sample': (trainer.tools.sample.main, lambda rng: [rng.pick(*SOURCES), *rng.options(
-        2, out='out', seeds='0-3', psi='0.7', truncation='0.5', columns='2', standing_batches='1', grid='', **{'class': '1 class0'})],
+        2, out='out', seeds='0-3', psi='0.7', truncation='0.5', columns='2', standing_batches='1', grid='',
+        condition='0.5 -1,2 one', **{'class': '1 class0'})],
         [*RUN, *EXPORT]),
     'export': (trainer.tools.export.main, lambda rng: [rng.pick(*SOURCES), rng.pick('out'), *rng.options(standing_batches='1')], [*RUN, *EXPORT]),
     'evaluate': (trainer.tools.evaluate.main, lambda rng: [rng.pick(*SOURCES, 'pictures', 'shards'), *rng.options(

@@ -13,12 +13,13 @@ class Parser(argparse.ArgumentParser):
     """This parser tells an error in one line."""
 
     def parse_known_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None) -> tuple:
-        for argument in sys.argv[1:] if args is None else args:
+        args = list(sys.argv[1:] if args is None else args)
+        for argument in args:
             if any('\ud800' <= character <= '\udfff' for character in argument):
                 self.error(f'argument {shown(argument)} is no UTF-8 text')    # it could not even be printed
             if argument.startswith('--') and argument.endswith('=--'):
                 self.error(f'argument {shown(argument)}: -- is no value')     # argparse would take an empty list for it
-        return super().parse_known_args(args, namespace)
+        return super().parse_known_args(_joined(args), namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {one_line(message)}\n')
@@ -31,6 +32,17 @@ def up_to(most: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f'{shown(text)} is no whole number from 1 to {most}')
         return int(text)
     return parse
+
+
+def _joined(args: list[str]) -> list[str]:
+    """Join each list of numbers that begins with a minus to the option before it: argparse would take it for an option."""
+    joined = []
+    for argument in args:
+        if joined and re.match(r'-\.?[0-9]', argument) and ',' in argument and re.fullmatch('--[a-z-]+', joined[-1]):
+            joined[-1] += f'={argument}'
+        else:
+            joined.append(argument)
+    return joined
 
 
 def tell_error(prog: str, error: object) -> None:

@@ -12,15 +12,15 @@ from imago.trainer.ranks import dist
 from imago.trainer.ranks.stop_signals import StopSignal, StopSignals, asked_to_stop
 from imago.trainer.runs.checkpoint import CheckpointError
 from imago.trainer.start import Run, open_stream, prepare
-from imago.trainer.watch.guard import roll_back
+from imago.trainer.watch.guard import Verdict, roll_back
 from imago.trainer.watch.watch import Watch, due
 
 FINISHED, STOPPED, ROLLED_BACK, GUARDED = 'finished', 'stopped', 'rolled back', 'stopped by the guard'
-GUARD_STATUS = 3   # exit status of GUARDED: to start it again would change nothing
+GUARD_STATUS = 3   # the exit status of GUARDED: a new start of the same command would change nothing
 
 
 def train(run: Run) -> str:
-    """Train to the end; go back and on where the guard says so. Returns how it ended. All ranks call it together."""
+    """Train to the end, also after rollbacks by the guard. Returns how the run ended. All ranks call it together."""
     while (ending := train_on(run)) == ROLLED_BACK:
         pass
     dist.print0(f'{ending} at {run.state.nimg / 1000:g} kimg; pictures and checkpoints in {run.config.run_dir}'
@@ -30,16 +30,16 @@ def train(run: Run) -> str:
 
 
 def train_on(run: Run) -> str:
-    """Train until `total_kimg`, a stop signal or the guard's verdict."""
-    config, strategy, state, checkpoints = run.config, run.strategy, run.state, run.checkpoints
+    """Train until `total_kimg`, a stop signal or the guard's verdict. Returns how the round ended."""
+    config, strategy, state = run.config, run.strategy, run.state
     game = make_game(config, run.plan, state)
     phases = game.phases()
 
-    # the stream first: its processes start while the scheduler's signals are held, and never see them
+    # The stream comes first: its processes start while the scheduler's signals are held, and so they never see them.
     with (closing(open_stream(config, run.dataset, run.plan, state.nimg)) as data, StopSignals() as stop,
           closing(Watch(game, run.dataset, strategy, run.evaluation, lambda: stop.requested)) as watch):
-        stopping = best = False
-        while not stopping and watch.verdict is None and state.nimg < config.total_nimg:
+        course = Course(run, stop, watch)
+        while course.goes_on:
             dist.begin_step(state.nimg)
             batch, count = next(data).to(dist.device()), game.batch
             stop.begin_step()
@@ -51,23 +51,61 @@ def train_on(run: Run) -> str:
             for name, average in state.averages.items():
                 update_ema(average, state.networks[name], ema_decay(state.nimg, count, config.ema))
             state.advance(count)
-            best = watch.step_done(batch, count)
-            stopping = dist.any_rank(stop.requested or checkpoints.failed)
-            if not stopping and watch.verdict is None and (best or due(config.checkpoint.interval_kimg, state.nimg, count)):
-                checkpoints.save(state, best)
-        # a stop goes before: what sounds is saved with the state, and heard again
-        verdict = None if stopping else watch.verdict
-        with dist.patience('going back'):
-            back = verdict is not None and verdict.rollback and roll_back(state, checkpoints, verdict.last_good)
-        if not back:
+            course.step_done(count, best=watch.step_done(batch, count))
+        course.go_back_or_save()
+    return course.ending()
+
+
+class Course:
+    """Whether a run goes on after a step, and how it ends. All ranks make one, call it together, and come to the same answers."""
+
+    def __init__(self, run: Run, stop: StopSignals, watch: Watch):
+        self._run, self._stop, self._watch = run, stop, watch
+        self._stopping = False     # whether a rank was asked to stop, or could not save a checkpoint
+        self._best = False         # whether the last step made the networks with the best score so far
+        self._went_back = False    # whether the guard has returned the state to an older checkpoint
+
+    @property
+    def goes_on(self) -> bool:
+        return self._undisturbed and self._run.state.nimg < self._run.config.total_nimg
+
+    @property
+    def _undisturbed(self) -> bool:
+        """Whether neither a stop nor the guard ends the round."""
+        return not self._stopping and self._watch.verdict is None
+
+    @property
+    def _verdict(self) -> Verdict | None:
+        """The guard's. A stop takes precedence: the alarms are saved with the state, and the guard hears them on resume."""
+        return None if self._stopping else self._watch.verdict
+
+    def step_done(self, count: int, best: bool) -> None:
+        """After a step of `count` images, hear whether a rank must stop, and save a checkpoint that is due."""
+        state, checkpoints = self._run.state, self._run.checkpoints
+        self._best = best
+        self._stopping = dist.any_rank(self._stop.requested or checkpoints.failed)
+        if self._undisturbed and (best or due(self._run.config.checkpoint.interval_kimg, state.nimg, count)):
             checkpoints.save(state, best)
+
+    def go_back_or_save(self) -> None:
+        """After the last step, return to an older checkpoint if the guard wants it and there is one; else save the state."""
+        state, checkpoints, verdict = self._run.state, self._run.checkpoints, self._verdict
+        with dist.patience('going back'):
+            self._went_back = verdict is not None and verdict.rollback and roll_back(state, checkpoints, verdict.last_good)
+        if not self._went_back:
+            checkpoints.save(state, self._best)
             checkpoints.wait()
-    # no longer ours, signals wait again: none is lost between this and the next round
-    if back and not dist.any_rank(stop.requested):
-        return ROLLED_BACK
-    if state.nimg >= config.total_nimg:
-        return FINISHED
-    return STOPPED if back or verdict is None else GUARDED
+
+    def ending(self) -> str:
+        """How the round ended, asked for when `StopSignals` has been left.
+
+        From then on a signal is held until the next round begins, so that none is lost between this question and that round.
+        """
+        if self._went_back and not dist.any_rank(self._stop.requested):
+            return ROLLED_BACK
+        if self._run.state.nimg >= self._run.config.total_nimg:
+            return FINISHED
+        return STOPPED if self._went_back or self._verdict is None else GUARDED
 
 
 def begin(config: Config) -> int:
@@ -90,7 +128,10 @@ def begin(config: Config) -> int:
 
 
 def end(error: Exception) -> int:
-    """After a failure of this rank, or of one that it needs. Errors of our own making keep their traceback."""
+    """The exit status after a failure of this rank, or of one that it needs.
+
+    An error that nobody outside of this program can have caused is raised again, with its traceback.
+    """
     if isinstance(error, StopSignal):
         dist.tell_failure(f'{error} while it waited for its data', 0)
         dist.print0(f'{STOPPED} before the first step, while waiting for data: {error}; the same command starts again')
@@ -108,7 +149,7 @@ def end(error: Exception) -> int:
 
 
 def fail(error: Exception, status: int, prog: str = 'imago train') -> int:
-    """One line for people; errors that all ranks share are told once."""
+    """Tell the error in one line, and return `status`. Rank 0 alone tells an error that all ranks share."""
     if dist.is_main() or isinstance(error, (ShardError, OSError)):
         tell_error(prog, error)
     return status

@@ -1,4 +1,4 @@
-"""SHA-256 of the whole state after 12 tiny steps of every family and recipe, to prove that a change moves no bit.
+"""SHA-256 of the whole state after 12 tiny steps of every family and variant, to prove that a change moves no bit.
 
     python tests/bench/digests.py --out before.json       # then change the code
     python tests/bench/digests.py --against before.json   # exit status 1 where a digest differs
@@ -21,7 +21,7 @@ os.environ |= {'IMAGO_KERNELS': 'reference', 'OMP_NUM_THREADS': '1'}
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent.parent)]
 
 import torch  # noqa: E402
-from families_for_tests import FAMILIES, RECIPES, config_of  # noqa: E402
+from families_for_tests import FAMILIES, VARIANTS, config_of  # noqa: E402
 from runs_for_tests import on_ranks, train_here  # noqa: E402
 from shards_for_tests import write_dataset  # noqa: E402
 
@@ -45,8 +45,8 @@ def digest(config: Config) -> str:
 
 
 def cases() -> list[tuple[str, int, str]]:
-    """(family or recipe, ranks, strategy)"""
-    every = [(name, world, 'data') for name in FAMILIES | RECIPES for world in (1, 2)]
+    """(family or variant, ranks, strategy)"""
+    every = [(name, world, 'data') for name in FAMILIES | VARIANTS for world in (1, 2)]
     return every + [(name, 2, strategy) for name in SHARDED for strategy in ('fsdp', 'zero')]
 
 
@@ -54,12 +54,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, help='a file for the digests, as JSON')
     parser.add_argument('--against', type=Path, help='such a file')
+    parser.add_argument('--only', nargs='+', choices=FAMILIES | VARIANTS, help='these families and variants')
     options = parser.parse_args()
     before = json.loads(options.against.read_text()) if options.against else {}
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         data = write_dataset(Path(folder) / 'data', (13, 10, 7), classes=3, size=32)
         for number, (name, world, strategy) in enumerate(cases()):
+            if options.only and name not in options.only:
+                continue
             config = config_of(name, data, Path(folder) / str(number), world, total_kimg=KIMG, parallel={'strategy': strategy},
                                **QUIET)
             key = f'{name}, {world} rank{"s" * (world > 1)}, {strategy}'

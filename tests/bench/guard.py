@@ -1,4 +1,4 @@
-"""Run trainings that fail on purpose, and healthy ones: which of the guard's signals sound, when, and at what values.
+"""Run trainings that fail on purpose, and healthy ones: which of the guard's indicators sound, when, and at what values.
 
 python tests/bench/guard.py OUT [--only NAME ...] [--kimg K]     2 to 5 minutes each on one core
 """
@@ -16,7 +16,7 @@ from imago.trainer.pack.command import main as pack
 from imago.trainer.ranks import dist
 from imago.trainer.start import prepare
 from imago.trainer.train import train
-from imago.trainer.watch.alarms import SIGNALS
+from imago.trainer.watch.alarms import INDICATORS
 
 EMOJI = Path(__file__).parents[1] / 'data' / 'fluent-emoji'
 SIZE = 16   # px
@@ -67,7 +67,7 @@ def main() -> None:
         began = time.perf_counter()
         ending = train(prepare(config))
         rows += summary(name, ending, time.perf_counter() - began, folder)
-    print(f'{"run":16}{"signal":18}{"limit":>8}{"worst":>9}{"last":>9}  first sounded, at kimg')
+    print(f'{"run":16}{"indicator":18}{"limit":>8}{"worst":>9}{"last":>9}  first sounded, at kimg')
     print('\n'.join(rows))
 
 
@@ -89,17 +89,17 @@ def subset(folder: Path, parts: dict[str, slice]) -> Path:
 
 
 def summary(name: str, ending: str, seconds: float, folder: Path) -> list[str]:
-    """Write a line for each signal with values: the worst since alarms became possible, the last, and when it first sounded."""
+    """Write a line for each indicator with values: the worst since alarms became possible, the last, when it first sounded."""
     reports = [json.loads(line) for line in (folder / 'stats.jsonl').read_text().splitlines()]
     lines = [f'{name}: {ending} at {reports[-1]["nimg"] / 1000:g} kimg after {seconds:.0f} s, '
              f'{max(report.get("guard/rollbacks", 0) for report in reports):g} rollbacks']
-    for signal, about in SIGNALS.items():
-        values = [report[f'guard/{signal}'] for report in reports if f'guard/{signal}' in report and report['nimg'] >= 1000]
-        warned = [report for report in reports if f'guard/warning/{signal}' in report]
+    for indicator, about in INDICATORS.items():
+        values = [report[f'guard/{indicator}'] for report in reports if f'guard/{indicator}' in report and report['nimg'] >= 1000]
+        warned = [report for report in reports if f'guard/warning/{indicator}' in report]
         if values:
             worst = max(values) if about.above else min(values)
-            when = ', '.join(f'{report["nimg"] / 1000:g} ({report[f"guard/{signal}"]:.3g})' for report in warned)
-            lines.append(f'{"":16}{signal:18}{about.threshold:8g}{worst:9.3g}{values[-1]:9.3g}  {when or "-"}')
+            when = ', '.join(f'{report["nimg"] / 1000:g} ({report[f"guard/{indicator}"]:.3g})' for report in warned)
+            lines.append(f'{"":16}{indicator:18}{about.threshold:8g}{worst:9.3g}{values[-1]:9.3g}  {when or "-"}')
     return lines
 
 

@@ -35,7 +35,7 @@ SHARD_BYTES = 10_000_000
 BATCH, LANES = 32, 8
 
 
-def find_pictures(folder: Path | None, scratch: Path) -> list[Path]:
+def picture_files(folder: Path | None, scratch: Path) -> list[Path]:
     if folder is not None:
         return sorted(path for path in folder.rglob('*') if path.suffix in ('.webp', '.png', '.jpg'))
     paths = [scratch / f'{i}.webp' for i in range(1000)]
@@ -131,7 +131,7 @@ def main() -> None:
     workers = options.workers
     with tempfile.TemporaryDirectory() as scratch, multiprocessing.get_context('spawn').Pool(workers) as pool:
         folder = Path(scratch)
-        paths = find_pictures(options.folder, folder)
+        paths = picture_files(options.folder, folder)
         write_shards(paths, folder)
         parts = [paths[i::workers] for i in range(workers)]
         pool.map(decode_plainly, parts, chunksize=1)  # starts the processes, fills the page cache

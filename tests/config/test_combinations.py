@@ -1,11 +1,11 @@
-"""Each rule of trainer/config/rules.py refuses an example, on one line; the families and recipes pass them all."""
+"""Each rule of trainer/config/rules.py refuses an example, on one line; the families and variants pass them all."""
 
 import contextlib
 from pathlib import Path
 
 import pytest
 import yaml
-from families_for_tests import FAMILIES, RECIPES, config_of
+from families_for_tests import FAMILIES, VARIANTS, config_of
 
 from imago.trainer.config.games import SECTIONS
 from imago.trainer.config.load import load_config
@@ -125,6 +125,6 @@ def refusing(path, overrides):
     return [key for key, (forbidden, *_) in _rules(config).items() if forbidden]
 
 
-@pytest.mark.parametrize('name', [*FAMILIES, *RECIPES])
-def test_families_and_recipes_are_accepted(name):
+@pytest.mark.parametrize('name', [*FAMILIES, *VARIANTS])
+def test_families_and_variants_are_accepted(name):
     config_of(name, Path('d'), Path('r'))

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from families_for_tests import FAMILIES, RECIPES, config_of
+from families_for_tests import FAMILIES, VARIANTS, config_of
 
 from imago.trainer.config import games
 from imago.trainer.config.load import Config, _known_keys, flatten, is_fixed, load_config
@@ -51,7 +51,7 @@ def test_what_sections_say_of_networks_is_so(wide_shards, tmp_path):
         assert section.grows == ('lod' in buffers), name
 
 
-@pytest.mark.parametrize('name', FAMILIES | RECIPES)
+@pytest.mark.parametrize('name', FAMILIES | VARIANTS)
 def test_phases_are_those_of_the_plan(wide_shards, tmp_path, name):
     config = config_of(name, wide_shards, tmp_path)
     plan = config.game.plan(config, open_dataset(wide_shards).manifest)

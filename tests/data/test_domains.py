@@ -31,9 +31,9 @@ def pixels(number: int) -> np.ndarray:
 
 
 @pytest.fixture(scope='module')
-def paired(tmp_path_factory) -> Path:
+def pairs(tmp_path_factory) -> Path:
     """Twelve pairs; the b of sample i is picture 100 + i."""
-    folder = tmp_path_factory.mktemp('paired')
+    folder = tmp_path_factory.mktemp('pairs')
     with ShardWriter(folder, 'png', 10**6, ('a', 'b')) as writer:
         for number in range(sum(SAMPLES)):
             if number in itertools.accumulate(SAMPLES):
@@ -59,9 +59,9 @@ def joined(ranks: list[list[Batch]]) -> list[tuple]:
              [key for part in parts for key in part.keys]) for parts in zip(*ranks)]
 
 
-def test_both_pictures_of_a_sample_are_shown_flipped_and_cropped_alike(paired):
+def test_both_pictures_of_a_sample_are_shown_flipped_and_cropped_alike(pairs):
     for crop in (None, (5, 4)):
-        dataset, shown = open_dataset(paired, crop=crop), set()
+        dataset, shown = open_dataset(pairs, crop=crop), set()
         order = Order(dataset.manifest, 4, 1)
         for batch in take(dataset):
             assert list(batch.pictures) == ['a', 'b'] and batch.damaged == []
@@ -125,11 +125,11 @@ def data_of(path: Path, **changes: object) -> dict:
     return {'path': str(path), 'lanes': 4, 'workers': 0, **changes}
 
 
-def test_games_refuse_domains_that_they_do_not_take(singles, others, paired, tmp_path, monkeypatch):
+def test_games_refuse_domains_that_they_do_not_take(singles, others, pairs, tmp_path, monkeypatch):
     def check(data: dict) -> Dataset:
         return open_checked(tiny_config(singles, tmp_path / 'run', data=data, batch=4, micro_batch=2))
     with pytest.raises(ValueError, match='game.name=latent takes single pictures, .*pack one folder, without --pair'):
-        check(data_of(paired))
+        check(data_of(pairs))
     with pytest.raises(ValueError, match='game.name=latent takes single pictures, .*leave data.path_b out'):
         check(data_of(singles, path_b=str(others)))
     own = Latent.plan
@@ -139,20 +139,20 @@ def test_games_refuse_domains_that_they_do_not_take(singles, others, paired, tmp
     monkeypatch.setattr(Latent, 'plan', plan)
     with pytest.raises(ValueError, match='latent takes pictures of the domains a and b, .* are of image; .*--pair B OUT'):
         check(data_of(singles))
-    assert check(data_of(paired)).domains == ('a', 'b')
+    assert check(data_of(pairs)).domains == ('a', 'b')
     both = check(data_of(singles, path_b=str(others)))
     assert both.domains == ('a', 'b') and both.b.manifest.num_samples == 13
     with pytest.raises(ValueError, match='pairs already; leave data.path_b out'):
-        check(data_of(singles, path_b=str(paired)))
+        check(data_of(singles, path_b=str(pairs)))
     with pytest.raises(ValueError, match='data.path_b: |no packed dataset'):
         check(data_of(singles, path_b=str(tmp_path / 'nowhere')))
     with pytest.raises(ValueError, match='data.lanes=16 is more than the 13 pictures'):
         check(data_of(singles, path_b=str(others), lanes=16))
 
 
-def test_manifests_of_single_pictures_do_not_speak_of_domains(singles, paired):
+def test_manifests_of_single_pictures_do_not_speak_of_domains(singles, pairs):
     assert 'domains' not in (singles / 'dataset.json').read_text()
-    text = (paired / 'dataset.json').read_text()
+    text = (pairs / 'dataset.json').read_text()
     assert Manifest.from_json(text, 'test').to_json() == text
     with pytest.raises(ValueError, match='domains is .* neither'):
         Manifest.from_json(text.replace('"b"', '"c"'), 'test')

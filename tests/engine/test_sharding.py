@@ -27,7 +27,7 @@ from imago.trainer.runs.export import load_generator
 FSDP, HYBRID = {'strategy': 'fsdp'}, {'strategy': 'fsdp', 'replicas': 2}
 SELDOM = {'checkpoint': {'interval_kimg': 1.0}, 'log': {'interval_kimg': 1.0, 'grid_kimg': 1.0, 'singular_values': True}}
 MID_FADE = 48
-CASES = {   # name: (family or recipe, images shown, changes)
+CASES = {   # name: (family or variant, images shown, changes)
     'stylegan2': ('stylegan2', 0, {}),
     'a penalty on weights reached from outside': ('stylegan1', 0, {'regularizers': {'orthogonal': 1e-4, 'r1': 1.0}}),
     'biggan': ('biggan', 0, {}),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import softplus
@@ -99,7 +100,9 @@ class FourMaker(Maker):
     def draw(self, seed: int, nimg: int, purpose: str, count: int, truncation: float | None = None) -> Drawings:
         return draw(count, self.channels, self.resolution, seed, nimg, purpose)
 
-    def inputs(self, seeds: Iterable[int], label: int | None = None, truncation: float | None = None) -> Drawings:
+    def inputs(self, seeds: Iterable[int], label: int | None = None, truncation: float | None = None,
+               conditions: ArrayLike | None = None) -> Drawings:
+        self.check_conditions(conditions)
         each = [self.draw(int(seed), 0, 'sample', 1) for seed in seeds]
         return Drawings(*(torch.cat([getattr(one, name) for one in each]) for name in ('coarse', 'labels')))
 

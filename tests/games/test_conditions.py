@@ -1,20 +1,24 @@
 """Reals have the continuous conditions that are packed with them; fakes have those of other pictures of the data."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from families_for_tests import FAMILIES, config_of
+from PIL import Image
 from runs_for_tests import differing, largest_difference, on_ranks, train_here
 from shards_for_tests import picture
 
+from imago.trainer import start
 from imago.trainer.data.conditions import from_text
 from imago.trainer.data.manifest import Manifest
 from imago.trainer.data.shards import open_dataset
 from imago.trainer.data.stream import Batch, stream
 from imago.trainer.games import make_game
+from imago.trainer.games.makers import to_pictures
 from imago.trainer.pack.shards import ShardWriter
 from imago.trainer.plan.preflight import describe_needs
 from imago.trainer.runs.export import load_generator, open_maker
@@ -102,12 +106,64 @@ def test_runs_train_resume_export_and_sample(name, folder, tmp_path):
         assert about['class_names'] == () and maker.G.c_dim == 5 and maker.classes == 0
         assert np.array_equal(maker.conditions, VALUES)      # those of the first pictures, here of all
         inputs = maker.inputs(range(8))
-        assert torch.equal(maker.c(inputs.labels), torch.tensor(VALUES)[inputs.labels]) and len(set(inputs.labels.tolist())) > 3
+        assert torch.equal(maker.c(inputs), torch.tensor(VALUES)[inputs.labels]) and len(set(inputs.labels.tolist())) > 3
         z = inputs.z[:1].expand(2, -1)
         a, b = load_generator(tmp_path / source)(z, torch.tensor(VALUES[:2]))
         assert a.shape == (3, size, size) and not torch.equal(a, b)
         assert sample([str(tmp_path / source), '--seeds', '0-3', '--out', str(tmp_path / f'of {source}')]) == 0
         assert len(list((tmp_path / f'of {source}').iterdir())) == 4
+
+
+@pytest.fixture(scope='module')
+def generator(folder, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp('asked') / 'run'
+    train_here(config_of('r3gan', folder, run, 1, **CONTINUOUS, total_kimg=0.012))
+    return run
+
+
+def pictures(generator: Path, out: Path, *options: str) -> list[np.ndarray]:
+    assert sample([str(generator), '--out', str(out), *options]) == 0
+    return [np.asarray(Image.open(path)) for path in sorted(out.iterdir())]
+
+
+def test_pictures_are_made_of_the_condition_asked_for(generator, tmp_path):
+    maker, _ = open_maker(generator)
+    inputs = maker.inputs(range(3), conditions=VALUES[4:7])
+    expected = to_pictures(load_generator(generator)(inputs.z, torch.tensor(VALUES[4:7])))
+    np.save(tmp_path / 'rows.npy', VALUES[4:7])
+    rows = {f'any{9 - number}': row.tolist() for number, row in enumerate(VALUES[4:7])}    # in their order, whatever their names
+    (tmp_path / 'rows.csv').write_text(''.join(f'{name},{",".join(map(repr, row))}\n' for name, row in rows.items()))
+    (tmp_path / 'rows.json').write_text(json.dumps(rows))
+    for kind in 'npy', 'csv', 'json':
+        found = pictures(generator, tmp_path / kind, '--seeds', '0-2', '--condition', str(tmp_path / f'rows.{kind}'))
+        assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+    # one for all, from a file and as numbers, of which the first is negative
+    np.save(tmp_path / 'one.npy', VALUES[4:5])
+    assert VALUES[4, 0] < 0
+    of_one = [pictures(generator, tmp_path / f'one {number}', '--seeds', '0-1', '--condition', text) for number, text in
+              enumerate((str(tmp_path / 'one.npy'), ','.join(map(repr, VALUES[4].tolist()))))]
+    assert np.array_equal(*of_one) and np.array_equal(of_one[0][0], expected[0]) and not np.array_equal(of_one[0][1], expected[1])
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--condition', '1,2,3'], 'condition: there are 3 numbers for a picture, and this generator takes 5; give 5'),
+    (['--condition', '-1,2'], 'there are 2 numbers for a picture'),
+    (['--condition', '1,2,x,4,5'], "'x'; write numbers as 0.2,1.5,-3, or give a FILE.npy, .csv or .json"),
+    (['--condition', ''], "--condition '': could not"), (['--condition', '1,2,nan,4,5'], 'no float32 holds; give finite ones'),
+    (['--condition', '1,2,1e99,4,5'], 'no float32 holds'),
+    (['--condition', 'none.npy'], '--condition none.npy does not exist'),
+    (['--condition', 'rows.npy', '--seeds', '0-3'], '--condition rows.npy has 3 rows for 4 seeds; give one row for all, or 4'),
+    (['--condition', 'sequences.npy'], '--condition sequences.npy holds sequences [32, 5, 1]; give a row of numbers'),
+    (['--class', '2'], '--class 2: this generator has no classes but conditions of 5 numbers; choose one by --condition'),
+    (['--class', '2', '--condition', '1,2,3,4,5'], '--class 2: this generator has no classes'),
+])
+def test_choices_that_make_no_sense_are_one_line(generator, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    np.save('rows.npy', VALUES[:3])
+    np.save('sequences.npy', np.zeros((32, 5, 1)))
+    assert sample([str(generator), '--out', 'out', *options]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert message in line and not Path('out').exists()
 
 
 def test_two_ranks_train_like_one(folder, tmp_path):
@@ -142,13 +198,22 @@ def test_what_needs_classes_is_refused(folder, tmp_path, name, changes, message)
         config_of(name, folder, tmp_path / 'run', 1, **(CONTINUOUS | changes))
 
 
-def test_data_without_vectors_are_refused(wide_shards, tmp_path):
-    with pytest.raises(ValueError, match='a vector with each picture, and .* has no conditions; give imago pack --conditions'):
-        prepare(config_of('stylegan2', wide_shards, tmp_path / 'run', 1, **CONTINUOUS))
+@pytest.mark.parametrize('name', ['stylegan2', 'r3gan', 'biggan'])
+def test_data_without_vectors_are_refused_before_any_work(name, wide_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(start, 'make_state', None)
+    monkeypatch.setattr(start, 'agree_on_kernels', None)
     sequences = pack(tmp_path / 'data', VALUES.reshape(30, 5, 1))
-    with pytest.raises(ValueError, match=r'has conditions of \[5, 1\]'):
-        prepare(config_of('stylegan2', sequences, tmp_path / 'run', 1, **CONTINUOUS))
+    for data, there in (wide_shards, 'no conditions'), (sequences, r'sequences \[5, 1\]'):
+        with pytest.raises(ValueError, match=f'network.name={name} with data.conditional=continuous takes a vector with each '
+                           f'picture, and .* has {there}; pack a vector for each by imago pack --conditions FILE, or set'):
+            prepare(config_of(name, data, tmp_path / 'run', 1, **CONTINUOUS))
     assert not (tmp_path / 'run').exists()
+
+
+def test_sequences_do_not_disturb_networks_that_take_no_conditions(tmp_path):
+    sequences = pack(tmp_path / 'data', VALUES.reshape(30, 5, 1))
+    end = train_here(config_of('r3gan', sequences, tmp_path / 'run', 1, data={}, total_kimg=0.012))
+    assert end['nimg'] == 12
 
 
 @pytest.mark.parametrize('text', ['', 'AAAA', 'no base64', 'AADAfw=='])

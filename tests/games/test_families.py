@@ -1,11 +1,11 @@
-"""Every family and recipe: resumed bit for bit, and the same gradients on two ranks as in one process."""
+"""Every family and variant: resumed bit for bit, and the same gradients on two ranks as in one process."""
 
 import json
 import math
 
 import pytest
 import torch
-from families_for_tests import FAMILIES, RECIPES, config_of
+from families_for_tests import FAMILIES, VARIANTS, config_of
 from gradients_for_tests import assert_same_gradients, gradients_of_each_phase
 from runs_for_tests import differing, game_of, largest_difference, on_ranks, train_here
 
@@ -13,7 +13,7 @@ from imago.trainer.ranks import dist
 from imago.trainer.runs.export import load_generator
 from imago.trainer.tools.sample import main as sample
 
-ALL = [*FAMILIES, *RECIPES]
+ALL = [*FAMILIES, *VARIANTS]
 
 
 @pytest.fixture(autouse=True)

@@ -82,7 +82,7 @@ def test_the_published_configuration_says_uniform():
 
 def test_a_path_between_latents_stays_among_them(monkeypatch):
     """The path is straight in the cube of uniform latents, and along a circle between normal latents."""
-    monkeypatch.setattr(LatentMaker, 'run', lambda self, z, labels: z)
+    monkeypatch.setattr(LatentMaker, 'run', lambda self, z, inputs: z)
     ends, where = 2 * torch.rand(2, 100, 8) - 1, torch.rand(100, 1)
     labels = torch.zeros(100, dtype=torch.int64)
 

@@ -20,7 +20,7 @@ from imago.trainer.data.shards import open_dataset
 from imago.trainer.games.makers import LatentMaker, Sampling
 from imago.trainer.metrics import features, reference
 from imago.trainer.metrics.extractors import Extractor
-from imago.trainer.metrics.path_length import path_lengths
+from imago.trainer.metrics.perceptual_path_length import perceptual_path_lengths
 from imago.trainer.metrics.pictures import Fakes, ShardPictures
 from imago.trainer.ranks import dist, progress
 from imago.trainer.runs.export import build_maker, describe, load_generator, open_maker, write_export
@@ -345,7 +345,7 @@ def test_path_length_of_a_straight_path(psi):
     def network(x, classes):
         return x.mean((2, 3)).double() / 127.5 - 1, None
     pixels = Extractor('pixels', '', 'clean', None, network, torch.device('cpu'))
-    lengths = path_lengths(fakes, pixels, '', lambda: False)
+    lengths = perceptual_path_lengths(fakes, pixels, '', lambda: False)
     ends = [torch.cat([fakes.draws(range(start, min(start + 32, 70)), name).z for start in (0, 32, 64)]) * psi
             for name in ('path', 'path end')]
     known = ((ends[1] - ends[0])[:, 1:].square().sum(1) / 20 ** 2).numpy()

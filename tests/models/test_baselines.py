@@ -91,7 +91,7 @@ def test_gradient_penalty_has_the_right_gradient(name):
     """R1's derivative along a random direction of D's parameters, against a finite difference."""
     D = make(name, (8, 8), c_dim=3, perturbed=True)[1].double()
     for stage in D.modules():
-        if isinstance(stage, r3gan.Stage):
+        if isinstance(stage, r3gan.TypedLayers):
             stage.dtype = torch.float64
     parameters, c = list(D.parameters()), torch.eye(3, dtype=torch.float64)
     images = torch.randn(3, 3, 8, 8, dtype=torch.float64, requires_grad=True)

@@ -93,6 +93,7 @@ def test_an_export_loads_in_three_lines_without_pickle(run, tmp_path):
     (['--psi', '1e30'], 'psi 1e+30'), (['--truncation', '0'], 'at least 0.01'), (['--out', ''], '--out is empty'),
     (['--standing-batches', '-1'], '--standing-batches -1'), (['--standing-batches', str(10 ** 12)], '0 and 10000'),
     (['--class', '²'], 'class0, class1, class2'), (['--class', '3'], '0 to 2'),
+    (['--condition', '1,2'], 'condition: this generator takes none; choose a class'),
 ])
 def test_bad_options(run, tmp_path, capsys, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The guard: each signal on constructed numbers, and runs that it watches, stops and takes back."""
+"""The guard: each indicator on constructed numbers, and runs that it watches, stops and takes back."""
 
 import json
 
@@ -20,7 +20,7 @@ from imago.trainer.start import prepare
 from imago.trainer.tools.train import main
 from imago.trainer.train import GUARD_STATUS
 from imago.trainer.watch import guard
-from imago.trainer.watch.alarms import SIGNALS, new_alarms, sounding, update_alarms, warning
+from imago.trainer.watch.alarms import INDICATORS, new_alarms, sounding, update_alarms, warning
 from imago.trainer.watch.diversity import area_colours, diversity_of
 from imago.trainer.watch.spikes import ENOUGH, end_report, new_memory, see_step
 
@@ -194,17 +194,17 @@ def test_near_misses_sound_at_once_and_what_is_unknown_does_not():
     assert list(sounding(alarms)) == ['gradient_peak']
 
 
-@pytest.mark.parametrize('name', SIGNALS)
-def test_each_signal_sounds_on_its_side_of_its_threshold_and_says_why(name):
-    signal, alarms = SIGNALS[name], new_alarms()
-    factors = (1.01, 0.99, 0.98) if signal.above else (0.99, 1.01, 1.02)
-    worse, better, stricter = (signal.threshold * factor for factor in factors)
+@pytest.mark.parametrize('name', INDICATORS)
+def test_each_indicator_sounds_on_its_side_of_its_threshold_and_says_why(name):
+    indicator, alarms = INDICATORS[name], new_alarms()
+    factors = (1.01, 0.99, 0.98) if indicator.above else (0.99, 1.01, 1.02)
+    worse, better, stricter = (indicator.threshold * factor for factor in factors)
     options = {'patience': 1, 'thresholds': {}}
     assert update_alarms(alarms, {name: better}, 1, **options) == []
     assert update_alarms(new_alarms(), {name: better}, 1, patience=1, thresholds={name: stricter}) == [name]
     assert update_alarms(alarms, {name: worse}, 1, **options) == [name]
-    text = warning(name, worse, signal.threshold, 12500, 12000)
-    assert f'{worse:.3g}' in text and '12.5 kimg' in text and signal.advice in text and signal.source
+    text = warning(name, worse, indicator.threshold, 12500, 12000)
+    assert f'{worse:.3g}' in text and '12.5 kimg' in text and indicator.advice in text and indicator.source
 
 
 # --- runs

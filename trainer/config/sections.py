@@ -200,19 +200,19 @@ class LogConfig(Section):
     singular_values: bool = False                 # report the top three of each layer
 
 
-SignalName = Literal['real_sign', 'overfitting', 'loss_ratio', 'diversity', 'class_diversity', 'duplicates',
-                     'class_duplicates', 'gradient_norm', 'gradient_peak', 'spectral_growth', 'near_overflow']
-SIGNAL_NAMES = get_args(SignalName)
+IndicatorName = Literal['real_sign', 'overfitting', 'loss_ratio', 'diversity', 'class_diversity', 'duplicates',
+                        'class_duplicates', 'gradient_norm', 'gradient_peak', 'spectral_growth', 'near_overflow']
+INDICATOR_NAMES = get_args(IndicatorName)
 
 
 class GuardConfig(Section):
-    """The guard watches for collapse and overfitting with each report. trainer/watch/alarms.py has its signals and thresholds."""
+    """The guard watches for collapse and overfitting with each report. Its indicators are in trainer/watch/alarms.py."""
 
     action: Literal['off', 'warn', 'stop', 'rollback'] = 'warn'
     start_kimg: Start | None = None               # no alarm before; None: four half-lives of the EMA
     patience: Count = 3                           # so many bad reports in a row raise an alarm
     pictures: whole(16, 10_000) = 64              # fakes per report, and as many reals
     data: Location | None = Field(None, repr=False)   # packed pictures that are not trained on, to see D overfit
-    thresholds: dict[SignalName, Number] = {}     # replace the usual ones
+    thresholds: dict[IndicatorName, Number] = {}     # replace the usual ones
     lr_factor: Annotated[Beta, Field(gt=0)] = 0.5   # each rollback multiplies both learning rates by it
     rollbacks: Count = 3                          # after so many the run is stopped

@@ -17,7 +17,7 @@ ENCODINGS = ('webp', 'png', 'jpeg', 'jpg')
 MOST_SIDE = 1 << 16                           # pixels
 MOST_SAMPLES, MOST_IN_A_SHARD = 10**9, 10**7  # a key has nine digits; the order of a shard's samples is kept in memory
 LEAST_BYTES = 1024                            # that a sample takes in a tar: a header and a block
-SINGLE, PAIRED = ('image',), ('a', 'b')       # domains of a sample's pictures
+SINGLE, TWO_DOMAINS = ('image',), ('a', 'b')   # domains of a sample's pictures
 OPTIONAL = ('smallest', 'domains', 'condition_shape')   # fields that are written only where they differ from their defaults
 _SHARD_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9._-]{0,254}')   # it becomes part of paths, URLs and command lines
 _SHA256 = re.compile('[0-9a-f]{64}')
@@ -110,8 +110,8 @@ class Manifest:
             raise ValueError(f'channels is {_short(self.channels)}, neither 3 nor 1')
         if self.encoding not in ENCODINGS:
             raise ValueError(f'encoding is {_short(self.encoding)}, none of {", ".join(ENCODINGS)}')
-        if self.domains not in (SINGLE, PAIRED):
-            raise ValueError(f'domains is {_short(self.domains)}, neither {list(SINGLE)} nor {list(PAIRED)}')
+        if self.domains not in (SINGLE, TWO_DOMAINS):
+            raise ValueError(f'domains is {_short(self.domains)}, neither {list(SINGLE)} nor {list(TWO_DOMAINS)}')
         shape = self.condition_shape
         if shape is not None and not (len(shape) in (1, 2) and all(_is_count(side, 1, MOST_VALUES) for side in shape)
                                       and prod(shape) <= MOST_VALUES):

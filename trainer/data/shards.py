@@ -17,7 +17,7 @@ from PIL import Image
 from imago.trainer.data.checksums import LINE, MEMBER, checksum, parse_checksums
 from imago.trainer.data.conditions import CONDITION, from_bytes
 from imago.trainer.data.locations import check_whole, masked, scheme_of
-from imago.trainer.data.manifest import FILE_NAME, PAIRED, SINGLE, Manifest, Shard, sample_key
+from imago.trainer.data.manifest import FILE_NAME, SINGLE, TWO_DOMAINS, Manifest, Shard, sample_key
 from imago.trainer.data.order import place_of
 from imago.trainer.data.sources import Folder, Remote, ShardError
 
@@ -49,7 +49,7 @@ class Dataset:
     @property
     def domains(self) -> tuple[str, ...]:
         """The domains of the pictures that are shown at one index."""
-        return PAIRED if self.b else self.manifest.domains
+        return TWO_DOMAINS if self.b else self.manifest.domains
 
     def digest(self) -> str:
         """Return the SHA-256 of all that may be shown, which is the same wherever it lies."""

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from imago.trainer.data.commands import kill_commands
-from imago.trainer.data.manifest import PAIRED
+from imago.trainer.data.manifest import TWO_DOMAINS
 from imago.trainer.data.order import Order, batch_indices
 from imago.trainer.data.shards import Dataset, Sample, SampleReader, ShardError, check_resolution
 from imago.trainer.ranks.stop_signals import StopSignal, interruptible
@@ -104,7 +104,7 @@ class Steps(torch.utils.data.Dataset):
     def shows(self) -> list[tuple[tuple[str, ...], Show]]:
         """Each dataset's `Show`, with the domains that its pictures have here."""
         most = self.lanes // self.world + 2     # shards open at a time
-        names = [PAIRED[:1], PAIRED[1:]] if self.dataset.b else [self.dataset.domains]
+        names = [TWO_DOMAINS[:1], TWO_DOMAINS[1:]] if self.dataset.b else [self.dataset.domains]
         orders = orders_of(self.dataset, self.lanes, self.seed)
         readers = [SampleReader(dataset, self.resolution, most) for dataset in (self.dataset, self.dataset.b) if dataset]
         return list(zip(names, map(Show, orders, readers), strict=True))

@@ -4,6 +4,7 @@ Nothing here depends on the number of ranks, and no generator's state needs to b
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +23,16 @@ class Draws:
     z_mix: Tensor      # [N, z_dim] second latents, for style mixing
     cutoff: Tensor     # [N] layers from this one on take the second latent's style
     labels: Tensor     # [N] classes of the fakes
+    conditions: Tensor | None = None   # [N, d] of the fakes, in place of classes; None where they were not asked for
 
     def __getitem__(self, rows: slice) -> 'Draws':
-        return Draws(self.z[rows], self.z_mix[rows], self.cutoff[rows], self.labels[rows])
+        return self._each(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device) -> 'Draws':
-        return Draws(self.z.to(device), self.z_mix.to(device), self.cutoff.to(device), self.labels.to(device))
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, of: Callable[[Tensor], Tensor]) -> 'Draws':
+        return Draws(**{name: tensor if tensor is None else of(tensor) for name, tensor in vars(self).items()})
 
 
 def seed_for(seed: int, nimg: int, *purpose: object) -> int:

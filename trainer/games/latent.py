@@ -10,21 +10,22 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from imago.trainer.config import games
 from imago.trainer.config.games import on_gradient
 from imago.trainer.config.schedule import Stage, at, stage_at
 from imago.trainer.data.labels import to_one_hot
 from imago.trainer.data.stream import Batch
-from imago.trainer.engine.optim import restart, set_rates
+from imago.trainer.engine.compiled import compiled
+from imago.trainer.engine.optim import set_rates
 from imago.trainer.engine.phase import Means, Phase
 from imago.trainer.engine.randomness import Draws, draw
+from imago.trainer.games.augmentation import Augmentation
 from imago.trainer.games.game import Game
+from imago.trainer.games.growth import at_level, begin_level
 from imago.trainer.games.makers import LatentMaker
 from imago.trainer.models import mix_styles
 from imago.trainer.models.spectral import power_iterate
-from imago.trainer.objectives.augment import adapt_p, make_augment
 from imago.trainer.objectives.losses import LOSSES, auxiliary_loss
 from imago.trainer.objectives.regularizers import (
     GRADIENT_PENALTIES,
@@ -78,7 +79,8 @@ class Latent(Game):
 
         It maps z [N, z_dim], c [N, c_dim] to fakes [NCHW]; with styles, it maps ws [N, num_ws, w_dim] to them.
         """
-        return self._maybe_compiled(self.G.synthesis if self.G.num_ws else self.G)
+        network = self.G.synthesis if self.G.num_ws else self.G
+        return compiled(network) if self.config.compile else network
 
     @cached_property
     def discriminator(self) -> Callable[..., Tensor]:
@@ -86,21 +88,11 @@ class Latent(Game):
 
         It maps images [NCHW], c [N, c_dim] to outputs [N, outputs].
         """
-        return self._maybe_compiled(self.D)
-
-    def _maybe_compiled(self, network: nn.Module) -> Callable[..., Tensor]:
-        if not self.config.compile:
-            return network
-        from torch._inductor import config  # this import takes a second
-        config.fallback_random = True           # layer noise is then the same as without compiling
-        return torch.compile(network, dynamic=False)
+        return compiled(self.D) if self.config.compile else self.D
 
     @cached_property
-    def augment(self) -> Callable[[Tensor, Tensor | float], Tensor]:
-        """Return the augmentation, which maps (images [NCHW], p) to images [NCHW]."""
-        options = self.config.augment
-        return make_augment(options.name, options.groups, options.factors, options.policies, self.plan.channels,
-                            self.plan.resolution)
+    def augment(self) -> Augmentation:
+        return Augmentation(self.config.augment, self.plan, self.state)
 
     # A step begins with these
 
@@ -110,18 +102,8 @@ class Latent(Game):
         slower = config.guard.lr_factor ** int(state.memory['rollbacks'])
         set_rates(state.optimizers['G'], stage.g_lr * slower, config.optim, state.nimg, self.lazy_g)
         set_rates(state.optimizers['D'], stage.d_lr * slower, config.optim, state.nimg, self.lazy_d)
-        if config.growth is None:
-            return
-        for network in state.networks.values():
-            for name, buffer in network.named_buffers():
-                if name.rpartition('.')[2] == 'lod':
-                    buffer.fill_(stage.lod)
-        # The side is negative in a fade if the end of the fade is to restart the optimizers too.
-        side = -stage.side if config.growth.restart == 'both' and stage.lod % 1 else stage.side
-        if state.memory['side'] != side:
-            for optimizer in state.optimizers.values():
-                restart(optimizer)
-            state.memory['side'].fill_(side)
+        if config.growth is not None:
+            begin_level(state, stage, config.growth.restart)
 
     @cached_property
     def on_gradient(self) -> list[str]:
@@ -180,14 +162,8 @@ class Latent(Game):
 
     def reals(self, micro: MicroBatch) -> Tensor:
         """Return reals [NCHW] in [-1, 1], at the stage's size; while that fades in, they are as blurred as the fakes are."""
-        images, lod = to_float(micro.images), self.stage.lod
-        if self.config.growth is None:
-            return images
-        images = F.avg_pool2d(images, 1 << int(lod))
-        if lod % 1:
-            coarse = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2)
-            images = images.lerp(coarse, lod % 1)
-        return images
+        images = to_float(micro.images)
+        return images if self.config.growth is None else at_level(images, self.stage.lod)
 
     def generate(self, micro: MicroBatch) -> tuple[Tensor, Tensor | None]:
         """Return fakes [NCHW] and, if G has styles, the first latent's w [N, w_dim]."""
@@ -211,8 +187,7 @@ class Latent(Game):
 
     def augmented(self, images: Tensor) -> Tensor:
         """images [NCHW] -> augmented images [NCHW]"""
-        p = self.config.augment.p
-        return self.augment(images, self.state.memory['augment_p'] if p is None else at(p, self.state.nimg))
+        return self.augment(images)
 
     # D's phases
 
@@ -302,21 +277,8 @@ class Latent(Game):
         if config.regularizers.lecam:
             for name in ('real', 'fake'):
                 move_mean_(memory[f'lecam_{name}'], means[f'logits/{name}'], config.regularizers.lecam_decay, self.state.step)
-        if config.augment.name == 'ada' and config.augment.p is None:
-            self.adapt_augmentation(means['logits/real_sign'])
-            means['augment/p'] = memory['augment_p'].clone()
-
-    def adapt_augmentation(self, sign: Tensor) -> None:
-        """Adapt p every `interval` steps, by the mean sign of D(real) over them; `sign` [] is that of one step."""
-        augment, memory = self.config.augment, self.state.memory
-        memory['augment_signs'] += sign
-        memory['augment_steps'] += 1
-        if memory['augment_steps'] >= augment.interval:
-            images = self.stage.batch * augment.interval
-            memory['augment_p'].copy_(adapt_p(memory['augment_p'], memory['augment_signs'] / memory['augment_steps'],
-                                              images, augment.target, augment.speed_kimg))
-            memory['augment_signs'].zero_()
-            memory['augment_steps'].zero_()
+        if self.augment.adapts:
+            means['augment/p'] = self.augment.adapt(means['logits/real_sign'], self.stage.batch)
 
     # G's phases
 

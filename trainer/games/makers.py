@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,6 +50,7 @@ class Maker(ABC):
     takes: tuple[str, ...] = ()            # () is latents alone; ('a',) is pictures of domain a
     class_counts: tuple[int, ...] = ()     # how often each label is drawn; () if there are none
     classes: int = 0                       # number of classes that can be asked for
+    condition_size: int = 0                # how many numbers a condition has that can be asked for; 0 if none can
     noisy: bool = False                    # whether pictures depend on `Sampling.noise`
     has_paths: bool = False                # whether `between` is implemented
 
@@ -65,13 +67,28 @@ class Maker(ABC):
         if (sampling.psi, sampling.psi_cutoff, sampling.truncation) != (1, None, None):
             raise ValueError('psi, psi-cutoff and truncation: what these pictures are made of cannot be truncated; leave them out')
 
+    def check_conditions(self, conditions: ArrayLike | None) -> None:
+        """Raise ValueError unless pictures can be made of conditions [N, condition_size]. None stands for some of the data's."""
+        if conditions is None:
+            return
+        if not self.condition_size:
+            raise ValueError('condition: this generator takes none; ' + ('choose a class' if self.classes else 'leave it out'))
+        shape = np.shape(conditions)
+        if len(shape) != 2 or shape[1] != self.condition_size:
+            raise ValueError(f'condition: there are {"x".join(map(str, shape[1:])) or "no"} numbers for a picture, and this '
+                             f'generator takes {self.condition_size}; give {self.condition_size}')
+
     @abstractmethod
     def draw(self, seed: int, nimg: int, purpose: str, count: int, truncation: float | None = None) -> Inputs:
         """Draw inputs of `count` pictures as a pure function of the arguments; labels are as frequent as in the data."""
 
     @abstractmethod
-    def inputs(self, seeds: Iterable[int], label: int | None = None, truncation: float | None = None) -> Inputs:
-        """Draw the inputs of one picture for each seed, whatever the other seeds are; all are of the class `label`, if given."""
+    def inputs(self, seeds: Iterable[int], label: int | None = None, truncation: float | None = None,
+               conditions: ArrayLike | None = None) -> Inputs:
+        """Draw the inputs of one picture for each seed, whatever the other seeds are; all are of the class `label`, if given.
+
+        `conditions` [N, condition_size] has a row for each picture, if given. ValueError if `check_conditions` refuses it.
+        """
 
     @abstractmethod
     def __call__(self, inputs: Any, sampling: Sampling = Sampling()) -> Tensor:
@@ -107,10 +124,13 @@ class LatentMaker(Maker):
         self.class_counts, self.classes = tuple(class_counts) if self.G.c_dim else (), self.G.c_dim
         self.conditions = torch.tensor(from_text(conditions, self.G.c_dim)) if conditions else None   # [K, c_dim]
         if self.conditions is not None:
-            self.class_counts, self.classes = (1,) * len(self.conditions), 0
+            self.class_counts, self.classes, self.condition_size = (1,) * len(self.conditions), 0, self.G.c_dim
 
-    def c(self, labels: Tensor) -> Tensor:
-        """labels [N] -> the classes or conditions [N, c_dim] that the generator takes for them."""
+    def c(self, inputs: Draws) -> Tensor:
+        """Return the classes or conditions [N, c_dim] that the generator takes for `inputs`."""
+        if inputs.conditions is not None:
+            return inputs.conditions
+        labels = inputs.labels
         return to_one_hot(labels, self.G.c_dim) if self.conditions is None else self.conditions.to(labels.device)[labels]
 
     @property
@@ -146,7 +166,9 @@ class LatentMaker(Maker):
         generator = torch.Generator().manual_seed(seed_for(seed, nimg, purpose, 'truncated'))
         return replace(draws, z=truncated_normal(tuple(draws.z.shape), truncation, generator))
 
-    def inputs(self, seeds: Iterable[int], label: int | None = None, truncation: float | None = None) -> Draws:
+    def inputs(self, seeds: Iterable[int], label: int | None = None, truncation: float | None = None,
+               conditions: ArrayLike | None = None) -> Draws:
+        self.check_conditions(conditions)
         weights = torch.tensor(self.class_counts or (1,), dtype=torch.float64)
 
         def one(seed: int) -> tuple[Tensor, Tensor]:
@@ -158,17 +180,19 @@ class LatentMaker(Maker):
         z, labels = map(torch.stack, zip(*map(one, seeds), strict=True))
         if label is not None:
             labels = torch.full_like(labels, label)
-        return Draws(z, z, torch.zeros_like(labels), labels)
+        if conditions is not None:
+            conditions, labels = torch.as_tensor(conditions, dtype=torch.float32), torch.zeros_like(labels)
+        return Draws(z, z, torch.zeros_like(labels), labels, conditions)
 
     def __call__(self, inputs: Draws, sampling: Sampling = Sampling()) -> Tensor:
         """Return pictures [NCHW]. The truncation of latents is in `inputs` already, so `sampling.truncation` is not used."""
         styles = {'truncation_psi': sampling.psi, 'truncation_cutoff': sampling.psi_cutoff, 'noise': sampling.noise}
-        images = self.run(inputs.z, inputs.labels, **(styles if self.G.num_ws else {}))
+        images = self.run(inputs.z, inputs, **(styles if self.G.num_ws else {}))
         return functional.interpolate(images, self.resolution)   # this repeats pixels while G grows
 
-    def run(self, z: Tensor, labels: Tensor, **options: object) -> Tensor:
-        """Run G on latents [N, z_dim] and labels [N] -> pictures [NCHW]."""
-        return self.G(z, self.c(labels), **options)
+    def run(self, z: Tensor, inputs: Draws, **options: object) -> Tensor:
+        """Run G on latents [N, z_dim], and on the labels or conditions of `inputs` -> pictures [NCHW]."""
+        return self.G(z, self.c(inputs), **options)
 
     def between(self, first: Draws, second: Draws, where: Tensor, sampling: Sampling) -> Tensor:
         """Move along a line in w, if there is one, else along a circle in z. A line keeps uniform latents within their cube.
@@ -177,8 +201,8 @@ class LatentMaker(Maker):
         """
         if not self.G.num_ws:
             path = along_circle if self.latents == 'normal' else torch.lerp
-            return self.run(path(first.z, second.z, where), first.labels)
-        c = self.c(first.labels)
+            return self.run(path(first.z, second.z, where), first)
+        c = self.c(first)
         w0, w1 = (self.G.mapping(z, c, sampling.psi, sampling.psi_cutoff) for z in (first.z, second.z))   # [N, num_ws, w_dim]
         return self.G.synthesis(w0.lerp(w1, where[:, :, None]), noise='const')
 
@@ -190,9 +214,9 @@ class SeveralMaker(LatentMaker):
         super().__init__(networks, class_counts, conditions)
         self.class_counts = (1,) * len(self.G.generators)
 
-    def run(self, z: Tensor, labels: Tensor, **options: object) -> Tensor:
-        """Run G on latents [N, z_dim] -> pictures [NCHW]; labels [N] say which generator makes each."""
-        return super().run(z, labels, made_by=labels.tolist(), **options)
+    def run(self, z: Tensor, inputs: Draws, **options: object) -> Tensor:
+        """Run G on latents [N, z_dim] -> pictures [NCHW]; the labels of `inputs` say which generator makes each."""
+        return super().run(z, inputs, made_by=inputs.labels.tolist(), **options)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from imago.trainer.metrics.frechet import frechet_distance, intra_class_distance
 from imago.trainer.metrics.inception_score import inception_score, score_replicates
 from imago.trainer.metrics.kid import kernel_distance, kernel_replicates
 from imago.trainer.metrics.manifold import compare_manifolds
-from imago.trainer.metrics.path_length import path_lengths
+from imago.trainer.metrics.perceptual_path_length import perceptual_path_lengths
 from imago.trainer.metrics.pictures import Fakes, Pictures
 from imago.trainer.metrics.reference import reference_features
 from imago.trainer.ranks import dist
@@ -73,7 +73,7 @@ def evaluate(source: Pictures | Fakes, reference: Pictures, extractor: Extractor
     if wanted - {'ppl'}:
         features_of = features_of_fakes if isinstance(source, Fakes) else features_of_pictures
         fakes = features_of(source, extractor, 'is' in wanted, 'fakes', stopped)
-    lengths = path_lengths(source, extractor, 'paths', stopped) if 'ppl' in wanted else None
+    lengths = perceptual_path_lengths(source, extractor, 'paths', stopped) if 'ppl' in wanted else None
 
     def score() -> Scores:
         found, more = _Computation(fakes, reals, lengths, config, extractor.device).scores()

@@ -73,7 +73,7 @@ class Resample(nn.Module):
         return upsample2d(self.conv(x), self.taps) if self.up else self.conv(downsample2d(x, self.taps))
 
 
-class Stage(nn.Sequential):
+class TypedLayers(nn.Sequential):
     """These layers compute in one type."""
 
     def __init__(self, dtype: torch.dtype, *layers: nn.Module) -> None:
@@ -110,7 +110,7 @@ class Generator(nn.Module):
         for i, name in enumerate(self.names):
             layers = [Resample(channels[i - 1], channels[i], up=True)] if i else []
             layers += [ResidualBlock(channels[i], expansion, group_size, blocks * (doublings + 1)) for _ in range(blocks)]
-            self.add_module(name, Stage(block_dtype(low_precision, low_precision_blocks, i, doublings), *layers))
+            self.add_module(name, TypedLayers(block_dtype(low_precision, low_precision_blocks, i, doublings), *layers))
         self.torgb = Convolution(channels[-1], img_channels)
         self.tail = (self.names[-1], 'torgb')
 
@@ -145,7 +145,7 @@ class Discriminator(nn.Module):
             layers = [Convolution(img_channels, channels[i])] if i == doublings else []
             layers += [ResidualBlock(channels[i], expansion, group_size, blocks * (doublings + 1)) for _ in range(blocks)]
             layers += [Resample(channels[i], channels[i - 1], up=False)] if i else []
-            self.add_module(name, Stage(block_dtype(low_precision, low_precision_blocks, i, doublings), *layers))
+            self.add_module(name, TypedLayers(block_dtype(low_precision, low_precision_blocks, i, doublings), *layers))
         self.basis = nn.Parameter(torch.randn(channels[0], *base) / (base[0] * base[1]) ** 0.5)
         self.fc = nn.Linear(channels[0], label_dim if c_dim else num_outputs, bias=False)
         nn.init.kaiming_normal_(self.fc.weight, nonlinearity='linear')

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from imago.trainer.command import Parser, tell_error
 from imago.trainer.config.resolution import base_and_doublings, parse_resolution
 from imago.trainer.data.durable import write_text
-from imago.trainer.data.manifest import PAIRED, SINGLE, Manifest
+from imago.trainer.data.manifest import SINGLE, TWO_DOMAINS, Manifest
 from imago.trainer.pack import verify
 from imago.trainer.pack.conditions import read_conditions
 from imago.trainer.pack.labels import number_classes, read_labels
@@ -65,7 +65,7 @@ def pack(options: argparse.Namespace) -> None:
     for source in filter(None, (options.source, options.pair)):
         check_apart(out, source)
     found = find_samples(options)
-    pictures, domains = list(chain(*found.samples)), PAIRED if options.pair else SINGLE
+    pictures, domains = list(chain(*found.samples)), TWO_DOMAINS if options.pair else SINGLE
     with worker_pool(min(options.workers, -(-len(found.samples) // CHUNK))) as pool:
         limits = Limits(options.max_pixels)
         size = size if size or options.keep_sizes else common_size(pool, pictures, limits, options.workers)

@@ -16,34 +16,40 @@ MOST_BYTES = 1 << 30    # of a text file of conditions; more conditions must com
 HOW = 'write an array [pictures, values] as .npy, lines path,value,value,... as .csv, or an object path -> [values] as .json'
 
 
-def read_conditions(path: Path, names: Sequence[str]) -> np.ndarray:
+def read_conditions(path: Path, names: Sequence[str] | None = None, option: str = '--conditions') -> np.ndarray:
     """Return conditions, float32 [N, d] or [N, T, d], for pictures of these names, which are sorted.
 
-    A `.npy` holds them in that order; `.csv` and `.json` name the picture of each. ValueError if the file is malformed, its
-    values are not finite, or it does not fit these pictures.
+    A `.npy` holds them in that order; `.csv` and `.json` name the picture of each. Without `names`, they stay in the order of
+    the file. ValueError, which names `option`, if the file is malformed, its values are not finite, or it does not fit these
+    pictures.
     """
-    readers = {'.npy': _read_npy, '.csv': _read_csv, '.json': _read_json}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f'--conditions {path} is no .npy, .csv or .json; {HOW}')
+    told = f'{option} {path}'
+    if path.suffix.lower() not in READERS:
+        raise ValueError(f'{told} is no .npy, .csv or .json; {HOW}')
     try:
-        found = readers[path.suffix.lower()](path)
+        found = READERS[path.suffix.lower()](path)
     except FileNotFoundError as error:
-        raise ValueError(f'--conditions {path} does not exist') from error
+        raise ValueError(f'{told} does not exist') from error
     except (ValueError, EOFError, SyntaxError, csv.Error, RecursionError) as error:
-        raise ValueError(f'--conditions {path} cannot be read ({error}); {HOW}') from error
-    conditions = found if isinstance(found, np.ndarray) else _match(found, names, path)
+        raise ValueError(f'{told} cannot be read ({error}); {HOW}') from error
+    conditions = found
+    if isinstance(found, dict):
+        names = list(found) if names is None else names
+        conditions = _match(found, names, told)
     numbers = conditions.dtype.kind in 'fiu' and conditions.ndim in (2, 3) and conditions.size
     if not numbers or conditions[0].size > MOST_VALUES:
-        raise ValueError(f'--conditions {path} holds {conditions.dtype} {list(conditions.shape)}, where numbers [pictures, '
+        raise ValueError(f'{told} holds {conditions.dtype} {list(conditions.shape)}, where numbers [pictures, '
                          f'values] or [pictures, length, values] are expected, 1 to {MOST_VALUES} of each picture')
+    if names is None:
+        names = [f'row {number}' for number in range(1, len(conditions) + 1)]
     if len(conditions) != len(names):
-        raise ValueError(f'--conditions {path} has {len(conditions)} rows, and SOURCE {len(names)} pictures; give one row a '
+        raise ValueError(f'{told} has {len(conditions)} rows, and SOURCE {len(names)} pictures; give one row a '
                          f'picture, in the order of their names, of which {names[0]!r} is the first and {names[-1]!r} the last')
     with np.errstate(over='ignore'):
         conditions = conditions.astype('<f4')
     odd = [name for name, condition in zip(names, conditions, strict=True) if not np.isfinite(condition).all()]
     if odd:
-        raise ValueError(f'--conditions {path} has values that no float32 holds, or none, for {len(odd)} pictures: {listed(odd)}')
+        raise ValueError(f'{told} has values that no float32 holds, or none, for {len(odd)} pictures: {listed(odd)}')
     return conditions
 
 
@@ -74,6 +80,9 @@ def _read_json(path: Path) -> dict[str, list]:
     return found
 
 
+READERS = {'.npy': _read_npy, '.csv': _read_csv, '.json': _read_json}    # by a file's suffix
+
+
 def _text(path: Path) -> str:
     with open_regular(path) as file:
         data = file.read(MOST_BYTES + 1)
@@ -91,24 +100,24 @@ def _add(found: dict[str, list], name: str, values: object) -> None:
     found[name] = values
 
 
-def _match(found: Mapping[str, list], names: Sequence[str], path: Path) -> np.ndarray:
+def _match(found: Mapping[str, list], names: Sequence[str], told: str) -> np.ndarray:
     """Return the conditions of `names`, in their order."""
     tidied = [tidy(name) for name in names]
     lacking = [name for name in tidied if name not in found]
     if lacking:
-        raise ValueError(f'--conditions {path} has none for {len(lacking)} pictures: {listed(lacking)}; give each one')
+        raise ValueError(f'{told} has none for {len(lacking)} pictures: {listed(lacking)}; give each one')
     unknown = sorted(found.keys() - set(tidied))
     if unknown:
-        raise ValueError(f'--conditions {path} has some for {len(unknown)} paths that are no picture in SOURCE: '
+        raise ValueError(f'{told} has some for {len(unknown)} paths that are no picture in SOURCE: '
                          f'{listed(unknown)}; paths are as seen from SOURCE, like {tidied[0]!r}')
     shapes = {}
     for name in tidied:
         try:
             shapes.setdefault(np.shape(found[name]), name)
         except ValueError as error:
-            raise ValueError(f'--conditions {path}: the condition of {name!r} is ragged; make all of its rows as long') from error
+            raise ValueError(f'{told}: the condition of {name!r} is ragged; make all of its rows as long') from error
     if len(shapes) > 1:
         (shape, first), (other, second) = list(shapes.items())[:2]
-        raise ValueError(f'--conditions {path}: that of {first!r} is {list(shape)}, that of {second!r} {list(other)}; all must '
+        raise ValueError(f'{told}: that of {first!r} is {list(shape)}, that of {second!r} {list(other)}; all must '
                          'have one shape')
     return np.array([found[name] for name in tidied])

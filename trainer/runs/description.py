@@ -11,7 +11,7 @@ from imago.trainer import models
 from imago.trainer.config.load import Config
 from imago.trainer.config.networks import NETWORK_NAMES, NetworkConfig
 from imago.trainer.config.plan import Plan
-from imago.trainer.config.schema import Resolution, Section, whole
+from imago.trainer.config.schema import Resolution, Section, Size, whole
 from imago.trainer.data.conditions import from_text
 from imago.trainer.data.sealed import Count
 from imago.trainer.games import GAMES
@@ -83,6 +83,7 @@ class Description(Section):
     class_names: tuple[str, ...]            # () for an unconditional generator
     class_counts: tuple[Count, ...]
     conditions: str = ''                    # the plan's conditions for pictures, if they are no classes
+    crop: Size | None = None                # (height, width) in px of the part that was shown of each picture; None: all of it
     nimg: Count                             # images on which they were trained
     weights_sha256: str = ''                # SHA-256 of an export's weights
     checksum: str = ''                      # checksum of the file with these facts; '' in an older file
@@ -125,8 +126,9 @@ def describe_maker(config: Config, plan: Plan) -> dict:
     """Return the facts, as plain JSON values, from which the averages of a run make pictures without the run."""
     networks = {name: {'role': spec.role, 'model': spec.model, 'options': spec.options}
                 for name, spec in plan.networks.items() if name in GAMES[config.game.name].made_of}
-    return written({'game': config.game.name, 'networks': networks, 'class_names': plan.class_names,
-                    'class_counts': plan.class_counts} | ({'conditions': plan.conditions} if plan.conditions else {}))
+    facts = {'game': config.game.name, 'networks': networks, 'class_names': plan.class_names, 'class_counts': plan.class_counts,
+             'conditions': plan.conditions, 'crop': config.data.crop and list(config.data.crop)}
+    return written({key: value for key, value in facts.items() if value or key not in ('conditions', 'crop')})
 
 
 def written(about: dict) -> dict:

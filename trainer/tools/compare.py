@@ -24,7 +24,7 @@ def trained_on(checkpoint: Path) -> tuple[dict, Config]:
     return seal, parse_kept(seal['config'], str(checkpoint))
 
 
-def describe_run(folder: Path, best: str | None) -> dict:
+def row_of(folder: Path, best: str | None) -> dict:
     """Return facts and scores of one run. Scores are those of its last evaluation, or of the best one by the score `best`.
 
     ValueError if the run has no checkpoint that can be read, or no such evaluation.
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(folders: list[Path], best: str | None, as_json: bool) -> int:
-    runs = [describe_run(folder, best) for folder in folders]
+    runs = [row_of(folder, best) for folder in folders]
     differences = check_comparable(runs)
     print(json.dumps(runs, indent=1) if as_json else table(runs))
     for difference in differences:

@@ -8,6 +8,7 @@ from pathlib import Path
 from imago.trainer.command import Parser, tell_error
 from imago.trainer.data.durable import in_place_of
 from imago.trainer.runs.generator_folder import check_source
+from imago.trainer.tools.choices import add_choices, class_of, read_condition
 from imago.trainer.tools.export import check_batches
 
 MOST_SEEDS = 10_000   # all pictures are in memory before the first is written
@@ -57,20 +58,21 @@ def write(options: argparse.Namespace, seeds: list[int], out: Path) -> list[Path
     import torch
     from PIL import Image
 
-    from imago.trainer.data.labels import class_index
     from imago.trainer.games.makers import Sampling, generate
     from imago.trainer.ranks.progress import Progress
     from imago.trainer.runs.export import open_maker
     from imago.trainer.watch.grids import grid
 
+    conditions = None if options.condition is None else read_condition(options.condition, len(seeds))
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     maker, about = open_maker(options.source, device)
-    label = None if options.label is None else class_index(options.label, about['class_names'])
+    label = None if options.label is None else class_of(options.label, maker, about['class_names'])
+    maker.check_conditions(conditions)
     sampling = Sampling(options.psi, options.psi_cutoff, options.truncation)
     maker.check(sampling)
     if options.standing_batches:
         maker.take_standing_statistics(options.standing_batches)
-    pictures = generate(maker, maker.inputs(seeds, label, options.truncation), sampling, title='sampling')
+    pictures = generate(maker, maker.inputs(seeds, label, options.truncation, conditions), sampling, title='sampling')
     if options.grid:
         cutoff = '' if options.psi_cutoff is None else f'-cutoff{options.psi_cutoff}'
         name = f'grid-seeds{seeds[0]}-{seeds[-1]}-psi{options.psi:g}{cutoff}.png'
@@ -99,7 +101,7 @@ def parser() -> Parser:
     parser.add_argument('--truncation', type=float, help='draw latents again until |z| is below this, as BigGAN does')
     parser.add_argument('--standing-batches', type=int, default=0, metavar='N',
                         help='take batch-norm statistics anew from N batches of fakes (default: as kept while training)')
-    parser.add_argument('--class', dest='label', help='name or number of a class; default: as frequent as in the data')
+    add_choices(parser)
     parser.add_argument('--grid', action='store_true', help='one PNG with all pictures instead of one each')
     parser.add_argument('--columns', type=int, default=COLUMNS, help='of the grid (default: %(default)s)')
     return parser

@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
     path, nimg = Path(options.source), None
     if is_generator(path):
         maker, about = same_maker(path)
-        source, size, nimg = fakes_of(maker, config), maker.resolution, about['nimg']
+        source, size, crop, nimg = fakes_of(maker, config), maker.resolution, about['crop'] or crop, about['nimg']
     else:
         source, size = dist.together(lambda: find_pictures(options.source, config, config.images)), None
     reference = dist.together(lambda: find_pictures(data, config, config.most_reals, size, crop))

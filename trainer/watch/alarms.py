@@ -1,4 +1,4 @@
-"""These signals show that a training goes wrong: what each tells, its threshold, and when it is worth a warning.
+"""These indicators show that a training goes wrong: what each tells, its threshold, and when it is worth a warning.
 
 Sources are cited from memory; 'measured' means that `python tests/bench/guard.py` found the value, on emoji at 16 px.
 """
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imago.trainer.config.sections import SIGNAL_NAMES
+from imago.trainer.config.sections import INDICATOR_NAMES
 
 
 @dataclass(frozen=True)
-class Signal:
+class Indicator:
     """`seen` explains the number to a person; `advice` is what people do about it."""
 
     threshold: float
@@ -29,91 +29,91 @@ class Signal:
 MORE_DATA = 'augment more (augment.name=ada, or diffaugment), add data, or raise regularizers.r1'
 SLOWER = 'lower optim.d_lr and optim.g_lr, raise regularizers.r1, or go back to an earlier checkpoint'
 
-SIGNALS = {
-    'real_sign': Signal(
+INDICATORS = {
+    'real_sign': Indicator(
         0.96, True, 'Karras et al. 2020 (ADA), section 3.1: r_t, kept at 0.6 there; 98% of reals, as Brock et al. 2019, '
         'section 4.2 saw before collapse; measured: 0.95 at most when healthy, 1 of one picture',
         'D calls nearly all training pictures real: it knows them by heart, or is far ahead of G',
         f'{MORE_DATA}; if it came early, lower optim.d_lr'),
-    'overfitting': Signal(
+    'overfitting': Indicator(
         0.7, True, 'Karras et al. 2020 (ADA), equation 1: r_v, from 0 (none) to 1 (complete)',
         'D judges held-out pictures (guard.data) nearly as it judges fakes: it has learned the training set by heart',
         MORE_DATA),
-    'loss_ratio': Signal(
+    'loss_ratio': Indicator(
         30.0, True, '0.5 where neither wins, Goodfellow et al. 2014; measured: 10 at most when healthy, 50 with D rates x20',
         "G's loss over D's: D wins nearly every time, and what G hears from it is weak or arbitrary",
         'lower optim.d_lr, raise regularizers.r1, or loss.d_steps=1'),
-    'diversity': Signal(
+    'diversity': Indicator(
         0.5, False, 'measured: 0.55 at least when healthy',
         'the mean distance between fakes over that between reals: G makes few kinds of pictures (mode collapse)',
         'go back to an earlier checkpoint, lower the learning rates, raise regularizers.r1, or enlarge the batch'),
-    'class_diversity': Signal(
+    'class_diversity': Indicator(
         0.3, False, 'measured: 0.33 at least when healthy; 0.21 of a class of 4 pictures, 0.28 of 96, 0.25 without R1',
         'the same within the least diverse of the watched classes: G makes much the same picture for all of the class',
         'add pictures of that class, join it with another, or train without classes'),
-    'duplicates': Signal(
+    'duplicates': Indicator(
         0.5, True, 'a convention; measured: 0 when healthy',
         'this share of the fakes has a near copy among the others: G ignores its latents, or there is next to one picture',
         'look for duplicates in the data; else, as for a collapse, an earlier checkpoint, lower rates or a larger r1'),
-    'class_duplicates': Signal(
+    'class_duplicates': Indicator(
         0.6, True, 'a convention; measured: 0 when healthy',
         'the share of near copies within the worst of the watched classes: G knows only a few pictures of it by heart',
         'add pictures of that class, join it with another, or augment more'),
-    'gradient_norm': Signal(
+    'gradient_norm': Indicator(
         10.0, True, 'measured: 4 at most when healthy, 350 with D rates x20',
         'the gradient of a phase, over its median in the last reports: the game becomes unstable',
         SLOWER),
-    'gradient_peak': Signal(
+    'gradient_peak': Indicator(
         1000.0, True, 'a convention: three orders of magnitude',
         'the largest gradient of a single step, over the median: a near miss of infinity',
         f'{SLOWER}; with fp16, take bf16 or fewer network.low_precision_blocks', at_once=True),
-    'spectral_growth': Signal(
+    'spectral_growth': Indicator(
         3.0, True, 'Brock et al. 2019, section 4.1: a sudden rise comes with collapse; measured: 2 at most when healthy',
         "a layer's largest singular value, over its median in the last reports: it explodes, as before a collapse",
         SLOWER),
-    'near_overflow': Signal(
+    'near_overflow': Indicator(
         0.25, True, "two doublings below float16's largest number",
         'the largest activation of an fp16 layer, over what fp16 can hold: the next ones may be infinite',
         'take network.low_precision=bf16, or fewer network.low_precision_blocks', at_once=True),
 }
-assert tuple(SIGNALS) == SIGNAL_NAMES
+assert tuple(INDICATORS) == INDICATOR_NAMES
 
 
 def new_alarms() -> dict[str, Tensor]:
-    """Return four tensors [signals]: bad and good reports in a row, whether it sounds, and the images shown when last good."""
-    return {name: torch.zeros(len(SIGNALS), dtype=torch.int64) for name in ('bad', 'calm', 'sounding', 'last_good')}
+    """Return four tensors [indicators]: bad and good reports in a row, whether it sounds, and the images shown when last good."""
+    return {name: torch.zeros(len(INDICATORS), dtype=torch.int64) for name in ('bad', 'calm', 'sounding', 'last_good')}
 
 
 def update_alarms(alarms: dict[str, Tensor], values: dict[str, float], nimg: int, *, patience: int,
                   thresholds: dict[str, float]) -> list[str]:
-    """Take in a report's `values`, and return the names of the signals that begin to sound.
+    """Take in a report's `values`, and return the names of the indicators that begin to sound.
 
-    A signal sounds after `patience` bad reports in a row, and falls silent after as many good ones. A signal without a value,
-    or whose value is NaN, counts as good. `alarms`, which `new_alarms` makes, are [signals] each and change in place.
+    An indicator sounds after `patience` bad reports in a row, and falls silent after as many good ones. An indicator without a
+    value, or whose value is NaN, counts as good. `alarms`, which `new_alarms` makes, are [indicators] each and change in place.
     """
     begin = []
-    for index, (name, signal) in enumerate(SIGNALS.items()):
-        bad = name in values and signal.is_bad(values[name], thresholds.get(name, signal.threshold))
+    for index, (name, indicator) in enumerate(INDICATORS.items()):
+        bad = name in values and indicator.is_bad(values[name], thresholds.get(name, indicator.threshold))
         alarms['bad'][index] = alarms['bad'][index] + 1 if bad else 0
         alarms['calm'][index] = 0 if bad else alarms['calm'][index] + 1
         if not bad:
             alarms['last_good'][index] = nimg
         if alarms['sounding'][index]:
             alarms['sounding'][index] = int(alarms['calm'][index] < patience)
-        elif bad and (signal.at_once or alarms['bad'][index] >= patience):
+        elif bad and (indicator.at_once or alarms['bad'][index] >= patience):
             alarms['sounding'][index] = 1
             begin.append(name)
     return begin
 
 
 def sounding(alarms: dict[str, Tensor]) -> dict[str, int]:
-    """Return {signal that sounds: images shown when it was last good}. `alarms` are [signals] each."""
-    return {name: int(alarms['last_good'][index]) for index, name in enumerate(SIGNALS) if alarms['sounding'][index]}
+    """Return {indicator that sounds: images shown when it was last good}. `alarms` are [indicators] each."""
+    return {name: int(alarms['last_good'][index]) for index, name in enumerate(INDICATORS) if alarms['sounding'][index]}
 
 
 def warning(name: str, value: float, threshold: float, nimg: int, since: int) -> str:
-    """Say in one line what is seen and what people do about it. `since` is the images shown when the signal was last good."""
-    signal = SIGNALS[name]
-    side = 'above' if signal.above else 'below'
+    """Say in one line what is seen and what people do about it. `since` is the images shown when the indicator was last good."""
+    indicator = INDICATORS[name]
+    side = 'above' if indicator.above else 'below'
     return (f'{name} is {value:.3g}, {side} {threshold:g}, at {nimg / 1000:g} kimg, and was last '
-            f'within at {since / 1000:g}: {signal.seen}. What people do: {signal.advice}')
+            f'within at {since / 1000:g}: {indicator.seen}. What people do: {indicator.advice}')

@@ -28,7 +28,7 @@ from imago.trainer.ranks import dist
 from imago.trainer.runs.checkpoint import CheckpointError, Checkpoints
 from imago.trainer.runs.dataset import open_held_out
 from imago.trainer.runs.stats import Stats
-from imago.trainer.watch.alarms import SIGNALS, new_alarms, sounding, update_alarms, warning
+from imago.trainer.watch.alarms import INDICATORS, new_alarms, sounding, update_alarms, warning
 from imago.trainer.watch.diversity import area_colours, diversity_of
 from imago.trainer.watch.spikes import MEANS, end_report, new_memory, see_step
 
@@ -44,7 +44,7 @@ def new_guard_memory(plan: Plan, state: TrainState) -> dict[str, Tensor]:
 @dataclass(frozen=True)
 class Verdict:
     rollback: bool       # whether to roll back; else the run stops
-    last_good: int       # images shown when all signals that sound now were last good
+    last_good: int       # images shown when all indicators that sound now were last good
 
 
 class Guard:
@@ -65,7 +65,7 @@ class Guard:
         see_step(self.state.guard, self.game.plan.phases, seen | {f'gradient_norm/{name}': result.gradient_norm})
 
     def report(self, stats: Stats) -> None:
-        """Look, remember, and warn of signals that begin to sound. Afterwards `verdict` says what is to be done."""
+        """Look, remember, and warn of indicators that begin to sound. Afterwards `verdict` says what is to be done."""
         guard, nimg, began = self.config.guard, self.state.nimg, time.perf_counter()
         values, norms = self._look()
         means, growth = end_report(self.state.guard, self.game.plan.phases, norms)
@@ -75,7 +75,7 @@ class Guard:
         awake = nimg >= self._start_nimg()
         for name in update_alarms(self.state.guard, values if awake else {}, nimg, patience=guard.patience,
                                   thresholds=guard.thresholds):
-            threshold = guard.thresholds.get(name, SIGNALS[name].threshold)
+            threshold = guard.thresholds.get(name, INDICATORS[name].threshold)
             text = warning(name, values[name], threshold, nimg, sounding(self.state.guard)[name])
             stats.note(f'guard/warning/{name}', text)
             self._say(text)
@@ -116,7 +116,7 @@ class Guard:
             self._draws = replace(self._draws, labels=torch.tensor(labels).repeat_interleave(each))
 
     def _look(self) -> tuple[dict[str, float], list[float]]:
-        """Return the signals that need the networks, and each layer's spectral norm. All ranks get what rank 0 saw."""
+        """Return the indicators that need the networks, and each layer's spectral norm. All ranks get what rank 0 saw."""
         state, found, norms = self.state, {}, []
         networks = [*state.networks.values(), *state.averages.values()]
         with self.strategy.whole(*networks):
@@ -151,7 +151,7 @@ class Guard:
         return found
 
     def _from_losses(self, means: dict[str, float]) -> dict[str, float]:
-        """Return the signals that come from the loss, as far as they have a meaning for this kind of loss."""
+        """Return the indicators that come from the loss, as far as they have a meaning for this kind of loss."""
         facts, found = self.config.game.loss_facts(self.config), {}
         if facts.signed and 'logits/real_sign' in means:
             found['real_sign'] = means['logits/real_sign']

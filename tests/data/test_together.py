@@ -1,4 +1,4 @@
-"""Streams of pairs of one class, and batches whose size depends on the images shown."""
+"""Streams that show two pictures of a class together, and batches whose size depends on the images shown."""
 
 import itertools
 import multiprocessing
@@ -17,7 +17,7 @@ STEPS = 8             # of 16 images
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp('pairs') / 'packed', SIZES, classes=3)
+    return write_dataset(tmp_path_factory.mktemp('together') / 'packed', SIZES, classes=3)
 
 
 def take(folder, steps=STEPS, **changes):
@@ -28,7 +28,7 @@ def take(folder, steps=STEPS, **changes):
     return taken
 
 
-def pairs_of(batch):
+def twos_of(batch):
     return list(zip(batch.keys[::2], batch.keys[1::2], strict=True))
 
 
@@ -41,7 +41,7 @@ def together(ranks):
 def test_rows_2i_and_2i_plus_1_are_two_pictures_of_a_class(folder):
     partners = defaultdict(set)
     for batch in take(folder, steps=30):
-        for (first, second), labels in zip(pairs_of(batch), batch.labels.unflatten(0, (-1, 2)).tolist(), strict=True):
+        for (first, second), labels in zip(twos_of(batch), batch.labels.unflatten(0, (-1, 2)).tolist(), strict=True):
             assert labels == [int(first) % 3] * 2 == [int(second) % 3] * 2 and first != second
             partners[first].add(second)
         assert batch.damaged == []
@@ -49,19 +49,19 @@ def test_rows_2i_and_2i_plus_1_are_two_pictures_of_a_class(folder):
     assert sum(len(seconds) > 1 for seconds in partners.values()) > 15, 'and not ever with the same one'
 
 
-def test_the_first_ones_are_those_without_pairs(folder):
-    for pairs, singles in zip(take(folder), take(folder, together=1), strict=True):
-        assert pairs.keys[::2] == singles.keys[::2] and pairs.keys != singles.keys
-        assert torch.equal(pairs.pictures['image'][::2], singles.pictures['image'][::2])
+def test_the_first_ones_are_those_of_single_pictures(folder):
+    for twos, singles in zip(take(folder), take(folder, together=1), strict=True):
+        assert twos.keys[::2] == singles.keys[::2] and twos.keys != singles.keys
+        assert torch.equal(twos.pictures['image'][::2], singles.pictures['image'][::2])
 
 
 @pytest.mark.parametrize('world, workers', [(2, 0), (4, 0), (1, 1)])
-def test_world_and_workers_do_not_change_the_pairs(folder, world, workers):
+def test_world_and_workers_do_not_change_who_is_together(folder, world, workers):
     ranks = [take(folder, rank=rank, world=world, workers=workers) for rank in range(world)]
     assert together(ranks) == together([take(folder)])
 
 
-def test_pairs_resume(folder):
+def test_streams_of_two_together_resume(folder):
     assert together([take(folder, STEPS - 3, nimg=48)]) == together([take(folder)])[3:]
 
 
@@ -79,12 +79,12 @@ def test_a_damaged_partner_is_passed_over_and_named(folder, tmp_path):
     copy, bad = copy_dataset(folder, tmp_path / 'damaged'), '000000014'
     spoil(copy, 1, [bad])
     batches, whole = take(copy, 30), take(folder, 30)
-    due = [pair for batch in whole for pair in pairs_of(batch)]
+    due = [pair for batch in whole for pair in twos_of(batch)]
     damaged = [line for batch in batches for line in batch.damaged]
     assert any(second == bad for _, second in due)
     assert len(damaged) == sum(pair.count(bad) for pair in due)
     assert all(line.startswith(f'shard-00001.tar/{bad}.png: ') for line in damaged)
-    for (first, second), pair in zip((pair for batch in batches for pair in pairs_of(batch)), due, strict=True):
+    for (first, second), pair in zip((pair for batch in batches for pair in twos_of(batch)), due, strict=True):
         assert bad not in (first, second) and first != second and int(first) % 3 == int(second) % 3
         assert bad in pair or (first, second) == pair
         assert pair[0] == bad or first == pair[0]
@@ -94,7 +94,7 @@ def test_a_partner_is_sought_in_the_other_shards(tmp_path):
     """Sample 3 is the only one of its class in the second shard."""
     folder = write_dataset(tmp_path / 'spread', (3, 1, 2), classes=3)
     batches = take(folder, 12, lanes=2, batch=4)
-    assert {second for batch in batches for first, second in pairs_of(batch) if first == '000000003'} == {'000000000'}
+    assert {second for batch in batches for first, second in twos_of(batch) if first == '000000003'} == {'000000000'}
 
 
 def test_the_last_picture_of_a_class_is_an_error(tmp_path):

@@ -20,7 +20,7 @@ BATCH = 16   # number of pictures that the generator makes at a time
 KEPT = 0.01, 0.99   # distances between these quantiles count, as in published figures
 
 
-def path_lengths(fakes: Fakes, extractor: Extractor, title: str, stopped: Callable[[], bool]) -> np.ndarray | None:
+def perceptual_path_lengths(fakes: Fakes, extractor: Extractor, title: str, stopped: Callable[[], bool]) -> np.ndarray | None:
     """Return squared distances over epsilon^2 [n], without both tails, along the maker's own way between latents.
 
     All ranks call it; ranks other than 0 get None.
