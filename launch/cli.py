@@ -11,13 +11,13 @@ from imago.trainer.command import Parser
 
 MODULES = {
     'pack': ('imago.trainer.pack.command', 'a folder, a zip or tars of pictures -> shards to train from'),
-    'train': ('imago.trainer', 'train, or go on training; --gpus N for several processes on this machine'),
+    'train': ('imago.trainer.tools.train', 'train, or go on training; --gpus N for several processes on this machine'),
     'sample': ('imago.trainer.tools.sample', 'pictures from a run, a checkpoint or an export'),
     'export': ('imago.trainer.tools.export', 'the trained generator as safetensors'),
     'evaluate': ('imago.trainer.tools.evaluate', 'scores of a generator or of pictures beside a dataset; --gpus N as for train'),
     'plot': ('imago.trainer.tools.plot', 'learning curves of one or several runs as one PNG'),
     'compare': ('imago.trainer.tools.compare', 'one table of several runs and their scores'),
-    'cost': ('imago.trainer.plan.cost', 'seconds, traffic and memory of a run on GPUs and nodes that need not be there'),
+    'cost': ('imago.trainer.tools.cost', 'seconds, traffic and memory of a run on GPUs and nodes that need not be there'),
     'launch': ('', 'the same run elsewhere: slurm, kubernetes, node (one of several), or local with --nproc N'),
     'doctor': ('imago.launch.doctor', 'what this machine has, and what it means for a run'),
 }
@@ -37,9 +37,9 @@ def main() -> int:
     # a folder named `imago` where the command is typed must not hide this package
     os.environ.setdefault('PYTHONSAFEPATH', '1')
     if options.command == 'train':
-        return local.start('imago.trainer', options.arguments, 'imago train')
+        return local.start('imago.trainer', MODULES['train'][0], options.arguments, 'imago train')
     if options.command == 'evaluate':
-        return local.start(MODULES['evaluate'][0], options.arguments, 'imago evaluate')
+        return local.start(MODULES['evaluate'][0], MODULES['evaluate'][0], options.arguments, 'imago evaluate')
     if options.command == 'launch':
         return launch(options.arguments)
     run_module(MODULES[options.command][0], options.arguments)
@@ -51,7 +51,7 @@ def launch(arguments: list[str]) -> int:
     parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='...')
     options = parser.parse_args(arguments)
     if options.where == 'local':
-        return local.start('imago.trainer', options.arguments, 'imago launch local', '--nproc')
+        return local.start('imago.trainer', MODULES['train'][0], options.arguments, 'imago launch local', '--nproc')
     run_module(f'imago.launch.{options.where}', options.arguments)
 
 

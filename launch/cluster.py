@@ -7,21 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from imago.trainer.command import Parser
+from imago.launch.local import MOST_RANKS
+from imago.trainer.command import Parser, up_to
 from imago.trainer.config.load import Config, load_config
 from imago.trainer.data.locations import could_hold_secrets, lacks_only_password, masked
 from imago.trainer.wording import shown
 
-MOST_NODES, MOST_RANKS = 10_000, 1024   # in a run; on a node
-
-
-def up_to(most: int) -> Callable[[str], int]:
-    """Return the type of an argument that is a whole number from 1 to `most`."""
-    def parse(text: str) -> int:
-        if not re.fullmatch('[0-9]{1,9}', text) or not 1 <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f'{shown(text)} is no whole number from 1 to {most}')
-        return int(text)
-    return parse
+MOST_NODES = 10_000   # in a run
 
 
 def spelled(pattern: str, advice: str, most: int = 253) -> Callable[[str], str]:

@@ -16,7 +16,7 @@ import psutil
 
 from imago.launch.cluster import MOST_NODES, load_run, run_parser, spelled
 from imago.launch.torchrun import STOPPED, run_torchrun
-from imago.trainer.command import tell_errors
+from imago.trainer.command import Parser, tell_errors
 from imago.trainer.config.load import Config
 from imago.trainer.runs.checkpoint_names import list_checkpoints
 from imago.trainer.wording import shown
@@ -26,13 +26,17 @@ HOST = re.compile(r'[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})|\[[0-9A-Fa-f:.]+(%[\w.-]
 LAST_CALL = 10   # seconds that an elastic run waits for more nodes than it needs
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parser() -> Parser:
     parser = run_parser(PROG, 'One node of several: torchrun, which every node starts with the same arguments.',
                         nodes=node_range, nodes_help='N, or MIN:MAX to go on with what is left after a loss')
     parser.add_argument('--rendezvous', required=True, metavar='HOST:PORT', help='where the nodes meet: on one of them')
     parser.add_argument('--id', default='imago', type=spelled('[A-Za-z0-9_.-]+', 'take letters, digits and . _ -', 100),
                         help='the same on all nodes, another one for each job')
-    options = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_intermixed_args(arguments)
     return tell_errors(PROG, lambda: run_node(options))
 
 

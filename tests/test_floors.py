@@ -1,6 +1,7 @@
 """Imports run strictly downward: from a room to those below it, and inside a room never in a circle."""
 
 import ast
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -9,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from imago.launch.cli import LAUNCHERS, MODULES
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ('trainer', 'kernels', 'launch', 'configs')
 ROOMS = (   # from the bottom up: a package with all that is in it, or a module
     'kernels', 'trainer.wording', 'trainer.command', 'trainer.ranks', 'trainer.data', 'trainer.config', 'trainer.models',
     'trainer.engine', 'trainer.objectives', 'trainer.games', 'trainer.runs', 'trainer.metrics', 'trainer.watch', 'trainer.plan',
-    'trainer.start', 'trainer.train', 'trainer.__main__', 'trainer.pack', 'trainer.tools', 'launch')
-FOR_LAUNCH = (   # a command starts at once, without torch, which only the doctor needs
+    'trainer.start', 'trainer.train', 'trainer.pack', 'trainer.tools', 'trainer.__main__', 'launch')
+FOR_LAUNCH = (   # what launchers may import; only the doctor's findings need more, torch among it
     'launch', 'kernels', 'trainer.config', 'trainer.command', 'trainer.wording', 'trainer.data.locations',
     'trainer.ranks.machine', 'trainer.ranks.device', 'trainer.runs.checkpoint_names')
 FILES = {'.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
@@ -49,9 +52,13 @@ def imports(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f'{module} imports relatively'
             names |= {f'{node.module}.{alias.name}' for alias in node.names}
+    check_names(module, names)
+    return {name.removeprefix('imago.') for name in names}
+
+
+def check_names(module: str, names: set[str]) -> None:
     bare = {name for name in names if name.split('.')[0] in PACKAGES}
     assert not bare, f'{module} imports {bare} without imago: other distributions have packages of these names'
-    return {name.removeprefix('imago.') for name in names}
 
 
 def imported_modules(module: str) -> set[str]:
@@ -95,6 +102,22 @@ def test_kernels_know_torch_alone(module):
 @pytest.mark.parametrize('module', [module for module in FILES if room_of(module) in ('trainer.models', 'trainer.objectives')])
 def test_networks_and_losses_know_nothing_of_ranks(module):
     assert not [name for name in imports(module) if 'dist' in name]
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'tests').rglob('*.py')), ids=lambda path: path.name)
+def test_tests_import_what_users_do(path):
+    """A bare name would load a module twice, or another distribution's."""
+    found = list(nodes(ast.parse(path.read_text())))
+    check_names(path.name, {alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}
+                | {node.module for node in found if isinstance(node, ast.ImportFrom)})
+
+
+def test_commands_start_without_torch():
+    """The parsers and the checks of all commands do without what takes longer to import than they may take to answer."""
+    names = [name for name, _ in MODULES.values() if name] + [f'imago.launch.{name}' for name in LAUNCHERS]
+    code = f'import importlib, sys; [importlib.import_module(name) for name in {names}]; print(*sys.modules)'
+    loaded = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert not {'torch', 'accelerate', 'webdataset', 'matplotlib', 'scipy', 'cleanfid', 'tensorboard'} & set(loaded)
 
 
 def test_rooms_are_regular_packages():

@@ -29,14 +29,16 @@ import imago.launch.kubernetes
 import imago.launch.local
 import imago.launch.node
 import imago.launch.slurm
+import imago.launch.torchrun
 import imago.trainer.pack.command
-import imago.trainer.plan.cost
 import imago.trainer.tools.compare
+import imago.trainer.tools.cost
 import imago.trainer.tools.evaluate
 import imago.trainer.tools.export
 import imago.trainer.tools.plot
 import imago.trainer.tools.sample
-import imago.trainer.train
+import imago.trainer.tools.train
+import imago.trainer.train  # noqa: F401
 from imago import launch, trainer
 from imago.trainer.config.load import Config, _known_keys
 from imago.trainer.ranks import dist
@@ -134,7 +136,7 @@ def job(rng):
 SOURCES = ['run', 'export', 'run/checkpoints/000000000048']
 # name -> (main, arguments, files that may be damaged)
 COMMANDS = {
-    'train': (trainer.train.main, lambda rng: ['c.yaml', *rng.overrides(), *rng.choice([['--dry-run'], []])], [*DATA, 'c.yaml']),
+    'train': (trainer.tools.train.main, lambda rng: ['c.yaml', *rng.overrides(), *rng.choice([['--dry-run'], []])], [*DATA, 'c.yaml']),
     'pack': (trainer.pack.command.main, lambda rng: [rng.pick('pictures', 'pictures.zip', 'shards'), rng.pick('out', 'run'), *rng.options(
         1, workers='1', labels='labels.csv labels.json', resolution='8 16x8', fit='pad', quality='90', shard_mb='0.01', seed='1', max_pixels='1000',
         encoding='png', background='red', channels='1', overwrite='', strict='', no_labels='')],
@@ -149,7 +151,7 @@ COMMANDS = {
         extractor='effnet_lite0 c.yaml', extractor_size='64', extractor_sha256='0' * 64, json='')], [*RUN, *EXPORT, *DATA]),
     'plot': (trainer.tools.plot.main, lambda rng: [rng.pick('run'), *rng.options(1, out='curves.png', keys='loss/*', hours='')], RUN[:3]),
     'compare': (trainer.tools.compare.main, lambda rng: ['run', *rng.choice([[], [rng.pick('run')]]), *rng.options(best='kid_x', json='')], RUN),
-    'cost': (trainer.plan.cost.main, lambda rng: ['c.yaml', 'data.resolution=16', *rng.overrides(2), *rng.options(
+    'cost': (trainer.tools.cost.main, lambda rng: ['c.yaml', 'data.resolution=16', *rng.overrides(2), *rng.options(
         2, nodes='1 2', gpus_per_node='1 2', classes='3', channels='1', tflops='10', sustained='0.5', memory_gb='80', link_gbit='100', gpu='a100')],
         ['c.yaml']),
     'launch slurm': (launch.slurm.main, lambda rng: job(rng) + rng.options(
@@ -238,7 +240,7 @@ def contained(monkeypatch, tmp_path):
         raise Hangs
     monkeypatch.setattr(trainer.train, 'train', lambda run: trainer.train.FINISHED)
     monkeypatch.setattr(trainer.pack.command, 'ProcessPoolExecutor', Here)
-    for module in (launch.node, launch.local):
+    for module in (launch.node, launch.torchrun):
         monkeypatch.setattr(module, 'run_torchrun', lambda ranks, arguments: 0)
     monkeypatch.setattr(os, 'execv', lambda *_: None)
     monkeypatch.setattr(psutil, 'virtual_memory', lambda: type('Memory', (), {'total': 2 ** 29}))

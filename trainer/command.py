@@ -25,6 +25,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'{self.prog}: error: {one_line(message)}\n')
 
 
+def up_to(most: int) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number from 1 to `most`."""
+    def parse(text: str) -> int:
+        if not re.fullmatch('[0-9]{1,9}', text) or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f'{shown(text)} is no whole number from 1 to {most}')
+        return int(text)
+    return parse
+
+
 def _joined(args: list[str]) -> list[str]:
     """Join each list of numbers that begins with a minus to the option before it: argparse would take it for an option."""
     joined = []

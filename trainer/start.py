@@ -6,18 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imago.trainer.config.division import fitting_lanes
 from imago.trainer.config.load import Config, parse_kept
 from imago.trainer.config.plan import Plan
-from imago.trainer.config.resolution import base_and_doublings
-from imago.trainer.config.schedule import check_growth, stage_at
-from imago.trainer.config.sections import CONTINUOUS
+from imago.trainer.config.schedule import stage_at
 from imago.trainer.data.conditions import to_text
 from imago.trainer.data.locations import masked
-from imago.trainer.data.manifest import SINGLE
 from imago.trainer.data.reals import first_conditions
-from imago.trainer.data.shards import Dataset, ShardError, open_dataset
-from imago.trainer.data.stream import Batch, check_resolution, stream
+from imago.trainer.data.shards import Dataset
+from imago.trainer.data.stream import Batch, stream
 from imago.trainer.engine.parallel import Strategy, make_strategy
 from imago.trainer.engine.state import TrainState, make_state
 from imago.trainer.models import num_parameters
@@ -27,18 +23,16 @@ from imago.trainer.ranks import dist
 from imago.trainer.ranks.backend import agree_on_kernels
 from imago.trainer.ranks.device import unused_gpu
 from imago.trainer.runs.checkpoint import Checkpoints
+from imago.trainer.runs.dataset import lanes_of, open_checked
 from imago.trainer.runs.description import describe_maker
 from imago.trainer.runs.run_folder import (
-    CONFIG_FILE,
     RunFolder,
     check_same_run,
-    read_config,
     refuse_changes,
     told_of_micro_batches,
 )
 from imago.trainer.watch.evaluation import Evaluation, make_evaluation
-from imago.trainer.watch.guard import new_guard_memory, open_held_out
-from imago.trainer.wording import listed
+from imago.trainer.watch.guard import new_guard_memory
 
 
 @dataclass(frozen=True)
@@ -97,82 +91,6 @@ def check(config: Config) -> tuple[Config, Dataset]:
     config = config.model_copy(update={'data': config.data.model_copy(update={'lanes': lanes})})
     dist.together(lambda: check_same_run(Path(config.run_dir), config), main_only=True)
     return config, dataset
-
-
-def open_checked(config: Config) -> Dataset:
-    """Open the dataset and check that `config` can be trained on it. ValueError otherwise."""
-    dataset = open_data(config, 'path')
-    if config.data.path_b is not None:
-        dataset = replace(dataset, b=open_data(config, 'path_b'))
-    manifest = dataset.manifest
-    if config.data.conditional is True and not manifest.class_names:
-        raise ValueError(f'data.conditional=true, but {masked(config.data.path)} has no labels; pack a folder with one sub-folder '
-                         'a class, or give imago pack --labels FILE')
-    if config.data.conditional is True and len(manifest.class_names) == 1:
-        raise ValueError(f'data.conditional=true, but the only class of {masked(config.data.path)} is {manifest.class_names[0]}; '
-                         'pack one sub-folder a class, or set data.conditional=false')
-    if config.data.conditional == CONTINUOUS and len(manifest.condition_shape or ()) != 1:
-        there = f'sequences {list(manifest.condition_shape)}' if manifest.condition_shape else 'no conditions'
-        raise ValueError(f'network.name={config.network.name} with data.conditional={CONTINUOUS} takes a vector with each '
-                         f'picture, and {masked(config.data.path)} has {there}; pack a vector for each by imago pack '
-                         '--conditions FILE, or set data.conditional=false')
-    config.game.check_data(manifest)
-    check_domains(config, dataset)
-    size = config.data.size(manifest.resolution)
-    if size is None:
-        raise ValueError(f'{masked(config.data.path)} holds pictures of different sizes; show parts of them by data.crop=SIZE, '
-                         'or pack them with imago pack --resolution')
-    base_and_doublings(size)
-    check_growth(config, size)
-    check_resolution(dataset, size)
-    if config.guard.data:
-        open_held_out(config, manifest)
-    return dataset
-
-
-def lanes_of(config: Config, dataset: Dataset, world: int) -> int:
-    """Return the lanes of the run that `config` goes on with, or for a new run those that fit. ValueError if none do."""
-    folder, lanes = Path(config.run_dir), config.data.lanes
-    fewest = min(one.manifest.num_samples for one in (dataset, dataset.b) if one)
-    if lanes is None and (folder / CONFIG_FILE).is_file():
-        lanes = read_config(folder).data.lanes
-        if lanes % world:
-            fit = [count for count in range(1, lanes + 1) if lanes % count == 0]
-            raise ValueError(f'{folder} deals its pictures to {lanes} lanes, which {world} ranks cannot share alike; go on with '
-                             f'{listed(fit)} ranks, or choose another run_dir')
-    lanes = lanes or fitting_lanes(config, world, fewest)
-    if lanes > fewest:
-        raise ValueError(f'data.lanes={lanes} is more than the {fewest} pictures of the dataset; leave data.lanes out, or pack more')
-    return lanes
-
-
-def open_data(config: Config, key: str) -> Dataset:
-    """Open the dataset that `data.KEY` names. ValueError if it cannot be opened."""
-    data = config.data
-    try:
-        return open_dataset(getattr(data, key), cache_dir=data.cache_dir, cache_gb=data.cache_gb, crop=data.crop)
-    except ShardError as error:
-        raise ValueError(f'data.{key}: {error}') from error
-
-
-def check_domains(config: Config, dataset: Dataset) -> None:
-    """Raise ValueError unless the game takes pictures of these domains, and two datasets go together."""
-    takes, b = config.game.plan(config, dataset.manifest).domains, dataset.b and dataset.b.manifest
-    if b and (dataset.manifest.domains, b.domains) != (SINGLE, SINGLE):
-        raise ValueError('data.path_b with samples of two pictures each, which are pairs already; leave data.path_b out, or pack '
-                         'both without --pair')
-    if b and b.channels != dataset.manifest.channels:
-        raise ValueError(f'data.path_b has {b.channels} channels, data.path {dataset.manifest.channels}; pack both with the same '
-                         '--channels')
-    if takes == dataset.domains:
-        return
-    if takes == SINGLE:
-        mend = 'leave data.path_b out' if b else 'pack one folder, without --pair'
-        raise ValueError(f'game.name={config.game.name} takes single pictures, and there are two at a time here; {mend}, or '
-                         'choose a game of two domains')
-    raise ValueError(f'game.name={config.game.name} takes pictures of the domains {" and ".join(takes)}, and those of '
-                     f'{masked(config.data.path)} are of {" and ".join(dataset.domains)}; pack pairs by imago pack A --pair B '
-                     'OUT, or give the second dataset as data.path_b')
 
 
 def resume(config: Config, dataset: Dataset, plan: Plan, state: TrainState, kernels: str) -> Checkpoints:

@@ -1,20 +1,18 @@
-"""`imago train`: a run, from its configuration to its last checkpoint. The same command starts and resumes it."""
+"""The training loop, and how a run ends."""
 
 import time
 from contextlib import closing
 
-from imago.trainer.command import Parser, tell_error
-from imago.trainer.config.load import load_config, to_yaml
+from imago.trainer.command import tell_error
+from imago.trainer.config.load import Config
 from imago.trainer.data.shards import ShardError
 from imago.trainer.engine.ema import ema_decay, update_ema
 from imago.trainer.engine.phase import NonFiniteGradient, run_phase
 from imago.trainer.games import make_game
-from imago.trainer.plan.preflight import describe_needs
 from imago.trainer.ranks import dist
-from imago.trainer.ranks.device import check_device
 from imago.trainer.ranks.stop_signals import StopSignal, StopSignals, asked_to_stop
 from imago.trainer.runs.checkpoint import CheckpointError
-from imago.trainer.start import Run, check, open_stream, prepare
+from imago.trainer.start import Run, open_stream, prepare
 from imago.trainer.watch.guard import Verdict, roll_back
 from imago.trainer.watch.watch import Watch, due
 
@@ -118,22 +116,9 @@ class Course:
         return STOPPED if self._went_back or self._verdict is None else GUARDED
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog='imago train', description=__doc__,
-                    epilog='imago train also takes --gpus N: N processes here, by torchrun.')
-    parser.add_argument('config', help='a YAML file, or the name of one in configs/')
-    parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, e.g. data.path=my-shards batch=32')
-    parser.add_argument('--dry-run', action='store_true', help='check everything, say what the run needs, and whether it fits here')
-    parser.add_argument('--print-config', action='store_true', help='check everything, and print the whole configuration')
-    options = parser.parse_intermixed_args(arguments)
+def begin(config: Config) -> int:
+    """Start or resume a run, and train it. Returns this rank's exit status. All ranks call it together."""
     try:
-        config = load_config(options.config, options.overrides)
-        if options.dry_run or options.print_config:
-            kind = check_device(config.device)
-            config, dataset = check(config)
-            dist.print0(to_yaml(config) if options.print_config else
-                        describe_needs(config, dataset.manifest, dist.world_size(), kind))
-            return 0
         dist.init(config.device, config.parallel.timeout_minutes)
         run = prepare(config)
     except (ValueError, OSError) as error:

@@ -44,7 +44,7 @@ STEPS = 40
 # at every call of time.time the clock leaps by up to a hundred days, forwards or backwards
 LEAPING = '''import random, time, sys; true = time.time
 time.time = lambda: true() + random.uniform(-1, 1) * 8640000
-from imago.trainer.train import main; sys.exit(main(sys.argv[1:]))'''
+from imago.trainer.tools.train import main; sys.exit(main(sys.argv[1:]))'''
 
 
 class Run:

@@ -28,7 +28,8 @@ from step import DEFAULTS, Trainer
 
 from imago.trainer.config.load import Config, load_config
 from imago.trainer.data.shards import open_dataset
-from imago.trainer.plan.cost import Cost, Machine, cost
+from imago.trainer.plan.cost import Cost, cost
+from imago.trainer.plan.machine import Machine
 from imago.trainer.plan.traffic import PASSES
 from imago.trainer.plan.work import count_work
 from imago.trainer.ranks import dist

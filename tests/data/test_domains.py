@@ -21,7 +21,7 @@ from imago.trainer.data.order import Order
 from imago.trainer.data.shards import Dataset, open_dataset
 from imago.trainer.data.stream import Batch
 from imago.trainer.pack.shards import ShardWriter
-from imago.trainer.start import lanes_of, open_checked
+from imago.trainer.runs.dataset import lanes_of, open_checked
 
 SAMPLES = (7, 5)
 

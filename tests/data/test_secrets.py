@@ -18,8 +18,9 @@ from imago.launch import kubernetes, slurm
 from imago.trainer.config.load import load_config, parse_config, to_yaml
 from imago.trainer.data.shards import Dataset, ShardError, open_dataset
 from imago.trainer.data.web import find_login
-from imago.trainer.tools import evaluate
-from imago.trainer.train import main
+from imago.trainer.metrics.settings import settings
+from imago.trainer.tools import evaluate, scoring
+from imago.trainer.tools.train import main
 
 LOGIN = 'Basic ' + base64.b64encode('alice:s3cr/t é'.encode()).decode()
 QUOTED = 's3cr%2Ft%20%C3%A9'    # as it is written in a URL
@@ -186,8 +187,8 @@ def test_a_run_keeps_no_password_and_goes_on_when_it_is_given_again(server, fold
     monkeypatch.delenv('IMAGO_DATA_PASSWORD')
     write_netrc(tmp_path, 'machine 127.0.0.1 login alice password "s3cr/t é"')
     options = evaluate_options(tmp_path / 'run')
-    assert evaluate.settings(options)[1] == f'http://alice:***@{host}/data'
-    assert evaluate.find_pictures(evaluate.settings(options)[1], evaluate.settings(options)[0], 5).count == 5
+    assert settings(options)[1] == f'http://alice:***@{host}/data'
+    assert scoring.find_pictures(settings(options)[1], settings(options)[0], 5).count == 5
     told = capfd.readouterr()
     assert files_with('s3cr', tmp_path / 'run') == [] and 's3cr' not in asked + told.out + told.err
 

@@ -21,13 +21,14 @@ from imago.trainer.games import GAMES, add_game
 from imago.trainer.metrics.pictures import Fakes, ShardPictures
 from imago.trainer.metrics.protocol import check_evaluation
 from imago.trainer.models import NETWORKS, num_parameters
-from imago.trainer.plan.cost import cost, machine_of, parser
+from imago.trainer.plan.cost import cost
 from imago.trainer.plan.preflight import describe_needs, phase_activations, rank_bytes
 from imago.trainer.plan.work import count_work
 from imago.trainer.ranks import dist
 from imago.trainer.runs.checkpoint import list_checkpoints
 from imago.trainer.runs.export import load_generator, open_maker
 from imago.trainer.tools import export, sample
+from imago.trainer.tools.cost import machine_of, parser
 
 STRATEGIES = ('data', 'fsdp', 'zero')
 GAME = {'name': 'four_networks', 'width': 3}

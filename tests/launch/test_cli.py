@@ -10,7 +10,7 @@ import yaml
 from runs_for_tests import tiny_tree, write_tiny
 from shards_for_tests import write_dataset
 
-from imago.trainer.train import main
+from imago.trainer.tools.train import main
 
 ROOT = Path(__file__).parents[2]
 

@@ -136,7 +136,7 @@ def test_neighbours_one_by_one():
         return torch.cdist(of.double(), of.double()).kthvalue(k + 1, dim=1).values
     pairs = torch.cdist(x.double(), y.double())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('trainer.metrics.manifold.ENTRIES', 300)
+        patch.setattr('imago.trainer.metrics.manifold.ENTRIES', 300)
         found = compare_manifolds(x, y)
     inside = pairs <= radius(y, 5)
     assert torch.equal(found.precision.bool(), (pairs <= radius(y, 3)).any(1))

@@ -62,7 +62,7 @@ def test_inception_by_path_and_its_two_resizers(inception):
 
 
 def test_weights_are_fetched_once_and_checked_ever_after(inception, cache, monkeypatch):
-    monkeypatch.setattr(weights, 'inception_url', inception.as_uri())
+    monkeypatch.setattr('cleanfid.downloads_helper.inception_url', inception.as_uri())
     fetched, fetch = [], weights._fetch
     monkeypatch.setattr(weights, '_fetch', lambda path: (fetched.append(path), fetch(path)))
     with ThreadPoolExecutor(3) as pool:
@@ -77,7 +77,7 @@ def test_weights_are_fetched_once_and_checked_ever_after(inception, cache, monke
 
 
 def test_offline_says_what_to_do(cache, monkeypatch):
-    monkeypatch.setattr(weights, 'inception_url', 'http://127.0.0.1:9/none')
+    monkeypatch.setattr('cleanfid.downloads_helper.inception_url', 'http://127.0.0.1:9/none')
     with pytest.raises(ValueError, match='cannot be fetched .*copy inception-2015-12-05.pt there, give its path, or take'):
         make('inception')
     assert not (cache / weights.INCEPTION_FILE).exists()

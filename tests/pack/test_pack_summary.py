@@ -15,8 +15,8 @@ from imago.trainer.data.manifest import Manifest, Shard
 from imago.trainer.pack import summary as pack_summary
 from imago.trainer.pack.command import main as pack
 from imago.trainer.pack.summary import train_command
-from imago.trainer.tools.evaluate import FolderPictures, find_pictures
-from imago.trainer.train import main as train
+from imago.trainer.tools.scoring import FolderPictures, find_pictures
+from imago.trainer.tools.train import main as train
 
 
 def manifest(size: tuple[int, int], samples: int, channels: int = 3) -> Manifest:

@@ -12,10 +12,13 @@ from torch.utils._pytree import tree_leaves
 from imago.trainer.data.shards import open_dataset
 from imago.trainer.engine.parallel import make_strategy
 from imago.trainer.engine.phase import run_phase
-from imago.trainer.plan.cost import STRATEGIES, Machine, cost, main
-from imago.trainer.plan.traffic import Collective, Group, phase_traffic
+from imago.trainer.plan.cost import cost
+from imago.trainer.plan.layouts import STRATEGIES, Group
+from imago.trainer.plan.machine import Machine
+from imago.trainer.plan.traffic import Collective, phase_traffic
 from imago.trainer.plan.work import Operation, Operations, count_work
 from imago.trainer.start import open_stream
+from imago.trainer.tools.cost import main
 
 KINDS = {'allreduce_': 'all_reduce', '_allgather_base_': 'all_gather', 'reduce_scatter_': 'reduce_scatter'}
 MACHINE = Machine(flops_low=4e14, flops=2e14, bandwidth=4e12, launch=1e-6, inside=4e11, between=5e10, latency_inside=5e-6,

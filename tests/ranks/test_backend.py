@@ -14,7 +14,8 @@ from imago.trainer.ranks import dist
 from imago.trainer.ranks.backend import agree_on_kernels
 from imago.trainer.runs.checkpoint import SEAL, list_checkpoints
 from imago.trainer.start import prepare
-from imago.trainer.train import main, train
+from imago.trainer.tools.train import main
+from imago.trainer.train import train
 
 HOW = {'none at all': '', 'busy': 'another process has been building', 'broken': "'no-such-compiler', which CXX names, is missing"}
 

@@ -157,7 +157,7 @@ def test_a_killed_launcher_leaves_no_rank_behind(shards, tmp_path):
 
 
 def train_in_child(path, arguments):
-    from imago.trainer.train import main
+    from imago.trainer.tools.train import main
     os.chdir(path)
     sys.exit(main(arguments))
 

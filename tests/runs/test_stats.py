@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from imago.trainer.ranks import dist
 from imago.trainer.runs.events import Events
 from imago.trainer.runs.stats import Stats
-from imago.trainer.train import main
+from imago.trainer.tools.train import main
 
 
 def read(folder):

@@ -17,7 +17,8 @@ from imago.trainer.models.spectral import spectral_norms
 from imago.trainer.ranks import dist
 from imago.trainer.runs.checkpoint import list_checkpoints
 from imago.trainer.start import prepare
-from imago.trainer.train import GUARD_STATUS, main
+from imago.trainer.tools.train import main
+from imago.trainer.train import GUARD_STATUS
 from imago.trainer.watch import guard
 from imago.trainer.watch.alarms import INDICATORS, new_alarms, sounding, update_alarms, warning
 from imago.trainer.watch.diversity import area_colours, diversity_of

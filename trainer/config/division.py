@@ -7,6 +7,7 @@ from imago.trainer.config.schema import MOST_IMAGES
 
 if TYPE_CHECKING:
     from imago.trainer.config.load import Config
+    from imago.trainer.config.sections import ParallelConfig
 
 USUAL_LANES = 64    # divided by most numbers of ranks that a run goes on with
 
@@ -79,3 +80,8 @@ def _smaller(config: 'Config', world: int) -> dict[str, int]:
 
 def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
+
+
+def parts_of(config: 'ParallelConfig', world: int) -> int:
+    """Return over how many ranks a network is cut."""
+    return world // config.replicas if config.strategy == 'fsdp' else 1

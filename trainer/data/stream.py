@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, default_collate
 from imago.trainer.data.commands import kill_commands
 from imago.trainer.data.manifest import TWO_DOMAINS
 from imago.trainer.data.order import Order, batch_indices
-from imago.trainer.data.shards import Dataset, Sample, SampleReader, ShardError
+from imago.trainer.data.shards import Dataset, Sample, SampleReader, ShardError, check_resolution
 from imago.trainer.ranks.stop_signals import StopSignal, interruptible
 
 
@@ -165,26 +165,6 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     if workers:
         atexit.register(_end_workers, weakref.ref(loading))
     return _batches(loading, workers, any(one.source.remote for one in (dataset, dataset.b) if one), mouth)
-
-
-def check_resolution(dataset: Dataset, resolution: tuple[int, int]) -> None:
-    """Raise ValueError unless the pictures, or the parts of them that are shown, can have `resolution` (height, width)."""
-    if dataset.b:
-        check_resolution(dataset.b, resolution)
-    manifest, crop, (height, width) = dataset.manifest, dataset.crop, resolution
-    fix = f'pack them with: imago pack --resolution {height}x{width}'
-    least = manifest.resolution or manifest.smallest
-    if crop and least and (crop[0] > least[0] or crop[1] > least[1]):
-        raise ValueError(f'data.crop={crop[0]}x{crop[1]} is larger than pictures of the dataset, whose sides are at least '
-                         f'{least[0]}x{least[1]}; use a smaller one, such as {min(crop[0], least[0])}x{min(crop[1], least[1])}, '
-                         'or pack larger pictures')
-    if dataset.size is None:
-        raise ValueError(f'resolution={height}x{width} of pictures that were packed at their own sizes; show parts of them by '
-                         f'data.crop={height}x{width}, or {fix}')
-    whole = 'of data.crop={}x{}' if crop else 'of the {}x{} that the pictures were packed at'
-    if height < 1 or height > dataset.size[0] or height * dataset.size[1] != width * dataset.size[0]:
-        raise ValueError(f'resolution={height}x{width} must have the aspect ratio {whole.format(*dataset.size)}, and be no '
-                         f'larger; {"change one of them" if crop else fix}')
 
 
 def _steps(nimg: int, batch_at: Callable[[int], int]) -> Iterator[tuple[int, int]]:

@@ -242,11 +242,6 @@ def make_strategy(config: ParallelConfig) -> Strategy:
     return ZeroSharded() if config.strategy == 'zero' else DataParallel()
 
 
-def parts_of(config: ParallelConfig, world: int) -> int:
-    """Return over how many ranks a network is cut."""
-    return world // config.replicas if config.strategy == 'fsdp' else 1
-
-
 def part_lengths(parameters: list[nn.Parameter], count: int) -> list[int]:
     """Return the space that one of `count` parts of each parameter takes. DTensor cuts dimension 0, so the last parts may be
     smaller or empty."""

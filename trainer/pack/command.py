@@ -262,7 +262,7 @@ def write_samples(writer: ShardWriter, results: Iterator[tuple[Encoded, ...] | S
     return tally
 
 
-def make_parser() -> Parser:
+def parser() -> Parser:
     parser = Parser(prog='imago pack', description=__doc__, epilog='imago pack --verify FOLDER finds damage in what was packed: a line '
                     'for each bad shard, and status 1 if there is one.')
     parser.add_argument('source', metavar='SOURCE', help='a folder or .zip of pictures, in one sub-folder a class or '
@@ -311,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if '--verify' in arguments:
         return verify.main(arguments)
-    options = make_parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         pack(options)
     except ValueError as error:

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from webdataset import TarWriter
 
 from imago.trainer.data.checksums import LINE, append_checksums, checksum, padded
 from imago.trainer.data.conditions import CONDITION, to_bytes
@@ -80,6 +79,7 @@ class ShardWriter:
         self._file = None
 
     def _open(self) -> None:
+        from webdataset import TarWriter  # it imports torch
         self._file = open(self.folder / f'shard-{len(self.shards):05d}.tar', 'w+b')
         self._tar = TarWriter(self._file, user='root', group='root', mtime=0)  # the bytes do not depend on machine and time
         self._first, self._sums = self.samples, array('I')

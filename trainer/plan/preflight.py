@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from imago.trainer.config.division import parts_of
 from imago.trainer.config.load import Config
 from imago.trainer.config.plan import Plan
 from imago.trainer.data.locations import masked
 from imago.trainer.data.manifest import Manifest
 from imago.trainer.data.stream import Batch
-from imago.trainer.engine.parallel import parts_of
 from imago.trainer.engine.phase import only_trained
 from imago.trainer.engine.state import TrainState, make_networks
 from imago.trainer.games import make_game

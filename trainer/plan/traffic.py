@@ -9,22 +9,11 @@ from math import ceil, log2
 from torch import nn
 
 from imago.trainer.config.load import ParallelConfig
-from imago.trainer.engine.parallel import part_lengths, parts_of
+from imago.trainer.engine.parallel import part_lengths
+from imago.trainer.plan.layouts import Group, mesh
 from imago.trainer.plan.work import PhaseWork
 
 PASSES = {'all_reduce': 2, 'all_gather': 1, 'reduce_scatter': 1}   # times that the whole data goes around a ring
-
-
-@dataclass(frozen=True)
-class Group:
-    """Ranks that work together: `inside` of them on each of `nodes`."""
-
-    inside: int
-    nodes: int = 1
-
-    @property
-    def size(self) -> int:
-        return self.inside * self.nodes
 
 
 @dataclass(frozen=True)
@@ -50,17 +39,6 @@ class Collective:
         It counts those of trees, which NCCL uses where latency counts.
         """
         return PASSES[self.kind] * ceil(log2(self.group.inside)), PASSES[self.kind] * ceil(log2(self.group.nodes))
-
-
-def mesh(parallel: ParallelConfig, nodes: int, gpus: int) -> tuple[Group, Group]:
-    """Return the ranks that share one set of parts, and those that hold the same part. ValueError where the cut is uneven."""
-    parts = parts_of(parallel, nodes * gpus)
-    if parts <= gpus and gpus % parts == 0:
-        return Group(parts), Group(gpus // parts, nodes)
-    if parts % gpus == 0:
-        return Group(gpus, parts // gpus), Group(1, nodes * gpus // parts)
-    raise ValueError(f'parallel.replicas={parallel.replicas} on {nodes} nodes of {gpus} GPUs: sets of {parts} parts neither '
-                     f'fill nodes nor divide one; use a divisor of {nodes}, or {nodes} times one of {gpus}')
 
 
 def phase_traffic(parallel: ParallelConfig, phase: PhaseWork, networks: dict[str, nn.Module], micro_batches: int,

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from imago.trainer.ranks.device import check_device
 from imago.trainer.ranks.heartbeat import Heartbeat
 from imago.trainer.ranks.stop_signals import StopSignal
+from imago.trainer.ranks.world import is_main, print0, rank, world_size  # noqa: F401, as callers say dist.print0
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _PR_SET_PDEATHSIG = -1, -3, 1
 T = TypeVar('T')
@@ -48,23 +49,6 @@ def init(device: str, timeout_minutes: float = 10.0) -> None:
 def device() -> torch.device:
     """Return this rank's device; `init` must come first."""
     return PartialState().device
-
-
-def rank() -> int:
-    return int(os.environ.get('RANK', 0))
-
-
-def world_size() -> int:
-    return int(os.environ.get('WORLD_SIZE', 1))
-
-
-def is_main() -> bool:
-    return rank() == 0
-
-
-def print0(*words: object) -> None:
-    if is_main():
-        print(*words, flush=True)
 
 
 def new_group() -> torch.distributed.ProcessGroup | None:

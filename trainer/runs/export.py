@@ -16,11 +16,12 @@ from imago.trainer.data.reading import open_regular
 from imago.trainer.data.sealed import facts, read_sealed, write_sealed
 from imago.trainer.games import GAMES
 from imago.trainer.games.makers import Maker
-from imago.trainer.runs.checkpoint import SEAL, find_damage, newest_of, read_seal
+from imago.trainer.runs.checkpoint import find_damage
 from imago.trainer.runs.checkpoint_reader import CheckpointReader, load_tensors
 from imago.trainer.runs.description import OLDER, Description, build_networks, without_content, written
+from imago.trainer.runs.generator_folder import ABOUT, WEIGHTS, check_new, check_source
+from imago.trainer.runs.seal import SEAL, newest_of, read_seal
 
-WEIGHTS, ABOUT = 'generator.safetensors', 'generator.json'
 MOST_HEADER = 1 << 27   # bytes before the tensors; safetensors itself accepts up to 10**8
 
 
@@ -44,12 +45,6 @@ def write_export(maker: Maker, about: dict, out: Path) -> None:
         raise
 
 
-def check_new(out: Path) -> None:
-    """Raise ValueError unless an export may be made at `out`."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f'{out} exists and is not an empty folder; choose another')
-
-
 def describe(path: str | Path) -> tuple[Path, dict]:
     """Find the networks of a maker in an export, a checkpoint, or a run folder (its newest whole checkpoint).
 
@@ -57,8 +52,7 @@ def describe(path: str | Path) -> tuple[Path, dict]:
     cannot be checked. Raises ValueError if there is none, or it is damaged. Nothing is built yet.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f'no such folder: {folder}; give a run folder, a checkpoint or an export')
+    check_source(folder)
     if os.path.lexists(folder / ABOUT):
         about = _of_export(folder)
     elif os.path.lexists(folder / SEAL):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from imago.trainer.command import Parser, tell_errors
 from imago.trainer.config.load import Config, parse_kept
-from imago.trainer.runs.checkpoint import newest_of, read_seal
 from imago.trainer.runs.history import best_evaluation, read_evaluations, read_reports
+from imago.trainer.runs.seal import newest_of, read_seal
 from imago.trainer.wording import listed, shown
 
 MUST_AGREE = ('extractor', 'weights_sha256', 'resizer')
@@ -83,13 +83,17 @@ def _score(run: dict, name: str) -> str:
     return f'{run["values"][name]:.4g} [{low:.4g}, {high:.4g}]'
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parser() -> Parser:
     parser = Parser(prog='imago compare', description=__doc__)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='a run folder with evaluations')
     parser.add_argument('--best', metavar='SCORE', help='of each run the evaluation that is best by this score, e.g. '
                         'kid_effnet_lite0 (default: its last)')
     parser.add_argument('--json', action='store_true', help='for machines')
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     return tell_errors('imago compare', lambda: compare(list(dict.fromkeys(options.runs)), options.best, options.json))
 
 

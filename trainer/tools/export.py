@@ -1,33 +1,48 @@
 """`imago export` writes the EMA generator as safetensors and JSON, for use without its run."""
 
+import argparse
 import sys
 from pathlib import Path
 
-from imago.trainer.command import Parser, tell_error
-from imago.trainer.games.makers import check_batches
-from imago.trainer.runs.export import ABOUT, WEIGHTS, check_new, open_maker, write_export
+from imago.trainer.command import Parser, tell_errors
+from imago.trainer.runs.generator_folder import ABOUT, WEIGHTS, check_new, check_source
+
+MOST_BATCHES = 10_000
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parser() -> Parser:
     parser = Parser(prog='imago export', description=__doc__)
     parser.add_argument('source', help='a run folder (its newest checkpoint) or a checkpoint')
     parser.add_argument('out', help='folder to write; must not exist, or be empty')
     parser.add_argument('--standing-batches', type=int, default=0, metavar='N',
                         help='take batch-norm statistics anew from N batches of fakes (default: as kept while training)')
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def check_batches(batches: int) -> None:
+    """Raise ValueError unless standing statistics can be taken over so many batches; 0 means that none are taken."""
+    if not 0 <= batches <= MOST_BATCHES:
+        raise ValueError(f'--standing-batches {batches} is not between 0 and {MOST_BATCHES}; 16 is usual')
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    return tell_errors('imago export', lambda: export(options))
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the export, say so, and return the exit status. ValueError, before any work, for what makes no sense."""
+    if not options.out:
+        raise ValueError('the folder to write has no name; give one')
     out = Path(options.out)
-    try:
-        if not options.out:
-            raise ValueError('the folder to write has no name; give one')
-        check_new(out)
-        check_batches(options.standing_batches)
-        maker, about = open_maker(options.source)
-        if options.standing_batches:
-            maker.take_standing_statistics(options.standing_batches)
-        write_export(maker, about, out)
-    except (ValueError, OSError) as error:
-        tell_error('imago export', error)
-        return 2
+    check_new(out)
+    check_batches(options.standing_batches)
+    check_source(Path(options.source))
+    from imago.trainer.runs.export import open_maker, write_export
+    maker, about = open_maker(options.source)
+    if options.standing_batches:
+        maker.take_standing_statistics(options.standing_batches)
+    write_export(maker, about, out)
     print(f'wrote {out / WEIGHTS} and {out / ABOUT} ({about["nimg"] / 1000:g} kimg)')
     return 0
 

@@ -4,16 +4,17 @@ import fnmatch
 import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from imago.trainer.command import Parser, tell_errors
 from imago.trainer.data.durable import in_place_of
 from imago.trainer.runs.history import read_evaluations, read_reports
 from imago.trainer.wording import listed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DEFAULT = ('metrics/*', 'loss/D', 'loss/G', 'logits/*_sign', 'penalty/*', 'path_length', 'augment/p', 'guard/*', 'speed/*')
 MOST_PANELS = 120
@@ -33,6 +34,9 @@ def plot(folders: list[Path], out: Path, keys: list[str], by_hours: bool = False
         raise ValueError(f'no curve is named {listed(keys)}; there are {listed(known, keys[0])}')
     if len(names) > MOST_PANELS:
         raise ValueError(f'{len(names)} curves are named, {listed(names)}; --keys takes up to {MOST_PANELS} of them')
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure((5 * columns, 3 * rows + 0.4), layout='constrained')
@@ -49,7 +53,7 @@ def plot(folders: list[Path], out: Path, keys: list[str], by_hours: bool = False
     return len(names)
 
 
-def draw_panel(axes: Axes, name: str, curves: dict[str, Curve], runs: list[str]) -> None:
+def draw_panel(axes: 'Axes', name: str, curves: dict[str, Curve], runs: list[str]) -> None:
     axes.set_title(name, fontsize='medium')
     axes.grid(alpha=0.3)
     for run, curve in curves.items():
@@ -77,14 +81,18 @@ def curves_of(folder: Path, by_hours: bool) -> dict[str, Curve]:
     return {name: [(at(nimg), *rest) for nimg, *rest in curve] for name, curve in curves.items()}
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parser() -> Parser:
     parser = Parser(prog='imago plot', description=__doc__)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='a run folder')
     parser.add_argument('--out', type=Path, help='the PNG to write (default: curves.png in the first run)')
     parser.add_argument('--hours', action='store_true', help='hours of training on the axis, not kimg')
     parser.add_argument('--keys', nargs='+', default=list(DEFAULT), metavar='KEY',
                         help='names or patterns of stats.jsonl and metrics/SCORE (default: %(default)s)')
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     out = options.out or options.runs[0] / 'curves.png'
 
     def work() -> int:

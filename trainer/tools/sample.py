@@ -5,16 +5,11 @@ import re
 import sys
 from pathlib import Path
 
-import torch
-from PIL import Image
-
 from imago.trainer.command import Parser, tell_error
 from imago.trainer.data.durable import in_place_of
-from imago.trainer.games.makers import Sampling, check_batches, generate
-from imago.trainer.ranks.progress import Progress
-from imago.trainer.runs.export import open_maker
+from imago.trainer.runs.generator_folder import check_source
 from imago.trainer.tools.choices import add_choices, class_of, read_condition
-from imago.trainer.watch.grids import grid
+from imago.trainer.tools.export import check_batches
 
 MOST_SEEDS = 10_000   # all pictures are in memory before the first is written
 COLUMNS = 8
@@ -54,6 +49,20 @@ def sample(options: argparse.Namespace) -> list[Path]:
     """Write the pictures and return their paths. ValueError for what the user can mend."""
     seeds, out = parse_seeds(options.seeds), Path(options.out)
     check(options, len(seeds))
+    check_source(Path(options.source))
+    return write(options, seeds, out)
+
+
+def write(options: argparse.Namespace, seeds: list[int], out: Path) -> list[Path]:
+    """Do the work of `sample`, with torch."""
+    import torch
+    from PIL import Image
+
+    from imago.trainer.games.makers import Sampling, generate
+    from imago.trainer.ranks.progress import Progress
+    from imago.trainer.runs.export import open_maker
+    from imago.trainer.watch.grids import grid
+
     conditions = None if options.condition is None else read_condition(options.condition, len(seeds))
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     maker, about = open_maker(options.source, device)
@@ -80,12 +89,13 @@ def sample(options: argparse.Namespace) -> list[Path]:
     return [out / name for name in images]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parser() -> Parser:
     parser = Parser(prog='imago sample', description=__doc__)
     parser.add_argument('source', help='a run folder (its newest checkpoint), a checkpoint, or an export')
     parser.add_argument('--out', default='samples', help='folder for the pictures (default: %(default)s)')
     parser.add_argument('--seeds', default='0-31', help='numbers and ranges, e.g. 0-15,42 (default: %(default)s)')
-    parser.add_argument('--psi', type=float, default=1.0, help='truncation psi: 1 all variety, 0 the average (default: %(default)s)')
+    parser.add_argument('--psi', type=float, default=1.0,
+                        help='truncation psi: 1 all variety, 0 the average (default: %(default)s)')
     parser.add_argument('--psi-cutoff', type=int, metavar='N', help='truncate in the first N layers only, as StyleGAN1 does in 8 '
                         '(default: in all)')
     parser.add_argument('--truncation', type=float, help='draw latents again until |z| is below this, as BigGAN does')
@@ -94,8 +104,13 @@ def main(arguments: list[str] | None = None) -> int:
     add_choices(parser)
     parser.add_argument('--grid', action='store_true', help='one PNG with all pictures instead of one each')
     parser.add_argument('--columns', type=int, default=COLUMNS, help='of the grid (default: %(default)s)')
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     try:
-        paths = sample(parser.parse_args(arguments))
+        paths = sample(options)
     except (ValueError, OSError) as error:
         tell_error('imago sample', error)
         return 2

@@ -14,14 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imago.trainer.config.load import Config
 from imago.trainer.config.plan import Plan
 from imago.trainer.config.schedule import at
-from imago.trainer.data.locations import masked
-from imago.trainer.data.manifest import Manifest
 from imago.trainer.data.reals import first_samples, rarest_classes, samples_of_classes
-from imago.trainer.data.shards import Dataset, Sample, ShardError, open_dataset
-from imago.trainer.data.stream import check_resolution
+from imago.trainer.data.shards import Dataset, Sample
 from imago.trainer.engine.parallel import Strategy
 from imago.trainer.engine.phase import PhaseResult
 from imago.trainer.engine.state import TrainState
@@ -30,11 +26,11 @@ from imago.trainer.games.makers import Maker, generate
 from imago.trainer.models.spectral import spectral_norms
 from imago.trainer.ranks import dist
 from imago.trainer.runs.checkpoint import CheckpointError, Checkpoints
+from imago.trainer.runs.dataset import open_held_out
 from imago.trainer.runs.stats import Stats
 from imago.trainer.watch.alarms import INDICATORS, new_alarms, sounding, update_alarms, warning
 from imago.trainer.watch.diversity import area_colours, diversity_of
 from imago.trainer.watch.spikes import MEANS, end_report, new_memory, see_step
-from imago.trainer.wording import listed
 
 A_CLASS = 8              # the fewest fakes of a class
 HALF_LIVES = 4           # half-lives that the EMA takes to forget the networks of the start
@@ -184,26 +180,6 @@ def largest_half(*networks: nn.Module) -> Iterator[list[float]]:
 def stacked(samples: list[Sample]) -> tuple[np.ndarray, Tensor]:
     """Stack samples into pictures [NHWC] uint8 and labels [N]."""
     return np.stack([sample.image for sample in samples]), torch.tensor([sample.label for sample in samples])
-
-
-def open_held_out(config: Config, manifest: Manifest) -> Dataset:
-    """Open the pictures of `guard.data`. ValueError unless they are of the kind of the training data, and not the same ones."""
-    where = masked(config.guard.data)
-    try:
-        dataset = open_dataset(config.guard.data, cache_dir=config.data.cache_dir, cache_gb=config.data.cache_gb,
-                               crop=config.data.crop)
-    except ShardError as error:
-        raise ValueError(f'guard.data: {error}') from error
-    other = dataset.manifest
-    if other.digest() == manifest.digest():
-        raise ValueError(f'guard.data={where} is the training data itself; pack other pictures of the kind')
-    if other.channels != manifest.channels:
-        raise ValueError(f'guard.data={where} has {other.channels} channels, the training data {manifest.channels}')
-    if config.data.conditional and other.class_names != manifest.class_names:
-        raise ValueError(f'guard.data={where} has other classes ({listed(other.class_names) or "none"}) than the '
-                         'training data; pack the same sub-folders')
-    check_resolution(dataset, config.data.size(manifest.resolution))
-    return dataset
 
 
 def roll_back(state: TrainState, checkpoints: Checkpoints, last_good: int) -> bool:
