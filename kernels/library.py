@@ -1,18 +1,17 @@
 """A library of compiled kernels serves a device type; it is found, or built at first use. Without one PyTorch serves."""
 
-import fcntl
 import logging
 import os
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout  # torch itself needs it
 
 from imago.kernels import build
 from imago.kernels.build import BuildError
@@ -155,38 +154,26 @@ def _find_or_build(device: str) -> Path:
                 _check_private(folder)
             if build.is_whole(target):   # comes before the lock: the folder may be read-only
                 return target
-            lock = target.with_suffix('.lock').open('w')
+            lock = FileLock(target.with_suffix('.lock')).acquire(WAIT_SECONDS)
+        except Timeout as error:
+            raise BuildError(f'another process has been building for {WAIT_SECONDS:g} s, it holds {error.lock_file}') from error
         except OSError as error:
             refusals.append(str(error))
             continue
         with lock:
-            _build_locked(plan, target, lock.fileno())
+            _build_locked(plan, target)
         return target
     raise BuildError(f'no folder to build in, set IMAGO_KERNELS_CACHE: {"; ".join(refusals)}')
 
 
-def _build_locked(plan: build.Plan, target: Path, lock: int) -> None:
-    """Build, unless another process does; its death frees the lock. Raises BuildError if it keeps the lock for WAIT_SECONDS."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not _acquire(lock):
-        if time.monotonic() > deadline:
-            raise BuildError(f'another process has been building for {WAIT_SECONDS:g} s, it holds '
-                             f'{target.with_suffix(".lock")}')
-        time.sleep(0.1)
+def _build_locked(plan: build.Plan, target: Path) -> None:
+    """Build, unless another process has done so meanwhile. The death of one that holds the lock frees it."""
     if build.is_whole(target):
         return
     for leftover in target.parent.glob(f'{build.scratch_prefix(target)}*'):
         shutil.rmtree(leftover, ignore_errors=True)   # a killed build left it, whose compiler may still be writing
     logger.warning(f'imago: compiling kernels, once: {target}')
     build.build(plan, target)
-
-
-def _acquire(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _cache_folders() -> Iterator[tuple[Path, bool]]:

@@ -96,7 +96,7 @@ def test_launching_needs_little(module):
 
 @pytest.mark.parametrize('module', [module for module in FILES if room_of(module) == 'kernels'])
 def test_kernels_know_torch_alone(module):
-    assert {name.split('.')[0] for name in imports(module)} - sys.stdlib_module_names <= {'torch', 'kernels'}
+    assert {name.split('.')[0] for name in imports(module)} - sys.stdlib_module_names <= {'torch', 'filelock', 'kernels'}
 
 
 @pytest.mark.parametrize('module', [module for module in FILES if room_of(module) in ('trainer.models', 'trainer.objectives')])

@@ -1,11 +1,11 @@
 """All ranks compute with the same kernels, and a run says with which."""
 
 import contextlib
-import fcntl
 import io
 import json
 import os
 
+from filelock import FileLock
 from runs_for_tests import differing, flat, on_ranks, tiny_config, train_here, write_tiny
 
 from imago import kernels
@@ -23,14 +23,14 @@ HOW = {'none at all': '', 'busy': 'another process has been building', 'broken':
 def train_without_kernels(shards, folder):
     """Train where rank 1 gets no compiled kernels, and where none are asked for: {how: (state, what was printed)}."""
     ends = {}
-    held = open(folder / f'imago_cpu-{build.plan("cpu").key}.lock', 'w')
+    held = FileLock(folder / f'imago_cpu-{build.plan("cpu").key}.lock')
     library.WAIT_SECONDS = 0
     for how in HOW:
         library._backends.clear()
         os.environ['IMAGO_KERNELS'] = 'reference' if how == 'none at all' else 'auto'
         if dist.rank() == 1 and how == 'busy':
             os.environ['IMAGO_KERNELS_CACHE'] = str(folder)
-            fcntl.flock(held, fcntl.LOCK_EX)
+            held.acquire()
         if dist.rank() == 1 and how == 'broken':
             os.environ['CXX'] = 'no-such-compiler'
         printed = io.StringIO()

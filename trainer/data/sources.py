@@ -1,6 +1,5 @@
 """Shards lie in a folder, or elsewhere: from there they are fetched whole, verified and kept in a shared cache."""
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -8,10 +7,11 @@ import shlex
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TypeVar
+
+from filelock import FileLock
 
 from imago.trainer.data.commands import Command
 from imago.trainer.data.locations import hide_secrets, masked, scheme_of
@@ -83,7 +83,7 @@ class Remote:
         path = self.cache_dir / f'{shard.sha256}.tar'
         try:
             # processes that want the same shard fetch it once
-            with interruptible(), _locked(path.with_suffix('.lock')):
+            with interruptible(), FileLock(path.with_suffix('.lock')):
                 return self._open_cached(shard, path)
         except ValueError as error:   # it is no regular file, or the password is gone
             raise ShardError(f'{shard.name}: {error}') from error
@@ -144,7 +144,7 @@ class Remote:
             time.sleep(self.retry_delay * 2 ** (attempt - 1))
 
     def _evict(self, keep: Path) -> None:
-        with _locked(self.cache_dir / EVICT_LOCK):
+        with FileLock(self.cache_dir / EVICT_LOCK):
             cached = [(path.stat(), path) for path in self.cache_dir.glob('*.tar')]
             total = 0
             for stat, path in sorted(cached, key=lambda entry: entry[0].st_mtime_ns, reverse=True):
@@ -176,10 +176,3 @@ def _advice(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError) and error.code == 401:
         return f'; passwords are taken from https://user:password@host, from {PASSWORD} for https://user@host, and from .netrc'
     return ''
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, 'w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -3,19 +3,20 @@
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 from imago.trainer.config.load import OptimConfig, ParallelConfig
 from imago.trainer.engine.optim import Adam
 from imago.trainer.engine.zero import ZeroAdam
 from imago.trainer.models.batch_norm import synchronise
 from imago.trainer.ranks import dist
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Optimizer = Adam | ZeroAdam
 
@@ -150,12 +151,14 @@ class FullySharded(DataParallel):
     def __init__(self, replicas: int) -> None:
         """replicas: number of groups of consecutive ranks (nodes); each group keeps one whole set of parts."""
         super().__init__()
+        from torch.distributed.device_mesh import init_device_mesh    # torch's FSDP takes more than a second to import
         shape = replicas, dist.world_size() // replicas
         self._mesh = init_device_mesh(dist.device().type, shape, mesh_dim_names=('replicas', 'parts'))
         self._parts: dict[nn.Module, GradientParts] = {}
 
     def spread(self, network: nn.Module, trained: bool = True) -> None:
         # Nothing may be freed between forward and the second backward, so only `whole` gathers and frees.
+        from torch.distributed.fsdp import fully_shard
         fully_shard(network, mesh=self._mesh, reshard_after_forward=False)
         network.set_requires_gradient_sync(False)
         network.set_reshard_after_backward(False)
@@ -187,7 +190,8 @@ class FullySharded(DataParallel):
 class GradientParts:
     """Holds this rank's part of a network's average gradient. The `grad` of each sharded parameter is a view into one buffer."""
 
-    def __init__(self, network: nn.Module, mesh: DeviceMesh) -> None:
+    def __init__(self, network: nn.Module, mesh: 'DeviceMesh') -> None:
+        from torch.distributed.tensor import DTensor
         self._mesh, self._count = mesh, mesh['parts'].size()
         parameters = list(network.parameters())
         lengths = part_lengths(parameters, self._count)

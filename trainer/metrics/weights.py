@@ -1,12 +1,13 @@
 """This file keeps the files of feature networks, and checks that they are what they should be."""
 
-import fcntl
 import hashlib
 import os
 import shutil
 import sys
 import urllib.request
 from pathlib import Path
+
+from filelock import FileLock
 
 from imago.trainer.data.durable import write_text
 from imago.trainer.data.reading import open_regular
@@ -35,8 +36,7 @@ def fetch_inception(folder: Path) -> Path:
     path = folder / INCEPTION_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(path.with_suffix('.lock'), 'w') as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(path.with_suffix('.lock')):
             if not path.is_file():
                 _fetch(path)
     except OSError as error:

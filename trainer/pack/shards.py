@@ -1,6 +1,5 @@
 """This module writes shards, in a folder that appears under its name only once it is complete."""
 
-import fcntl
 import hashlib
 import os
 import re
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from imago.trainer.data.checksums import LINE, append_checksums, checksum, padded
 from imago.trainer.data.conditions import CONDITION, to_bytes
@@ -116,17 +116,13 @@ def folder_in_the_making(out: Path, overwrite: bool) -> Iterator[Path]:
 def _locked(aside: Path, out: Path) -> Iterator[None]:
     """Mark `aside` as the work of this process, and hold a lock on the mark during the block. Remove `aside` if it fails.
 
-    The lock dies with the process, which tells a run at work from a killed one. Opening and closing the mark a second time
-    in this process would release it.
+    The lock dies with the process, which tells a run at work from a killed one.
     """
     _check_aside(aside)
-    descriptor = os.open(aside / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    lock = FileLock(aside / MARK, timeout=0)
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(descriptor), os.stat(aside / MARK)):
-            raise FileNotFoundError(aside / MARK)
-    except (BlockingIOError, PermissionError, FileNotFoundError) as error:
-        os.close(descriptor)
+        lock.acquire()
+    except (Timeout, PermissionError, FileNotFoundError) as error:
         raise ValueError(f'another imago pack is writing {out}; wait for it, or choose another OUT') from error
     try:
         yield
@@ -135,7 +131,7 @@ def _locked(aside: Path, out: Path) -> Iterator[None]:
             _remove(aside)
         raise
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def check_target(out: Path, overwrite: bool) -> None:

@@ -1,9 +1,9 @@
 """This file says who may use the folder of a run, and to which configuration it belongs."""
 
-import fcntl
 import os
-import time
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from imago.trainer.config.load import (
     Config,
@@ -28,29 +28,19 @@ class RunFolder:
         check_same_run(self.path, config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # A link might lead anywhere, so it is refused; a pipe must not make us wait for its other end.
-            how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            self._lock = os.fdopen(os.open(self.path / '.lock', how, 0o666), 'w')
+            # a rank of a run that was killed a moment ago may still be dying
+            self._lock = FileLock(self.path / '.lock', timeout=wait_seconds)    # it follows no link
+            self._lock.acquire()
+        except Timeout as error:
+            raise ValueError(f'run_dir={self.path} is in use by another process; '
+                             'stop that one first or choose another run_dir') from error
         except OSError as error:
             raise ValueError(f'run_dir={self.path} cannot be written ({error}); choose another run_dir') from error
-        self._take_lock(wait_seconds)
 
     def record(self, config: Config) -> None:
         """Write `config` down, once it is certain that the run goes on under it."""
         text = to_yaml(config)
         write_text(self.path / CONFIG_FILE, text, private=could_hold_secrets(text))
-
-    def _take_lock(self, wait_seconds: float) -> None:
-        # A rank of a run that was killed a moment ago may still be dying.
-        deadline = time.monotonic() + wait_seconds
-        while True:
-            try:
-                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise ValueError(f'run_dir={self.path} is in use by another process; '
-                                     'stop that one first or choose another run_dir') from None
-                time.sleep(0.2)
 
 
 def read_config(folder: Path) -> Config:
