@@ -13,7 +13,7 @@ from imago.trainer.config.resolution import base_and_doublings
 from imago.trainer.config.schedule import check_growth, stage_at
 from imago.trainer.config.sections import CONTINUOUS
 from imago.trainer.data.conditions import to_text
-from imago.trainer.data.locations import masked
+from imago.trainer.data.locations import masked, scheme_of
 from imago.trainer.data.manifest import SINGLE
 from imago.trainer.data.reals import first_conditions
 from imago.trainer.data.shards import Dataset, ShardError, open_dataset
@@ -39,6 +39,9 @@ from imago.trainer.runs.run_folder import (
 from imago.trainer.watch.evaluation import Evaluation, make_evaluation
 from imago.trainer.watch.guard import new_guard_memory, open_held_out
 from imago.trainer.wording import listed
+
+
+DEMO = 'tests/data/fluent-emoji'   # the pictures of configs/demo.yaml, which no wheel holds
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,14 @@ def lanes_of(config: Config, dataset: Dataset, world: int) -> int:
 
 def open_data(config: Config, key: str) -> Dataset:
     """Open the dataset that `data.KEY` names. ValueError if it cannot be opened."""
-    data = config.data
+    data, location = config.data, getattr(config.data, key)
+    if not scheme_of(location) and not Path(location).exists():
+        mend = f'give data.{key}=FOLDER, which imago pack SOURCE FOLDER makes'
+        if location == DEMO:
+            mend = f"it is in Imago's repository: start the demo there, or {mend}"
+        raise ValueError(f'data.{key}={location} does not exist; {mend}')
     try:
-        return open_dataset(getattr(data, key), cache_dir=data.cache_dir, cache_gb=data.cache_gb, crop=data.crop)
+        return open_dataset(location, cache_dir=data.cache_dir, cache_gb=data.cache_gb, crop=data.crop)
     except ShardError as error:
         raise ValueError(f'data.{key}: {error}') from error
 

@@ -267,8 +267,8 @@ def write_samples(writer: ShardWriter, results: Iterator[tuple[Encoded, ...] | S
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog='imago pack', description=__doc__, epilog='imago pack --verify FOLDER finds damage in what was packed: a line '
-                    'for each bad shard, and status 1 if there is one.')
+    parser = Parser(prog='imago pack', description=__doc__, epilog='imago pack --verify FOLDER finds damage in what was packed: '
+                    'a line for each bad shard, and status 1 if there is one.')
     parser.add_argument('source', metavar='SOURCE', help='a folder or .zip of pictures, in one sub-folder a class or '
                         'in none; WebDataset tars or Parquet files: one, a folder of them, or a pattern like x-{000..003}.tar; '
                         "CIFAR's .tar.gz or MNIST's idx3-ubyte files, or folders of them. Labels in it go before sub-folders: "

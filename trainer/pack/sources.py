@@ -15,7 +15,7 @@ from imago.trainer.pack.labels import labels_beside, labels_from_folders
 from imago.trainer.pack.members import Member, has_end_mark, members_of_folder, members_of_tar, members_of_zip, tidy
 from imago.trainer.pack.parquet import ParquetMember, read_parquet
 from imago.trainer.pack.patterns import expand_braces
-from imago.trainer.pack.splits import choose_split, split_of, without_split
+from imago.trainer.pack.splits import ALL, choose_split, split_of, without_split
 from imago.trainer.pack.tables import last
 from imago.trainer.wording import listed
 
@@ -64,7 +64,7 @@ def list_source(source: str, *, labels: bool = True, split: str | None = None, c
         raise ValueError(f'--columns {columns}: {source} holds neither Parquet files nor {" or ".join(METADATA)}; leave it out')
     chosen, note = choose_split([member.name for held in contents for member in held.pictures.values()], split, source)
     elsewhere = []
-    for held in contents if chosen else ():
+    for held in contents if chosen not in (None, ALL) else ():
         out = {path: member.name for path, member in held.pictures.items() if split_of(member.name) != chosen}
         elsewhere += out.values()
         held.leave_out(list(out))

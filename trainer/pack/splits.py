@@ -32,7 +32,7 @@ def without_split(path: str) -> str:
 
 
 def choose_split(names: Sequence[str], wanted: str | None, source: str) -> tuple[str | None, str]:
-    """Return the split to pack, or None for all pictures, and a note where there are several splits.
+    """Return the split to pack, ALL for all, or None where there are none, and a note where there are several splits.
 
     There are splits where each of `names` tells one. The split is train unless `wanted`. ValueError if there is no such split.
     """
@@ -40,12 +40,12 @@ def choose_split(names: Sequence[str], wanted: str | None, source: str) -> tuple
     counts = Counter(found) if None not in found else Counter()
     told = ', '.join(f'{split} {counts[split]}' for split in NAMES if split in counts)
     if wanted == ALL or wanted is None and len(counts) < 2:
-        return None, ''
+        return (ALL if wanted and counts else None), ''
     split = SPLITS.get((wanted or 'train').lower())
     if split not in counts:
         example = next((name for name, own in zip(names, found) if own is None), names[0])
         there = f'its splits are: {told}' if counts else f'it has none, as no folder tells one of {shown(example)}'
-        raise ValueError(f'{source} has no split {wanted or "train"} ({there}); '
-                         + (f'choose one by --split, such as {told.partition(" ")[0]}, or all' if counts else 'leave --split out'))
+        mend = f'choose one by --split, such as {told.partition(" ")[0]}, or all' if counts else 'leave --split out'
+        raise ValueError(f'{source} has no split {wanted or "train"} ({there}); {mend}')
     note = f'the split {split} is packed, of {told}; --split chooses another, or all' if len(counts) > 1 else ''
     return split, note
