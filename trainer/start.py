@@ -40,7 +40,6 @@ from imago.trainer.watch.evaluation import Evaluation, make_evaluation
 from imago.trainer.watch.guard import new_guard_memory, open_held_out
 from imago.trainer.wording import listed
 
-
 DEMO = 'tests/data/fluent-emoji'   # the pictures of configs/demo.yaml, which no wheel holds
 
 

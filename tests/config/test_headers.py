@@ -12,8 +12,8 @@ COMMAND = re.compile(r'imago (train|sample) (.*?)(?=\s{2}|[;()]|$)')
 
 
 def commands_of(name: str) -> list[tuple[str, list[str]]]:
-    lines = (CONFIGS / f'{name}.yaml').read_text().splitlines()
-    return [(command, shlex.split(arguments)) for line in lines if line.startswith('#') for command, arguments in COMMAND.findall(line)]
+    lines = [line for line in (CONFIGS / f'{name}.yaml').read_text().splitlines() if line.startswith('#')]
+    return [(command, shlex.split(arguments)) for line in lines for command, arguments in COMMAND.findall(line)]
 
 
 @pytest.mark.parametrize('name', sorted(path.stem for path in CONFIGS.glob('*.yaml')))

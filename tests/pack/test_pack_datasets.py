@@ -52,18 +52,20 @@ def cifar(root: Path, version: str, fine: bool, protocol: int = 2) -> dict[str, 
     """Write an archive and the folder in it. Returns {split: {values: class}}."""
     truth, files = {}, {}
     names = [f'{name}{number}' for number in range(2) for name in CLASSES]
-    splits = {'train': 'train', 'test': 'test'} if fine else {'data_batch_1': 'train', 'data_batch_2': 'train', 'test_batch': 'test'}
+    splits = {'data_batch_1': 'train', 'data_batch_2': 'train', 'test_batch': 'test'}
+    splits = {'train': 'train', 'test': 'test'} if fine else splits
     for seed, (batch, split) in enumerate(splits.items()):
         values, labels = pixels(seed, 7, 32, 32, 3), [number % 6 for number in range(7)]
         truth.setdefault(split, {}).update({value.tobytes(): names[label] for value, label in zip(values, labels)})
         planes = values.transpose(0, 3, 1, 2).reshape(7, 3072)
         if version == 'python':
             key = b'fine_labels' if fine else b'labels'
-            files[batch] = pickle.dumps({b'data': planes, key: labels, b'coarse_labels': [0] * 7, b'filenames': [b'x']}, protocol)
+            content = {b'data': planes, key: labels, b'coarse_labels': [0] * 7, b'filenames': [b'x']}
+            files[batch] = pickle.dumps(content, protocol)
         else:
             rows = [bytes([9] * fine + [label]) + plane.tobytes() for label, plane in zip(labels, planes)]
             files[f'{batch}.bin'] = b''.join(rows)
-    meta = {'python': 'meta' if fine else 'batches.meta', 'binary': 'fine_label_names.txt' if fine else 'batches.meta.txt'}[version]
+    meta = ('meta' if fine else 'batches.meta') if version == 'python' else 'fine_label_names.txt' if fine else 'batches.meta.txt'
     files[meta] = '\n'.join(names).encode() + b'\n\n' if version == 'binary' else pickle.dumps(
         {b'fine_label_names' if fine else b'label_names': [name.encode() for name in names]}, protocol)
     files['readme.html'] = b'x'
@@ -107,9 +109,11 @@ LAUGH = b'\x80\x02})' + b'2\x86' * 60   # tuples in tuples, whose text and whose
 def hostile(path: Path) -> list[bytes]:
     dtype = b'cnumpy\ndtype\n'
     return [
-        pickle.dumps({b'data': Evil(open, str(path), 'w')}), pickle.dumps({b'data': Evil(eval, f'open({str(path)!r}, "w")')}),
+        pickle.dumps({b'data': Evil(open, str(path), 'w')}),
+        pickle.dumps({b'data': Evil(eval, f'open({str(path)!r}, "w")')}),
         pickle.dumps({b'data': Evil(getattr, 'x', 'save')}), pickle.dumps({b'data': np.array([object()])}),
-        pickle.dumps({b'data': np.array([1.5])}), pickle.dumps({b'data': pixels(0, 2, 3)}, 5), pickle.dumps([1]), b'', b'\x80', b'.',
+        pickle.dumps({b'data': np.array([1.5])}), pickle.dumps({b'data': pixels(0, 2, 3)}, 5),
+        pickle.dumps([1]), b'', b'\x80', b'.',
         LAUGH + b'K\x01s.', b'\x80\x02}X\x04\x00\x00\x00data' + LAUGH[3:] + b's',
         b'\x80\x02' + dtype + b'(' + LAUGH[3:] + b'tR.',
         b'\x80\x04\x96\xff\xff\xff\xff\xff\xff\xff\x0e.',   # it claims 2**60 bytes
@@ -169,7 +173,7 @@ def mnist(folder: Path, name: str, count: int, seed: int, opened: object = gzip.
 
 
 def test_mnist(tmp_path):
-    truth = {split: mnist(tmp_path / 'm', name, 6, seed) for seed, (name, split) in enumerate([('train', 'train'), ('t10k', 'test')])}
+    truth = {'train': mnist(tmp_path / 'm', 'train', 6, 0), 'test': mnist(tmp_path / 'm', 't10k', 6, 1)}
     assert mnist(tmp_path / 'm', 'train', 6, 0, open, '') == truth['train']      # unpacked beside, as torchvision has it
     assert packed(tmp_path / 'm', tmp_path / 'a', '--channels', 1) == truth['train']
     assert packed(tmp_path / 'm' / 't10k-images-idx3-ubyte.gz', tmp_path / 'b', '--channels', 1) == truth['test']
@@ -229,7 +233,8 @@ def test_parquet_of_hugging_face(tmp_path, capsys):
     (tmp_path / 'hub/README.md').write_text('x')
     assert packed(tmp_path / 'hub', tmp_path / 'a') == truth
     output = capsys.readouterr()
-    assert 'of train 17, test 5' in output.err and 'left out' not in output.err and '\nclasses   cat 7, dog 5, owl 5\n' in output.out
+    assert 'of train 17, test 5' in output.err and 'left out' not in output.err
+    assert '\nclasses   cat 7, dog 5, owl 5\n' in output.out
     assert packed(tmp_path / 'hub/data/test-00000-of-00001.parquet', tmp_path / 'b') == test
     assert packed(f'{tmp_path}/hub/data/train-{{00000..00001}}-of-00002.parquet', tmp_path / 'c') == truth
     assert packed(tmp_path / 'hub', tmp_path / 'd', '--workers', 1) == truth
@@ -280,8 +285,8 @@ def test_parquet_without_pictures_damaged_or_mixed_is_refused(tmp_path, capsys):
 
 
 def test_rows_without_a_picture_are_skipped_and_told(tmp_path):
-    table = pyarrow.table({'image': [{'bytes': png(pixels(i, 1, 16, 16, 3)[0]) if i else None, 'path': 'x.png'} for i in range(3)]})
-    pyarrow.parquet.write_table(table, tmp_path / 'x.parquet')
+    pictures = [{'bytes': png(pixels(i, 1, 16, 16, 3)[0]) if i else None, 'path': 'x.png'} for i in range(3)]
+    pyarrow.parquet.write_table(pyarrow.table({'image': pictures}), tmp_path / 'x.parquet')
     assert len(packed(tmp_path / 'x.parquet', tmp_path / 'out')) == 2
     skipped, = json.loads((tmp_path / 'out/report.json').read_text())['skipped']
     assert skipped['name'] == 'x.parquet/0000000'
@@ -317,9 +322,11 @@ def test_without_pyarrow(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize('names, options, kept', [
     (['train/cat/0.png', 'train/dog/1.png', 'test/cat/2.png'], [], {0: 'cat', 1: 'dog'}),
     (['train/cat/0.png', 'train/dog/1.png', 'Val/cat/2.png'], ['--split', 'validation'], {2: ''}),
-    (['in/train/cat/0.png', 'in/valid/cat/1.png', 'in/test/dog/2.png'], ['--split', 'all'], {0: 'cat', 1: 'cat', 2: 'dog'}),
+    (['in/train/cat/0.png', 'in/valid/cat/1.png', 'in/test/dog/2.png'], ['--split', 'all'],
+     {0: 'cat', 1: 'cat', 2: 'dog'}),
     (['cup/train/good/0.png', 'pen/train/good/1.png', 'cup/test/bad/2.png'], [], {0: 'cup', 1: 'pen'}),
-    (['train/0.png', 'bus/1.png'], [], {0: 'train', 1: 'bus'}), (['train/0.png', 'train/1.png'], ['--split', 'train'], {0: '', 1: ''})])
+    (['train/0.png', 'bus/1.png'], [], {0: 'train', 1: 'bus'}),
+    (['train/0.png', 'train/1.png'], ['--split', 'train'], {0: '', 1: ''})])
 def test_splits_of_folders(tmp_path, names, options, kept):
     source = folder_of(tmp_path / 'source', names)
     found = packed(source, tmp_path / 'out', *options)

@@ -21,7 +21,8 @@ def lines(header: str, row: str) -> str:
 
 TABLES = {
     'no header': ('', '{path},{label}'), 'the usual header': ('path,label', '{path},{label}'),
-    'capitals and blanks': ('File Name,Class-Name', '{path},{label}'), 'the other way round': ('category,image', '{label},{path}'),
+    'capitals and blanks': ('File Name,Class-Name', '{path},{label}'),
+    'the other way round': ('category,image', '{label},{path}'),
     'many columns': ('id,image_path,width,target,note', '7,{path},24,{label},x'), 'Kaggle': ('image_id,label', '{id},{label}'),
     'without folders': ('filename,label', '{base},{label}'), 'without suffixes': ('image,label', '{stem},{label}'),
     'in another folder': ('file,label', 'data/pictures/{path},{label}'), 'backslashes': ('file,label', r'.\{path},{label}'),

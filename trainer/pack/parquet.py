@@ -5,6 +5,7 @@ Pictures are packed in another order than they lie in. So they are first copied 
 
 import io
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,7 +85,9 @@ def copied_out(samples: list[tuple[Member, ...]], folder: Path) -> Iterator[list
         return
     copies = {}
     try:
-        with open(folder / COPY, 'wb') as out, tqdm(desc='copying out', total=sum(map(len, rows.values())), unit='img') as bar:
+        with (open(folder / COPY, 'wb') as out,
+              tqdm(desc='copying out', total=sum(map(len, rows.values())), unit='img',
+                   mininterval=0.1 if sys.stderr.isatty() else 30) as bar):
             for file in rows:
                 for member, data in _pictures(file, rows[file]):
                     copies[member.name, file] = PartMember(member.name, str(folder / COPY), out.tell(), len(data))
