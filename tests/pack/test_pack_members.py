@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 from packs_for_tests import folder_of, manifest_of, noise, run, save
 
-from imago.trainer.pack import sources as pack_sources
+from imago.trainer.pack import patterns
+from imago.trainer.pack.contents import FORMATS
 from imago.trainer.pack.members import tidy
-from imago.trainer.pack.sources import FORMATS, MOST_TARS, expand_braces, list_source
+from imago.trainer.pack.patterns import MOST_FILES, expand_braces
+from imago.trainer.pack.sources import list_source
 
 FOLDERS = ['', '', 'cat/', 'dog/', 'cat/deep/', 'clip.a/', 'train/cat/', '.hidden/', '__MACOSX/', './cat/', 'l' * 120 + '/']
 STEMS = ['0', '1', 'a.b', 't0.25', 'photo.v1', 'photo.v2', 'x.y.z', '._a', 'öl']
@@ -262,7 +264,7 @@ def test_kinds_of_zip_that_have_no_bound_are_not_read(tmp_path, method):
                                      '{a,b}' * 40 + '.tar', '{' * 2000 + '.tar', 'x{}.tar', 'x{a}.tar', '{0..9}' * 2000 + '.tar',
                                      'x{0..99999999999999999999}.tar'])
 def test_patterns_are_bounded(tmp_path, capsys, monkeypatch, pattern):
-    monkeypatch.setattr(pack_sources, 'MOST_TARS', 1000)
+    monkeypatch.setattr(patterns, 'MOST_FILES', 1000)
     tracemalloc.start()
     assert run(pattern, tmp_path / 'out') == 2
     peak = tracemalloc.get_traced_memory()[1]
@@ -279,7 +281,7 @@ def test_patterns_are_expanded_as_bash_does():
     assert expand_braces('{8..10}') == ['8', '9', '10'] and expand_braces('{08..10}') == ['08', '09', '10']
     assert expand_braces('{a..c}') == ['a', 'b', 'c'] and expand_braces('{,x}.tar') == ['.tar', 'x.tar']
     assert sorted(expand_braces('p{2.{5..7},3.{2,3}}')) == ['p2.5', 'p2.6', 'p2.7', 'p3.2', 'p3.3']
-    assert len(expand_braces(f'{{1..{MOST_TARS}}}')) == MOST_TARS
+    assert len(expand_braces(f'{{1..{MOST_FILES}}}')) == MOST_FILES
 
 
 def test_pipes_and_devices_in_place_of_files(tmp_path, capsys):

@@ -32,6 +32,7 @@ from imago.trainer.pack.conditions import read_conditions
 from imago.trainer.pack.labels import number_classes, read_labels
 from imago.trainer.pack.members import Member
 from imago.trainer.pack.pairs import partners_of
+from imago.trainer.pack.parquet import copied_out
 from imago.trainer.pack.pictures import (
     SUFFIXES,
     WHITEST,
@@ -65,9 +66,10 @@ def pack(options: argparse.Namespace) -> None:
     for source in filter(None, (options.source, options.pair)):
         check_apart(out, source)
     found = find_samples(options)
-    pictures, domains = list(chain(*found.samples)), TWO_DOMAINS if options.pair else SINGLE
-    with worker_pool(min(options.workers, -(-len(found.samples) // CHUNK))) as pool:
-        limits = Limits(options.max_pixels)
+    domains = TWO_DOMAINS if options.pair else SINGLE
+    with (folder_in_the_making(out, options.overwrite) as folder, copied_out(found.samples, folder) as samples,
+          worker_pool(min(options.workers, -(-len(samples) // CHUNK))) as pool):
+        pictures, limits = list(chain(*samples)), Limits(options.max_pixels)
         size = size if size or options.keep_sizes else common_size(pool, pictures, limits, options.workers)
         white_level = (find_white_level(pool, pictures, limits, options.workers) if options.white_level == 'auto'
                        else int(options.white_level))
@@ -76,18 +78,17 @@ def pack(options: argparse.Namespace) -> None:
         recipe = Recipe(size, fit, options.background, options.channels, options.encoding, quality, options.lossless,
                         limits, white_level)
         work = partial(prepare_all, recipe=recipe)
-        with (folder_in_the_making(out, options.overwrite) as folder,
-              closing(in_order(pool, work, found.samples, options.workers, 'packing')) as results):
-            with ShardWriter(folder, SUFFIXES[options.encoding], int(options.shard_mb * 1e6), domains) as writer:
-                tally = write_samples(writer, results, found, options.strict)
-            listing = found.listing
-            assert listing.members == tally.pictures + len(tally.skipped) + sum(listing.ignored.values()), 'a picture is lost'
-            manifest = Manifest(size, options.channels, options.encoding, found.class_names, tuple(tally.class_counts),
-                                tuple(writer.shards), None if size else tally.smallest, domains, found.condition_shape)
-            about = {'recipe': asdict(recipe), 'seed': options.seed, 'members': listing.members, 'ignored': listing.ignored,
-                     **asdict(tally)}
-            write_text(folder / REPORT, json.dumps(about, indent=1) + '\n')
-            manifest.write(folder)
+        with (closing(in_order(pool, work, samples, options.workers, 'packing')) as results,
+              ShardWriter(folder, SUFFIXES[options.encoding], int(options.shard_mb * 1e6), domains) as writer):
+            tally = write_samples(writer, results, found, options.strict)
+        listing = found.listing
+        assert listing.members == tally.pictures + len(tally.skipped) + sum(listing.ignored.values()), 'a picture is lost'
+        manifest = Manifest(size, options.channels, options.encoding, found.class_names, tuple(tally.class_counts),
+                            tuple(writer.shards), None if size else tally.smallest, domains, found.condition_shape)
+        about = {'recipe': asdict(recipe), 'seed': options.seed, 'members': listing.members, 'ignored': listing.ignored,
+                 **asdict(tally)}
+        write_text(folder / REPORT, json.dumps(about, indent=1) + '\n')
+        manifest.write(folder)
     summarize(options.out, manifest, tally, listing.ignored, time.perf_counter() - start)
     advise(options.out, manifest, tally, white_level)
 
@@ -168,18 +169,21 @@ class Found:
 
 def find_samples(options: argparse.Namespace) -> Found:
     """Find the samples. ValueError unless the pictures, their labels, partners and conditions fit each other."""
-    listing = list_source(options.source, labels=not (options.labels or options.no_labels))
-    for note in listing.notes:
-        print(f'imago pack: {note}', file=sys.stderr)
-    names = [picture.name for picture in listing.pictures]
+    columns = None if options.labels else options.columns
+    listing = list_source(options.source, labels=not (options.labels or options.no_labels), split=options.split, columns=columns)
+    names, notes = [picture.name for picture in listing.pictures], listing.notes
     sources = [listing.pictures]
     if options.pair:
-        sources.append(partners_of(listing.pictures, options.source, options.pair))
+        sources.append(partners_of(listing.pictures, options.source, options.pair, options.split))
     if options.labels:
-        class_names, numbers = number_classes(read_labels(Path(options.labels), names), names, numeric=True)
+        labels, note = read_labels(Path(options.labels), names, options.columns, listing.elsewhere)
+        notes += [note] if note else []
+        class_names, numbers = number_classes(labels, names, numeric=True)
     else:
         class_names, numbers = number_classes(listing.labels, names, numeric=listing.numeric,
                                               class_names=listing.class_names)
+    for note in notes:
+        print(f'imago pack: {note}', file=sys.stderr)
     used = len(set(numbers))
     if class_names and 2 * used > len(numbers):
         print(f'imago pack: warning: {used} classes of {len(numbers)} pictures, about one a picture, teach nothing; '
@@ -187,9 +191,9 @@ def find_samples(options: argparse.Namespace) -> Found:
     # Names are sorted by class. After shuffling, each shard mixes the classes, and some of the shards are a fair sample.
     order = list(range(len(names)))
     random.Random(options.seed).shuffle(order)
-    conditions = read_conditions(Path(options.conditions), names)[order] if options.conditions else [None] * len(order)
+    conditions = read_conditions(Path(options.conditions), names, elsewhere=listing.elsewhere) if options.conditions else None
     return Found(listing, [tuple(pictures[i] for pictures in sources) for i in order], [numbers[i] for i in order], class_names,
-                 conditions)
+                 [None] * len(order) if conditions is None else conditions[order])
 
 
 @contextmanager
@@ -263,19 +267,24 @@ def write_samples(writer: ShardWriter, results: Iterator[tuple[Encoded, ...] | S
 
 
 def parser() -> Parser:
-    parser = Parser(prog='imago pack', description=__doc__, epilog='imago pack --verify FOLDER finds damage in what was packed: a line '
-                    'for each bad shard, and status 1 if there is one.')
+    parser = Parser(prog='imago pack', description=__doc__, epilog='imago pack --verify FOLDER finds damage in what was packed: '
+                    'a line for each bad shard, and status 1 if there is one.')
     parser.add_argument('source', metavar='SOURCE', help='a folder or .zip of pictures, in one sub-folder a class or '
-                        'in none; or WebDataset tars: one, a folder of them, or a pattern like x-{000..003}.tar. Labels in '
-                        "it go before sub-folders: StyleGAN's dataset.json, or KEY.cls or KEY.json beside KEY.png")
+                        'in none; WebDataset tars or Parquet files: one, a folder of them, or a pattern like x-{000..003}.tar; '
+                        "CIFAR's .tar.gz or MNIST's idx3-ubyte files, or folders of them. Labels in it go before sub-folders: "
+                        "StyleGAN's dataset.json, metadata.csv, or KEY.cls or KEY.json beside KEY.png")
     parser.add_argument('--pair', metavar='SOURCE_B', help='pack each picture of SOURCE with the one of the same name here, as a '
                         'pair of the domains a and b; each picture must have its partner')
     parser.add_argument('out', metavar='OUT', help='the folder to make')
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument('--labels', metavar='FILE',
-                        help='class names or numbers: CSV lines path,label, .json object path -> label, or '
-                        "StyleGAN's dataset.json")
+                        help='class names or numbers: CSV or JSON lines with a column of paths and one of labels, .json '
+                        "object path -> label, or StyleGAN's dataset.json")
     labels.add_argument('--no-labels', action='store_true', help='no classes, whatever the folders')
+    parser.add_argument('--columns', metavar='PATH,LABEL', help='the columns of the labels file, of metadata.csv, or of Parquet '
+                        'files (picture and label) that are meant, where their names do not tell')
+    parser.add_argument('--split', metavar='NAME', help='the part to pack where folders or file names tell train, validation and '
+                        'test, or all (default: train)')
     parser.add_argument('--conditions', metavar='FILE', help='floats to pack with each picture: .npy, an array [pictures, '
                         'values] or [pictures, length, values] in the order of the sorted names; .csv, lines path,value,...; or '
                         '.json, an object path -> [values]')

@@ -16,12 +16,13 @@ MOST_BYTES = 1 << 30    # of a text file of conditions; more conditions must com
 HOW = 'write an array [pictures, values] as .npy, lines path,value,value,... as .csv, or an object path -> [values] as .json'
 
 
-def read_conditions(path: Path, names: Sequence[str] | None = None, option: str = '--conditions') -> np.ndarray:
+def read_conditions(path: Path, names: Sequence[str] | None = None, option: str = '--conditions',
+                    elsewhere: Sequence[str] = ()) -> np.ndarray:
     """Return conditions, float32 [N, d] or [N, T, d], for pictures of these names, which are sorted.
 
     A `.npy` holds them in that order; `.csv` and `.json` name the picture of each. Without `names`, they stay in the order of
     the file. ValueError, which names `option`, if the file is malformed, its values are not finite, or it does not fit these
-    pictures.
+    pictures. It may also name pictures that are `elsewhere`.
     """
     told = f'{option} {path}'
     if path.suffix.lower() not in READERS:
@@ -35,7 +36,7 @@ def read_conditions(path: Path, names: Sequence[str] | None = None, option: str 
     conditions = found
     if isinstance(found, dict):
         names = list(found) if names is None else names
-        conditions = _match(found, names, told)
+        conditions = _match(found, names, told, elsewhere)
     numbers = conditions.dtype.kind in 'fiu' and conditions.ndim in (2, 3) and conditions.size
     if not numbers or conditions[0].size > MOST_VALUES:
         raise ValueError(f'{told} holds {conditions.dtype} {list(conditions.shape)}, where numbers [pictures, '
@@ -100,13 +101,13 @@ def _add(found: dict[str, list], name: str, values: object) -> None:
     found[name] = values
 
 
-def _match(found: Mapping[str, list], names: Sequence[str], told: str) -> np.ndarray:
+def _match(found: Mapping[str, list], names: Sequence[str], told: str, elsewhere: Sequence[str]) -> np.ndarray:
     """Return the conditions of `names`, in their order."""
     tidied = [tidy(name) for name in names]
     lacking = [name for name in tidied if name not in found]
     if lacking:
         raise ValueError(f'{told} has none for {len(lacking)} pictures: {listed(lacking)}; give each one')
-    unknown = sorted(found.keys() - set(tidied))
+    unknown = sorted(found.keys() - set(tidied) - set(map(tidy, elsewhere)))
     if unknown:
         raise ValueError(f'{told} has some for {len(unknown)} paths that are no picture in SOURCE: '
                          f'{listed(unknown)}; paths are as seen from SOURCE, like {tidied[0]!r}')

@@ -1,7 +1,5 @@
 """This module finds class labels, in a labels file, in small files beside the pictures or in folders, and numbers them."""
 
-import csv
-import io
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,13 +9,13 @@ from reprlib import Repr
 
 from imago.trainer.data.manifest import FILE_NAME
 from imago.trainer.data.reading import open_regular, parse_json
+from imago.trainer.pack.contents import METADATA, SIDECARS
 from imago.trainer.pack.members import Member, tidy
+from imago.trainer.pack.tables import FORMS, Table, last
 from imago.trainer.wording import listed
 
-HEADER = ['path', 'label']
 MAX_CLASSES = 1 << 16    # a label with a larger number is no class
 MOST_LABELS = 1 << 28    # bytes of a labels file; five million lines of 50 bytes
-SIDECARS = {'.cls': 1 << 12, '.json': 1 << 24}   # suffixes of files beside a picture that may hold its label: most bytes
 FRACTION = re.compile(r'[-+]?(\d+\.\d*|\.?\d+)(e[-+]?\d+)?', re.IGNORECASE)
 HOW = 'write lines path,label, or a .json object path -> label, or {"labels": [[path, class], ...]}'
 OTHERWISE = 'give labels by --labels FILE, or pack without (--no-labels)'
@@ -27,12 +25,15 @@ _repr.maxstring = _repr.maxother = 200
 shown = _repr.repr       # it shortens a stranger's value, which may be long
 
 
-def read_labels(path: Path, names: Sequence[str]) -> list[str | None]:
-    """Return the label of each of `names`, from CSV `path,label` or a `.json`: an object path -> label, or StyleGAN's form.
+def read_labels(path: Path, names: Sequence[str], columns: str | None = None, elsewhere: Sequence[str] = ()
+                ) -> tuple[list[str | None], str]:
+    """Return the label of each of `names`, and a note on the columns that were read, or ''.
 
-    All are None where StyleGAN's form says that there are none. ValueError if the file is malformed, lacks one of `names`, or
-    has an entry that is none of them.
+    The file is a table (`.csv` or the like, `.jsonl`), two of whose `columns` hold paths and labels, or a `.json`: an object
+    path -> label, or StyleGAN's form. All are None where StyleGAN's form says that there are none. ValueError if the file is
+    malformed, lacks one of `names`, or has an entry that is neither one of them nor one of those `elsewhere`.
     """
+    where = str(path)
     try:
         with open_regular(path) as file:
             data = file.read(MOST_LABELS + 1)
@@ -40,15 +41,21 @@ def read_labels(path: Path, names: Sequence[str]) -> list[str | None]:
         raise ValueError(f'--labels {path} does not exist') from error
     if len(data) > MOST_LABELS:
         raise ValueError(f'--labels {path} has more than {MOST_LABELS} bytes, the most that such a file may have')
-    labels = _parse_json(data, str(path)) if path.suffix.lower() == '.json' else _parse_csv(data, str(path))
-    return _match(labels, names, str(path))
+    if path.suffix.lower() != '.json':
+        table = Table(data, where, names, columns)
+        return _match(_from_table(table), names, where, elsewhere), table.note
+    if columns:
+        raise ValueError(f'--columns {columns} is for tables, and {path} is none; leave it out')
+    return _match(_parse_json(data, where), names, where, elsewhere), ''
 
 
-def labels_beside(paths: Sequence[str], texts: Mapping[str, Member]) -> list[str | None] | None:
+def labels_beside(paths: Sequence[str], texts: Mapping[str, Member], columns: str | None = None,
+                  elsewhere: Sequence[str] = ()) -> list[str | None] | None:
     """Return the label of each picture if its folder, zip or tar holds labels itself, else None.
 
-    `paths` and the keys of `texts` are seen from there. Labels are in StyleGAN's `dataset.json`, or in `KEY.cls` (text) or
-    `KEY.json` (its field `label`) beside `KEY.png`, in any order. ValueError if one of them cannot be read or makes no sense.
+    `paths` and the keys of `texts` are seen from there; pictures that are `elsewhere` may have labels too. Labels are in
+    StyleGAN's `dataset.json`, in Hugging Face's `metadata.csv` or `metadata.jsonl`, or in `KEY.cls` (text) or `KEY.json`
+    (its field `label`) beside `KEY.png`, in any order. ValueError if one of them cannot be read or makes no sense.
     """
     if not paths:
         return None
@@ -56,9 +63,23 @@ def labels_beside(paths: Sequence[str], texts: Mapping[str, Member]) -> list[str
         entries = _stylegan(texts.get(prefix + FILE_NAME))
         if entries is not None:
             where = texts[prefix + FILE_NAME].name
-            return _match(_as_labels(entries, where), [path.removeprefix(prefix) for path in paths], where)
-    labels = [_label_beside(path, texts) for path in paths]
-    return None if all(label is None for label in labels) else labels
+            return _match(_as_labels(entries, where), [path.removeprefix(prefix) for path in paths], where,
+                          [path.removeprefix(prefix) for path in elsewhere])
+    tables = [path for path in texts if last(path).lower() in METADATA]
+    labels: dict[str, str] = {}
+    for path in tables:
+        folder, name = path.removesuffix(last(path)), texts[path].name
+        try:
+            data = _content(texts[path], MOST_LABELS)
+        except ValueError as error:
+            raise ValueError(f'{name} cannot be read ({error}); mend it, or {OTHERWISE}') from error
+        table = Table(data, name, paths, columns, strict=True)
+        if table.label is not None:
+            labels |= {tidy(folder + inside): label for inside, label in _from_table(table).items()}
+    if labels:
+        return _match(labels, paths, listed([texts[path].name for path in tables]), elsewhere)
+    beside = [_label_beside(path, texts) for path in paths]
+    return None if all(label is None for label in beside) else beside
 
 
 def labels_from_folders(paths: Sequence[str]) -> tuple[list[str | None], str]:
@@ -159,9 +180,13 @@ def _label_beside(path: str, texts: Mapping[str, Member]) -> str | None:
 
 
 def _text(member: Member, most_bytes: int) -> str:
+    return _content(member, most_bytes).decode()
+
+
+def _content(member: Member, most_bytes: int) -> bytes:
     try:
         with member.open(most_bytes) as file:
-            return file.read().decode()
+            return file.read()
     except Exception as error:  # damaged archives raise nearly every kind of error
         raise ValueError(str(error) or type(error).__name__) from error
 
@@ -169,10 +194,11 @@ def _text(member: Member, most_bytes: int) -> str:
 def _label_of_json(text: str, where: str) -> str | None:
     """Return the `label` of a sample's JSON object, or None. ValueError if it is neither text nor a whole number."""
     fields = parse_json(text)
-    return _as_text(fields['label'], where) if isinstance(fields, dict) and fields.get('label') is not None else None
+    return as_text(fields['label'], where) if isinstance(fields, dict) and fields.get('label') is not None else None
 
 
-def _as_text(label: object, where: str) -> str:
+def as_text(label: object, where: str) -> str:
+    """Return a label as text. ValueError unless it is a class name or a whole number."""
     if isinstance(label, float):
         raise ValueError(f'the label {label} of {where!r} is a value on a scale, no class; write whole numbers from 0, or '
                          'names, or pack without labels (--no-labels)')
@@ -209,23 +235,15 @@ def _as_labels(entries: object, where: str) -> dict[str, str] | None:
         raise ValueError(f'{where} is no labels file (no JSON object); {HOW}')
     labels: dict[str, str] = {}
     for name, label in pairs:
-        _add(labels, name, _as_text(label, name), where)
+        _add(labels, name, as_text(label, name), where)
     return labels
 
 
-def _parse_csv(data: bytes, where: str) -> dict[str, str]:
+def _from_table(table: Table) -> dict[str, str]:
+    """Return {path: label}."""
     labels: dict[str, str] = {}
-    try:
-        # names of files need not be UTF-8, hence surrogateescape; spreadsheets write a byte order mark, hence utf-8-sig
-        rows = csv.reader(io.StringIO(data.decode('utf-8-sig', 'surrogateescape'), newline=''))
-        for row in rows:
-            if not row or (rows.line_num == 1 and [cell.strip().lower() for cell in row] == HEADER):
-                continue
-            if len(row) != 2:
-                raise ValueError(f'{where} line {rows.line_num} has {len(row)} columns: {shown(row)}; write path,label')
-            _add(labels, row[0], row[1].strip(), f'{where} line {rows.line_num}')
-    except csv.Error as error:
-        raise ValueError(f'{where} is no labels file ({error}); {HOW}') from error
+    for where, name, label in table:
+        _add(labels, name, as_text(label, where).strip(), where)
     return labels
 
 
@@ -235,17 +253,27 @@ def _add(labels: dict[str, str], name: str, label: str, where: str) -> None:
         raise ValueError(f'{where} labels {shown(name)} {shown(label)}, after {shown(labels[name])}')
 
 
-def _match(labels: Mapping[str, str] | None, names: Sequence[str], where: str) -> list[str | None]:
-    """Return the label of each of `names`, all None where `labels` is None. ValueError unless both have the same pictures."""
+def _match(labels: Mapping[str, str] | None, names: Sequence[str], where: str, elsewhere: Sequence[str] = ()) -> list[str | None]:
+    """Return the label of each of `names`, all None where `labels` is None. Paths are matched in one of the FORMS.
+
+    ValueError unless both have the same pictures; there may also be labels of pictures that are `elsewhere`.
+    """
     if labels is None:
         return [None] * len(names)
     tidied = [tidy(name) for name in names]
-    unlabelled = [name for name in tidied if name not in labels]
+    for form in FORMS:
+        keyed, keys = {form(name): label for name, label in labels.items()}, [form(name) for name in tidied]
+        if len(keyed) == len(labels) and len(set(keys)) == len(keys) and keyed.keys() >= set(keys):
+            break
+    else:
+        keyed, keys = labels, tidied
+        form = str
+    unlabelled = [name for name, key in zip(tidied, keys) if key not in keyed]
     if unlabelled:
         raise ValueError(f'{where} has no label for {len(unlabelled)} pictures: {listed([shown(name) for name in unlabelled])}; '
                          'give each picture of SOURCE one, or pack without labels (--no-labels)')
-    unknown = sorted(labels.keys() - set(tidied))
+    unknown = sorted(keyed.keys() - set(keys) - {form(tidy(name)) for name in elsewhere})
     if unknown:
         raise ValueError(f'{where} labels {len(unknown)} paths that are no picture in SOURCE: '
                          f'{listed([shown(name) for name in unknown])}; paths are as seen from SOURCE, like {tidied[0]!r}')
-    return [labels[name] for name in tidied]
+    return [keyed[key] for key in keys]

@@ -32,7 +32,7 @@ class Member:
         path = Path(self.container, self.name)
         if not path.is_file():  # a pipe would hang, and a device would never end
             raise ValueError('not a regular file, or a link to none')
-        _check_bytes(path.stat().st_size, max_bytes)
+        check_bytes(path.stat().st_size, max_bytes)
         return open_regular(path)
 
 
@@ -43,7 +43,7 @@ class ZipMember(Member):
     def open(self, max_bytes: int) -> BinaryIO:
         archive = _open_zip(self.container)
         info = archive.infolist()[self.index]
-        _check_bytes(info.file_size, max_bytes)
+        check_bytes(info.file_size, max_bytes)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile inflates others without a bound
             raise ValueError('neither stored nor deflated; zip it again so')
         with archive.open(info) as file:
@@ -51,15 +51,17 @@ class ZipMember(Member):
 
 
 @dataclass(frozen=True, slots=True)
-class TarMember(Member):
+class PartMember(Member):
+    """A part of a file, which lies there as it is: in a tar, or among pictures that were copied out of Parquet files."""
+
     offset: int
     size: int  # bytes
 
     def open(self, max_bytes: int) -> BinaryIO:
-        _check_bytes(self.size, max_bytes)
-        with open_regular(self.container) as tar:
-            tar.seek(self.offset)
-            return io.BytesIO(tar.read(self.size))
+        check_bytes(self.size, max_bytes)
+        with open_regular(self.container) as file:
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.size))
 
 
 def tidy(name: str) -> str:
@@ -116,7 +118,7 @@ def members_of_tar(path: Path, base: Path) -> Iterator[tuple[str, Member, str]]:
     ValueError if it is no tar, is cut, or claims more than it has.
     """
     try:
-        with open_regular(path) as file, tarfile.open(fileobj=file, mode='r:', tarinfo=_Header) as tar:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode='r:', tarinfo=Header) as tar:
             end = os.fstat(file.fileno()).st_size
             for header in iter(tar.next, None):
                 tar.members.clear()  # tarfile would keep all headers in memory
@@ -124,7 +126,7 @@ def members_of_tar(path: Path, base: Path) -> Iterator[tuple[str, Member, str]]:
                 if has_data and not 0 <= header.size <= end - header.offset_data:
                     raise ValueError(f'{header.name!r} should have {header.size} bytes, {end - header.offset_data} are there')
                 inside, special = tidy(header.name), '' if header.isreg() and not header.issparse() else SPECIAL
-                member = TarMember(f'{path.relative_to(base)}/{inside}', str(path), header.offset_data, header.size)
+                member = PartMember(f'{path.relative_to(base)}/{inside}', str(path), header.offset_data, header.size)
                 yield inside, member, FOLDERS if header.isdir() else special
             file.seek(tar.offset)
             if file.read(MOST_EXTENDED).strip(b'\0'):  # tarfile takes a broken header for the end
@@ -140,7 +142,7 @@ def has_end_mark(tar: Path) -> bool:
         return not file.read().strip(b'\0')
 
 
-class _Header(tarfile.TarInfo):
+class Header(tarfile.TarInfo):
     """This class refuses some headers: tarfile itself follows sizes below 0 for ever, and reads extended headers of any size."""
 
     @classmethod
@@ -162,7 +164,7 @@ def _kept_open(path: str, version: tuple[int, ...], process: int) -> zipfile.Zip
     return zipfile.ZipFile(open_regular(path))
 
 
-def _check_bytes(size: int, max_bytes: int) -> None:
+def check_bytes(size: int, max_bytes: int) -> None:
     if size == 0:
         raise ValueError('empty file')
     if size > max_bytes:

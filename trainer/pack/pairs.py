@@ -8,12 +8,12 @@ from imago.trainer.pack.sources import list_source
 from imago.trainer.wording import listed
 
 
-def partners_of(pictures: Sequence[Member], source: str, other: str) -> list[Member]:
+def partners_of(pictures: Sequence[Member], source: str, other: str, split: str | None = None) -> list[Member]:
     """Return, for each of `pictures` of `source`, the picture of `other` that has the same path, whatever the suffixes.
 
     ValueError names pictures that have no partner, in either source, and those whose names only differ in their suffixes.
     """
-    there = _by_stem(list_source(other, labels=False).pictures, other)
+    there = _by_stem(list_source(other, labels=False, split=split).pictures, other)
     here = _by_stem(pictures, source)
     lonely = [f'{len(names)} pictures of {one} have no partner of the same name in {another}: {listed(names)}'
               for one, another, names in ((source, other, sorted(here.keys() - there.keys())),

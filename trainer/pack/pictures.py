@@ -14,8 +14,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from imago.trainer.config.resolution import LONGEST_SIDE, SHORTEST_SIDE, largest_square
+from imago.trainer.pack import heif
+from imago.trainer.pack.contents import FORMATS
 from imago.trainer.pack.members import Member
-from imago.trainer.pack.sources import FORMATS
 
 SUFFIXES = {'webp': 'webp', 'png': 'png', 'jpeg': 'jpg'}
 MODES = {1: 'L', 3: 'RGB'}
@@ -197,7 +198,11 @@ def _quiet() -> warnings.catch_warnings:
 
 
 def _open(file: BinaryIO, limits: Limits) -> Image.Image:
-    image = Image.open(file, formats=READABLE)
+    formats = READABLE
+    if heif.is_heif(file):
+        heif.register()
+        formats = (heif.FORMAT,)
+    image = Image.open(file, formats=formats)
     if image.width * image.height > limits.max_pixels:
         raise ValueError(f'{image.height}x{image.width} pixels, more than --max-pixels {limits.max_pixels}')
     return image

@@ -19,8 +19,10 @@ from imago.trainer.data.manifest import FILE_NAME, MOST_IN_A_SHARD, SINGLE, Shar
 from imago.trainer.wording import listed
 
 REPORT = 'report.json'
+COPY = 'pictures.tmp'   # pictures of Parquet files are copied to it while they are packed
 MARK = '.imago-pack'  # this file marks a folder that is being made or was replaced; files that we write may be deleted there
-WRITTEN = re.compile(rf'shard-[0-9]{{5,}}\.tar|({re.escape(REPORT)}|{re.escape(FILE_NAME)})(\.tmp)?|{re.escape(MARK)}')
+WRITTEN = re.compile(
+    rf'shard-[0-9]{{5,}}\.tar|({re.escape(REPORT)}|{re.escape(FILE_NAME)})(\.tmp)?|{re.escape(MARK)}|{re.escape(COPY)}')
 
 
 class ShardWriter:

@@ -1,26 +1,15 @@
 """This module prints what `imago pack` has done, and advises what to do next. The rules of training accept all advice."""
 
-import json
-import shlex
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import yaml
-
-from imago.trainer.config.division import fitting_lanes
-from imago.trainer.config.load import load_config
-from imago.trainer.config.resolution import base_and_doublings, largest_of_aspect, largest_square, nearest_sizes
 from imago.trainer.data.manifest import SINGLE, Manifest
+from imago.trainer.pack.advice import memory_of_gpus, train_command
 from imago.trainer.pack.pictures import WHITEST, Encoded, Skipped
 from imago.trainer.pack.shards import REPORT
 from imago.trainer.wording import listed
 
 NAMED = 5              # skipped pictures named on the terminal; the report names all
-CONFIG = 'stylegan2-256'
-LONGEST_SIDE = 1024    # px; no larger StyleGAN2 is published
-LONGEST_CROP = 256     # px, in the command that is printed
-LONGEST_BASE = 64      # px of the coarsest maps; D's last layers grow with their area
 
 
 @dataclass
@@ -86,7 +75,7 @@ def advise(out: str, manifest: Manifest, tally: Tally, white_level: int) -> None
     elif white_level != WHITEST:
         print('note      no picture has 16 bits, so that --white-level has no effect')
     try:
-        print(f'next      {train_command(out, manifest)}')
+        print(f'next      {train_command(out, manifest, memory_of_gpus())}')
     except ValueError as error:
         print(f'note      {error}')
 
@@ -99,44 +88,3 @@ def plain(name: str) -> str:
 def full_scale(value: int) -> int:
     """Return the largest number of as many bits as `value` needs, at least eight bits; 0 for 0."""
     return (1 << max(value.bit_length(), 8)) - 1 if value else 0
-
-
-def train_command(out: str, manifest: Manifest) -> str:
-    """Return an `imago train` command that starts on this dataset as it is. ValueError says why there is none."""
-    size = largest_of_aspect(manifest.resolution, LONGEST_SIDE) if manifest.resolution else _crop_for(manifest.smallest)
-    if size is None or not _is_moderate(size):
-        height, width = manifest.resolution
-        near = ' or '.join(f'{h}x{w}' for h, w in nearest_sizes(manifest.resolution) if _is_moderate((h, w))) or '256'
-        raise ValueError(f'no network of moderate size makes {height}x{width}, nor smaller ones of this aspect; '
-                         f'pack again with --resolution {near}')
-    if manifest.domains != SINGLE:
-        raise ValueError('pairs are for games of two domains, which take data.path=' + out)
-    published = load_config(CONFIG)
-    path = str(Path(out).absolute()) if ':' in out or out.startswith('~') else out  # else it reads as a URL or a home folder
-    overrides = [f'data.path={_as_yaml(path)}']
-    overrides += [f'data.resolution={size[0]}x{size[1]}'] if size != published.data.resolution else []
-    overrides += [] if manifest.resolution else [f'data.crop={size[0]}x{size[1]}']
-    config = load_config(CONFIG, overrides)
-    config.check_world(1)
-    fitting_lanes(config, 1, manifest.num_samples)
-    if config.data.path != path:
-        raise ValueError(f'{out!r} is a name that no command line can give; rename it')
-    return f'imago train {CONFIG} {shlex.join(overrides)}'
-
-
-def _crop_for(smallest: tuple[int, int]) -> tuple[int, int]:
-    """Return the largest usual square that can be cropped from every picture."""
-    side = min(largest_square(min(smallest)), LONGEST_CROP)
-    return side, side
-
-
-def _is_moderate(size: tuple[int, int]) -> bool:
-    return max(size) <= LONGEST_SIDE and max(base_and_doublings(size)[0]) <= LONGEST_BASE
-
-
-def _as_yaml(text: str) -> str:
-    """Return `text`, quoted if YAML would read it as a number, a date or another type."""
-    try:
-        return text if yaml.safe_load(text) == text else json.dumps(text)
-    except yaml.YAMLError:
-        return json.dumps(text)

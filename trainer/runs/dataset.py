@@ -8,11 +8,13 @@ from imago.trainer.config.load import Config
 from imago.trainer.config.resolution import base_and_doublings
 from imago.trainer.config.schedule import check_growth
 from imago.trainer.config.sections import CONTINUOUS
-from imago.trainer.data.locations import masked
+from imago.trainer.data.locations import masked, scheme_of
 from imago.trainer.data.manifest import SINGLE, Manifest
 from imago.trainer.data.shards import Dataset, ShardError, check_resolution, open_dataset
 from imago.trainer.runs.run_folder import CONFIG_FILE, read_config
 from imago.trainer.wording import listed
+
+DEMO = 'tests/data/fluent-emoji'   # the pictures of configs/demo.yaml, which no wheel holds
 
 
 def open_checked(config: Config) -> Dataset:
@@ -64,9 +66,14 @@ def lanes_of(config: Config, dataset: Dataset, world: int) -> int:
 
 def open_data(config: Config, key: str) -> Dataset:
     """Open the dataset that `data.KEY` names. ValueError if it cannot be opened."""
-    data = config.data
+    data, location = config.data, getattr(config.data, key)
+    if not scheme_of(location) and not Path(location).exists():
+        mend = f'give data.{key}=FOLDER, which imago pack SOURCE FOLDER makes'
+        if location == DEMO:
+            mend = f"it is in Imago's repository: start the demo there, or {mend}"
+        raise ValueError(f'data.{key}={location} does not exist; {mend}')
     try:
-        return open_dataset(getattr(data, key), cache_dir=data.cache_dir, cache_gb=data.cache_gb, crop=data.crop)
+        return open_dataset(location, cache_dir=data.cache_dir, cache_gb=data.cache_gb, crop=data.crop)
     except ShardError as error:
         raise ValueError(f'data.{key}: {error}') from error
 

@@ -24,6 +24,7 @@ from imago.trainer.metrics.settings import check_there, settings
 from imago.trainer.pack.members import Member
 from imago.trainer.pack.pictures import Limits, open_upright
 from imago.trainer.pack.sources import list_source
+from imago.trainer.pack.splits import ALL
 from imago.trainer.ranks import dist
 from imago.trainer.ranks.backend import agree_on_kernels
 from imago.trainer.runs.export import build_maker, describe
@@ -46,7 +47,7 @@ class FolderPictures:
 
     @cached_property
     def _pictures(self) -> list[Member]:
-        pictures = list_source(self.source, labels=False).pictures
+        pictures = list_source(self.source, labels=False, split=ALL).pictures
         drawn = np.random.RandomState([self.seed, 1]).permutation(len(pictures))[:self.most]
         return [pictures[index] for index in sorted(drawn)]
 
