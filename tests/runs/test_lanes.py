@@ -4,8 +4,8 @@ import pytest
 from runs_for_tests import tiny_config, train_here
 
 from imago.trainer.data.shards import open_dataset
-from imago.trainer.runs.run_folder import read_config
 from imago.trainer.runs.dataset import lanes_of
+from imago.trainer.runs.run_folder import read_config
 
 
 def test_a_run_keeps_its_lanes(shards, tmp_path):

@@ -151,7 +151,7 @@ class FullySharded(DataParallel):
     def __init__(self, replicas: int) -> None:
         """replicas: number of groups of consecutive ranks (nodes); each group keeps one whole set of parts."""
         super().__init__()
-        from torch.distributed.device_mesh import init_device_mesh    # torch's FSDP takes more than a second to import
+        from torch.distributed.device_mesh import init_device_mesh  # torch's FSDP takes more than a second to import
         shape = replicas, dist.world_size() // replicas
         self._mesh = init_device_mesh(dist.device().type, shape, mesh_dim_names=('replicas', 'parts'))
         self._parts: dict[nn.Module, GradientParts] = {}
