@@ -19,7 +19,7 @@ def test_pictures_keep_their_sizes_and_the_manifest_tells_the_smallest(tmp_path,
     skipped, = json.loads((tmp_path / 'out' / 'report.json').read_text())['skipped']
     assert skipped == {'name': 'thin.png', 'reason': '3x40 pixels, where each side must be 4 to 16383'}
     told = capsys.readouterr().out
-    assert 'packed    6 pictures of at least 24x35 px' in told and 'data.resolution=16x16 data.crop=16x16' in told
+    assert 'packed    6 pictures of at least 24x35 px' in told and 'data.crop=16x16 data.resolution=16x16' in told
 
 
 def test_sizes_are_either_kept_or_one(tmp_path, capsys):

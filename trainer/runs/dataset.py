@@ -30,9 +30,10 @@ def open_checked(config: Config) -> Dataset:
         raise ValueError(f'data.conditional=true, but the only class of {masked(config.data.path)} is {manifest.class_names[0]}; '
                          'pack one sub-folder a class, or set data.conditional=false')
     if config.data.conditional == CONTINUOUS and len(manifest.condition_shape or ()) != 1:
-        there = f'conditions of {list(manifest.condition_shape)}' if manifest.condition_shape else 'no conditions'
-        raise ValueError(f'data.conditional={CONTINUOUS} takes a vector with each picture, and {masked(config.data.path)} has '
-                         f'{there}; give imago pack --conditions FILE, or set data.conditional=false')
+        there = f'sequences {list(manifest.condition_shape)}' if manifest.condition_shape else 'no conditions'
+        raise ValueError(f'network.name={config.network.name} with data.conditional={CONTINUOUS} takes a vector with each '
+                         f'picture, and {masked(config.data.path)} has {there}; pack a vector for each by imago pack '
+                         '--conditions FILE, or set data.conditional=false')
     config.game.check_data(manifest)
     check_domains(config, dataset)
     size = config.data.size(manifest.resolution)
