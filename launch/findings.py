@@ -14,7 +14,7 @@ import torch.distributed
 
 from imago import kernels
 from imago.kernels.build import BuildError, find_compiler, find_nvcc
-from imago.trainer.config.load import CONFIGS
+from imago.trainer.config.shipped import names
 from imago.trainer.ranks.device import unused_gpu
 
 TESTED_TORCH = ('2.11', '2.14')   # from the first, below the second
@@ -36,7 +36,7 @@ def findings() -> Iterator[tuple[str, str, str]]:
     for name, folder in (('disk here', '.'), ('temporary files', tempfile.gettempdir())):
         free = shutil.disk_usage(folder).free / 1e9
         yield name, f'{free:.1f} GB free', 'imago train CONFIG --dry-run says what a run needs'
-    yield 'configs', ', '.join(sorted(path.stem for path in CONFIGS.glob('*.yaml'))), 'names that imago train takes'
+    yield 'configs', ', '.join(names()), 'names that imago train takes'
 
 
 def _judge_torch(version: str) -> str:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from runs_for_tests import flat
 
-from imago.trainer.config.load import CONFIGS, load_config
+from imago.trainer.config.load import load_config
+from imago.trainer.config.shipped import names
 from imago.trainer.engine.phase import run_phase
 from imago.trainer.ranks import dist
 from imago.trainer.start import prepare
@@ -42,7 +43,7 @@ def weights(state):
     return [parameter for network in state.networks.values() for parameter in network.parameters()]
 
 
-@pytest.mark.parametrize('name', sorted(path.stem for path in CONFIGS.glob('*.yaml')))
+@pytest.mark.parametrize('name', names())
 def test_a_config_trains(wide_shards, tmp_path, monkeypatch, name):
     dist.init('cpu')
     load_config(name).check_world(1)

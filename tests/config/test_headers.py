@@ -5,7 +5,8 @@ import shlex
 
 import pytest
 
-from imago.trainer.config.load import CONFIGS, load_config
+from imago.trainer.config.load import load_config
+from imago.trainer.config.shipped import CONFIGS
 from imago.trainer.tools import sample
 
 COMMAND = re.compile(r'imago (train|sample) (.*?)(?=\s{2}|[;()]|$)')

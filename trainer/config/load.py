@@ -1,6 +1,5 @@
 """The configuration has a strict schema. It is read from YAML (with one `base:`) and overrides, and checked as a whole."""
 
-import difflib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -11,8 +10,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, model_validator
 
 from imago.trainer.config.division import check_division
-from imago.trainer.config.former import GAMES_ONCE_LOSSES, RENAMED, translate
+from imago.trainer.config.former import GAMES_ONCE_LOSSES, translate
 from imago.trainer.config.games import SECTIONS, GameConfig, GameSection, Latent
+from imago.trainer.config.hints import meant
 from imago.trainer.config.networks import NETWORK_NAMES, NetworkConfig, StyleGAN2
 from imago.trainer.config.rules import check_combinations
 from imago.trainer.config.schema import FIXED, Images, Kimg, PathName, Section, Seed
@@ -31,13 +31,13 @@ from imago.trainer.config.sections import (
     ParallelConfig,
     RegularizerConfig,
 )
+from imago.trainer.config.shipped import CONFIGS, names
 from imago.trainer.config.yaml_words import parse_yaml
 from imago.trainer.data.locations import hide_secrets
 from imago.trainer.data.reading import read_text
 from imago.trainer.wording import MOST_NAMED, listed, one_line, shown
 
 MOST_BYTES, MOST_DOTS = 1 << 18, 9    # of a file; in a key
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 UNCHECKED = 'unchecked'    # context of a validation that skips the rules on combinations
 
 
@@ -150,8 +150,7 @@ def find_config(source: str | Path) -> Path:
         return path
     if os.path.isfile(packaged):
         return packaged
-    known = sorted(p.stem for p in CONFIGS.glob('*.yaml'))
-    raise ValueError(f'no configuration file {shown(source)}; give a path, or one of: {listed(known, str(source))}')
+    raise ValueError(f'no configuration file {shown(source)}; give a path, or one of: {listed(names(), str(source))}')
 
 
 def to_yaml(config: Config) -> str:
@@ -221,13 +220,12 @@ def _explain(detail: dict) -> str:
     """Put one pydantic error into our words: key, value, limit, fix."""
     key = shown('.'.join(str(part) for part in detail['loc'] if part not in UNION_TAGS))
     if detail['type'] == 'extra_forbidden':
-        if key in RENAMED:
-            return f'unknown key {key}; it is {RENAMED[key]} now'
         known = _known_keys(Config)
         if key in known:
             return f'unknown key {key}: {key.partition(".")[0]}s of another name have it'
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-        return f'unknown key {key}' + (f'; did you mean {near[0]}?' if near else '; imago train CONFIG --print-config shows the known ones')
+        return f'unknown key {key}' + (meant(key, known) or '; imago train CONFIG --print-config shows the known ones')
+    if detail['type'] in ('model_type', 'model_attributes_type') and detail['loc']:
+        return f'{key}={hide_secrets(shown(detail["input"]))}: it is a section; give keys in it, e.g. {_first_key(key)}=VALUE'
     if detail['type'] == 'union_tag_invalid':
         known = detail['ctx']['expected_tags'].replace("'", '')
         return f'{key}.name={shown(detail["ctx"]["tag"])}: take one of {known}'
@@ -237,6 +235,11 @@ def _explain(detail: dict) -> str:
         return f'{key} is missing; add it to the file or give {key}=VALUE'
     message = one_line(detail['msg'].removeprefix('Value error, '))
     return f'{key}={hide_secrets(shown(detail["input"]))}: {message}' if detail['loc'] else message
+
+
+def _first_key(section: str) -> str:
+    keys = [key for key in _known_keys(Config) if key.startswith(f'{section}.')]
+    return f'{section}.name' if f'{section}.name' in keys else keys[0]
 
 
 def _known_keys(section: type[BaseModel], prefix: str = '') -> list[str]:

@@ -2,10 +2,12 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from imago.trainer.command import Parser, tell_errors
 from imago.trainer.config.load import Config, load_config, to_yaml
+from imago.trainer.config.shipped import table
 from imago.trainer.data.locations import scheme_of
 from imago.trainer.data.shards import Dataset
 from imago.trainer.metrics.settings import check_extractor
@@ -19,7 +21,7 @@ PROG = 'imago train'
 
 def parser() -> Parser:
     parser = Parser(prog=PROG, description=__doc__, epilog='imago train also takes --gpus N: N processes here, by torchrun.')
-    parser.add_argument('config', help='a YAML file, or the name of one in configs/')
+    parser.add_argument('config', nargs='?', help='a YAML file, or the name of a configuration; without one, all are listed')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='dotted keys, e.g. data.path=my-shards batch=32')
     parser.add_argument('--dry-run', action='store_true',
                         help='check everything, say what the run needs, and whether it fits here')
@@ -30,6 +32,8 @@ def parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     """Do one rank's part of a run, and return its exit status."""
     options, ranks = parser().parse_intermixed_args(arguments), world_size()
+    if options.config is None:
+        return list_configs()
     try:
         config = read(options, ranks)
         if options.dry_run or options.print_config:
@@ -45,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
 def ahead(arguments: list[str], ranks: int) -> int | None:
     """Refuse, or describe, a run of `ranks` processes on this machine. Returns the exit status, or None if they must start."""
     options = parser().parse_intermixed_args(arguments)
+    if options.config is None:
+        return list_configs()
 
     def answer() -> int | None:
         config = read(options, ranks)
@@ -53,6 +59,13 @@ def ahead(arguments: list[str], ranks: int) -> int | None:
             return describe(options, config, ranks)
         return check_places(config, ranks)
     return tell_errors(PROG, answer)
+
+
+def list_configs() -> int:
+    """Tell on stderr what can be trained. Returns the exit status."""
+    print(f'usage: {PROG} CONFIG data.path=SHARDS run_dir=runs/NAME [key=value ...]\n\nCONFIG is a YAML file, or one of these:\n\n'
+          f'{table()}\n\n{PROG} CONFIG --print-config shows all keys; imago pack makes SHARDS of pictures.', file=sys.stderr)
+    return 2
 
 
 def read(options: argparse.Namespace, ranks: int) -> Config:
