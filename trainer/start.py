@@ -131,7 +131,7 @@ def datasets_of(seal: dict, about: dict, config: Config, where: str) -> dict:
             raise ValueError(f'{where} was trained on another dataset than {masked(config.data.path)}, with {seal["pictures"]} '
                              f'pictures; it has {about["pictures"]}. Choose another run_dir, or go on with this one by '
                              'data.changed=accept')
-        there, now = (json.dumps({key: value for key, value in each['generator'].items() if key not in ('class_counts', 'conditions')},
+        there, now = (json.dumps({key: value for key, value in each['generator'].items() if key not in ('class_counts', 'conditions', 'plugins')},
                                  sort_keys=True) for each in (seal, about))
         if there != now:
             raise ValueError(f'{masked(config.data.path)} has other classes or sizes than the dataset that {where} was trained on; '

@@ -7,6 +7,7 @@ import yaml
 
 from imago.trainer.config.load import UNCHECKED, Config, flatten, load_config, to_yaml
 from imago.trainer.config.networks import SECTIONS
+from imago.trainer.config.schema import name_of
 from imago.trainer.config.yaml_words import parse_yaml
 from imago.trainer.wording import MOST_SHOWN, MOST_TOLD, one_line, shown
 
@@ -44,10 +45,10 @@ def accepted(key, value, network):
     return True
 
 
-@pytest.mark.parametrize('section', SECTIONS, ids=lambda section: section.__name__)
+@pytest.mark.parametrize('section', SECTIONS.values(), ids=lambda section: section.__name__)
 def test_what_we_write_reads_back_to_the_same_values(section):
     """Values of every kind for every key; the writer is the one of old run folders."""
-    network = section.model_fields['name'].annotation.__args__[0]
+    network = name_of(section)
     defaults = flatten(Config.model_validate(tree_with('seed', 0, network), context=UNCHECKED).model_dump())
     # the other sections once
     choices = {key: [default] for key, default in defaults.items() if network == 'stylegan2' or key.startswith('network')}

@@ -2,19 +2,17 @@
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, SerializeAsAny
-from pydantic_core import PydanticKnownError
 
 from imago.trainer.config.division import advice
 from imago.trainer.config.losses import GRADIENT_PENALTY_NAMES, LOSS_FACTS, LossFacts
 from imago.trainer.config.networks import discriminator_options, generator_options
 from imago.trainer.config.plan import NetworkSpec, Plan
-from imago.trainer.config.schema import FIXED, Positive, Section, whole
+from imago.trainer.config.schema import FIXED, Positive, Section, name_of, read_section, whole
 from imago.trainer.config.sections import CONTINUOUS
 from imago.trainer.data.manifest import Manifest
-from imago.trainer.wording import shown
 
 if TYPE_CHECKING:
     from imago.trainer.config.load import Config
@@ -197,11 +195,6 @@ def without(*keys: str) -> str:
 SECTIONS: dict[str, type[GameSection]] = {}
 
 
-def name_of(section: type[GameSection]) -> str:
-    name, = get_args(section.model_fields['name'].annotation)
-    return name
-
-
 def add_section(section: type[GameSection]) -> None:
     """Let `game.name` take the section's name. Raises ValueError if another game has this name."""
     name = name_of(section)
@@ -214,14 +207,8 @@ for _section in (Latent, BEGAN, MADGAN, SDGAN):
 
 
 def read_game(value: object) -> object:
-    """Return the section of the game that `value` names, `latent` by default. Its errors look like those of a union."""
-    if not isinstance(value, dict):
-        return value
-    name = value.get('name', 'latent')
-    if not isinstance(name, str) or name not in SECTIONS:
-        raise PydanticKnownError('union_tag_invalid', {'discriminator': 'name', 'tag': shown(name),
-                                                       'expected_tags': ', '.join(SECTIONS)})
-    return SECTIONS[name].model_validate(value | {'name': name})
+    """Return the section of the game that `value` names, `latent` by default."""
+    return read_section(value, SECTIONS, 'latent')
 
 
 GameConfig = Annotated[SerializeAsAny[GameSection], BeforeValidator(read_game)]

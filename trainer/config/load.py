@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_validator
 
 from imago.trainer.config.division import check_division
 from imago.trainer.config.former import GAMES_ONCE_LOSSES, translate
-from imago.trainer.config.games import SECTIONS, GameConfig, GameSection, Latent
+from imago.trainer.config import games, networks
+from imago.trainer.config.games import GameConfig, GameSection, Latent
 from imago.trainer.config.hints import meant
-from imago.trainer.config.networks import NETWORK_NAMES, NetworkConfig, StyleGAN2
+from imago.trainer.config.networks import NetworkConfig, NetworkSection, StyleGAN2
+from imago.trainer.config.plugins import MOST_PLUGINS, ModuleName, import_plugins, names_in, require_plugins
 from imago.trainer.config.rules import check_combinations
 from imago.trainer.config.schema import FIXED, Images, Kimg, PathName, Section, Seed
 from imago.trainer.config.sections import (
@@ -41,22 +43,18 @@ MOST_BYTES, MOST_DOTS = 1 << 18, 9    # of a file; in a key
 UNCHECKED = 'unchecked'    # context of a validation that skips the rules on combinations
 
 
-def named(network: object) -> object:
-    """Return the section with its name, which is stylegan2 by default."""
-    return {'name': 'stylegan2', **network} if isinstance(network, dict) else network
-
-
 class Config(Section):
     run_dir: PathName
     seed: Annotated[Seed, FIXED] = 0
     device: Literal['auto', 'cpu', 'cuda'] = 'auto'
+    plugins: Annotated[tuple[ModuleName, ...], Field(max_length=MOST_PLUGINS)] = ()   # modules that register losses, networks, games
     compile: bool = False                         # torch.compile G and D for the main phases; penalties stay eager
     total_kimg: Kimg = 25000.0
     batch: Images = 64                            # images a step, over all ranks
     micro_batch: Images = 8                       # images a forward pass on one rank
     data: DataConfig
     game: GameConfig = Latent()
-    network: Annotated[NetworkConfig, BeforeValidator(named), FIXED] = StyleGAN2()
+    network: Annotated[NetworkConfig, FIXED] = StyleGAN2()
     growth: GrowthConfig | None = None            # for networks that grow; None: full size from the start
     loss: LossConfig = LossConfig()
     regularizers: RegularizerConfig = RegularizerConfig()
@@ -108,7 +106,7 @@ class Config(Section):
         return found
 
 
-UNION_TAGS = ('number', 'ramp', 'classes', CONTINUOUS, *NETWORK_NAMES)   # pydantic puts them into the paths of keys
+UNION_TAGS = ('number', 'ramp', 'classes', CONTINUOUS)   # pydantic puts them into the paths of keys
 
 
 def load_config(source: str | Path, overrides: list[str] = ()) -> Config:
@@ -126,6 +124,7 @@ def load_config(source: str | Path, overrides: list[str] = ()) -> Config:
         tree = _merged(parent, tree)
     for override in overrides:
         tree = _merged(tree, _parse_override(override))
+    import_plugins(names_in(tree.get('plugins')))
     return parse_config(tree, str(source))
 
 
@@ -139,7 +138,11 @@ def parse_config(tree: dict, source: str) -> Config:
 
 
 def parse_kept(tree: dict, source: str) -> Config:
-    """Parse a configuration that Imago wrote itself, perhaps in an older version, which had other keys."""
+    """Parse a configuration that Imago wrote itself, perhaps in an older version, which had other keys.
+
+    ValueError if it needs plugins that the user has not named.
+    """
+    require_plugins(names_in(tree.get('plugins')), source)
     return parse_config(translate(tree), source)
 
 
@@ -254,7 +257,9 @@ def _known_keys(section: type[BaseModel], prefix: str = '') -> list[str]:
 def _sections(annotation: object) -> Iterator[type[Section]]:
     """Yield the kinds of section that a key of this type may hold."""
     if annotation is GameSection:
-        yield from (GameSection, *SECTIONS.values())
+        yield from (GameSection, *games.SECTIONS.values())
+    elif annotation is NetworkSection:
+        yield from (NetworkSection, *networks.SECTIONS.values())
     elif isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for part in get_args(annotation):

@@ -21,4 +21,13 @@ LOSS_FACTS = {
     'hinge': LossFacts(signed=True),
     'relativistic': LossFacts(positive=True, paired=True),
 }
+
+
+def known_loss(name: str) -> str:
+    """Return the name of a loss. ValueError, which names the losses, for any other."""
+    if name not in LOSS_FACTS:
+        raise ValueError(f'take one of {", ".join(LOSS_FACTS)}')
+    return name
+
+
 GRADIENT_PENALTY_NAMES = ('r1', 'r2', 'wgan_gp', 'dragan')    # keys of `regularizers`, in the order of their sum

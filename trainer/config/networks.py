@@ -3,11 +3,11 @@
 An option is an argument of both constructors, the generator's and the discriminator's, unless it is listed below.
 """
 
-from typing import Annotated, ClassVar, Literal, Union, get_args
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, SerializeAsAny
 
-from imago.trainer.config.schema import Depth, Pixels, Section, Share, Width, whole
+from imago.trainer.config.schema import Depth, Pixels, Section, Share, Width, name_of, read_section, whole
 
 Channels = whole(1, 1024)    # channels of the finest layers; the coarsest have up to 16 times as many
 Base = whole(1, 1 << 24)     # channels times pixels of a side
@@ -29,6 +29,7 @@ class NetworkSection(Section):
     demodulated: ClassVar[bool] = False     # the scale of G's weights has no effect
     continuous: ClassVar[bool] = False      # conditions may be vectors of any floats, not only one-hot ones
 
+    name: str
     z_dim: Width = 512
 
 
@@ -127,9 +128,26 @@ class BEGAN(NetworkSection):
     code_dim: Width = 64                          # of the discriminator's code
 
 
-SECTIONS = (StyleGAN2, StyleGAN1, PGGAN, BigGAN, BigGANDeep, DCGAN, SNGAN, R3GAN, BEGAN)
-NETWORK_NAMES = tuple(get_args(section.model_fields['name'].annotation)[0] for section in SECTIONS)
-NetworkConfig = Annotated[Union[SECTIONS], Field(discriminator='name')]
+SECTIONS: dict[str, type[NetworkSection]] = {}
+
+
+def add_section(section: type[NetworkSection]) -> None:
+    """Let `network.name` take the section's name. Raises ValueError if another family has this name."""
+    name = name_of(section)
+    if SECTIONS.setdefault(name, section) is not section:
+        raise ValueError(f'there is a network {name} already; choose another name')
+
+
+for _section in (StyleGAN2, StyleGAN1, PGGAN, BigGAN, BigGANDeep, DCGAN, SNGAN, R3GAN, BEGAN):
+    add_section(_section)
+
+
+def read_network(value: object) -> object:
+    """Return the section of the family that `value` names, `stylegan2` by default."""
+    return read_section(value, SECTIONS, 'stylegan2')
+
+
+NetworkConfig = Annotated[SerializeAsAny[NetworkSection], BeforeValidator(read_network)]
 
 
 def generator_options(network: NetworkSection) -> dict:

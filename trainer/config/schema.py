@@ -5,9 +5,10 @@ left behind, a machine out of memory, or a number that float32 cannot hold.
 """
 
 import os
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic_core import PydanticKnownError
 
 from imago.trainer.config.resolution import base_and_doublings, parse_resolution
 from imago.trainer.data.locations import is_folder, is_location, masked
@@ -18,6 +19,23 @@ MOST_IMAGES = 1 << 17
 
 class Section(BaseModel):
     model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
+
+
+def name_of(section: type[Section]) -> str:
+    """Return the name of a section that is one of several: the only value of its key `name`."""
+    name, = get_args(section.model_fields['name'].annotation)
+    return name
+
+
+def read_section(value: object, kinds: dict[str, type[Section]], usual: str) -> object:
+    """Return the section, one of `kinds`, that `value` names, or the `usual` one. Its errors look like those of a union."""
+    if not isinstance(value, dict):
+        return value
+    name = value.get('name', usual)
+    if not isinstance(name, str) or name not in kinds:
+        raise PydanticKnownError('union_tag_invalid', {'discriminator': 'name', 'tag': shown(name),
+                                                       'expected_tags': ', '.join(kinds)})
+    return kinds[name].model_validate(value | {'name': name})
 
 
 class _Fixed:

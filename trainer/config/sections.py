@@ -3,9 +3,9 @@
 import sys
 from typing import Annotated, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from imago.trainer.config.losses import LOSS_FACTS
+from imago.trainer.config.losses import known_loss
 from imago.trainer.config.schema import (
     FIXED,
     Beta,
@@ -72,7 +72,7 @@ class DataConfig(Section):
 
 
 class LossConfig(Section):
-    name: Literal[*LOSS_FACTS] = 'nonsaturating'
+    name: Annotated[str, AfterValidator(known_loss)] = 'nonsaturating'
     d_steps: Count = 1                            # D takes so many steps for each one of G
     auxiliary: Annotated[Weight, FIXED] = 0.0     # weight of a classifier in D that replaces its conditioning
 

@@ -1,9 +1,10 @@
 """This package knows games by name. Each is a file here, a line below, and its options, rules and plan in
 trainer/config/games.py."""
 
-from imago.trainer.config.games import add_section, name_of
+from imago.trainer.config.games import add_section
 from imago.trainer.config.load import Config
 from imago.trainer.config.plan import Plan
+from imago.trainer.config.schema import name_of
 from imago.trainer.engine.state import TrainState
 from imago.trainer.games.began import BEGAN
 from imago.trainer.games.game import Game

@@ -14,6 +14,8 @@ import inspect
 
 from torch import nn
 
+from imago.trainer.config.networks import NetworkSection, add_section
+from imago.trainer.config.schema import name_of
 from imago.trainer.models import began, biggan, biggan_deep, dcgan, pggan, r3gan, sngan, stylegan1, stylegan2
 from imago.trainer.models.several import SeveralGenerators
 from imago.trainer.models.spectral import normalise_weights
@@ -27,6 +29,12 @@ NETWORKS = {
     'generator': {name: family.Generator for name, family in FAMILIES.items()},
     'discriminator': {name: family.Discriminator for name, family in FAMILIES.items()},
 }
+
+
+def add_network(section: type[NetworkSection], generator: type[nn.Module], discriminator: type[nn.Module]) -> None:
+    """Let `network.name` take the name of `section`. Raises ValueError if another family has this name."""
+    add_section(section)
+    NETWORKS['generator'][name_of(section)], NETWORKS['discriminator'][name_of(section)] = generator, discriminator
 
 
 def build_network(role: str, model: str, options: dict) -> nn.Module:
@@ -56,4 +64,4 @@ def num_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-__all__ = ['NETWORKS', 'build_network', 'mix_styles', 'num_parameters']
+__all__ = ['NETWORKS', 'add_network', 'build_network', 'mix_styles', 'num_parameters']

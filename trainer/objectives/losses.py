@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import softplus
 
-from imago.trainer.config.losses import LOSS_FACTS
+from imago.trainer.config.losses import LOSS_FACTS, LossFacts
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,12 @@ LOSSES = {
     'relativistic': Loss(relativistic_d, relativistic_g),
 }
 assert LOSSES.keys() == LOSS_FACTS.keys()
+
+
+def add_loss(name: str, loss: Loss, facts: LossFacts) -> None:
+    """Let `loss.name` take `name`. Raises ValueError if another loss has this name."""
+    if LOSSES.setdefault(name, loss) != loss or LOSS_FACTS.setdefault(name, facts) != facts:
+        raise ValueError(f'there is a loss {name} already; choose another name')
 
 
 # MAD-GAN: L_D = -log p_0(x) - sum_i log p_i(G_i(z)). Ghosh et al. 2018. p is the softmax of D's outputs [N, 1 + generators],

@@ -4,22 +4,25 @@ import inspect
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 from torch import nn
 
 from imago.trainer import models
 from imago.trainer.config.load import Config
-from imago.trainer.config.networks import NETWORK_NAMES, NetworkConfig
+from imago.trainer.config.networks import SECTIONS, NetworkConfig
 from imago.trainer.config.plan import Plan
+from imago.trainer.config.plugins import names_in, require_plugins
 from imago.trainer.config.schema import Resolution, Section, Size, whole
 from imago.trainer.data.conditions import from_text
 from imago.trainer.data.sealed import Count
 from imago.trainer.games import GAMES
+from imago.trainer.wording import one_line
 
 MOST_PIXELS = 1 << 26   # pixels of a picture: 8192 x 8192
 MOST_OPTION = 1 << 16   # largest number where no section of the configuration has a bound
 _NETWORK = TypeAdapter(NetworkConfig)
 Normalise = tuple[Literal['spectral', 'stable_rank'], Annotated[float, Field(gt=0, le=1)]]   # kind, share
+Text = Annotated[str, Field(max_length=2000), AfterValidator(one_line)]
 OLDER = frozenset(('model', 'options', 'class_names', 'class_counts', 'nimg'))   # facts in files from before there were checksums
 
 
@@ -39,10 +42,16 @@ class OfPictures(Section):
         return self
 
 
+def known_family(name: str) -> str:
+    if name not in SECTIONS:
+        raise ValueError(f'there are no networks {name[:40]!r}')
+    return name
+
+
 class Several(Section):
     """These are the options of several generators in one."""
 
-    model: Literal[NETWORK_NAMES]
+    model: Annotated[str, AfterValidator(known_family)]
     count: whole(2, 64)
     options: dict[str, Any]
     normalise: Normalise | None = None
@@ -85,6 +94,10 @@ class Description(Section):
     conditions: str = ''                    # the plan's conditions for pictures, if they are no classes
     crop: Size | None = None                # (height, width) in px of the part that was shown of each picture; None: all of it
     nimg: Count                             # images on which they were trained
+    plugins: tuple[str, ...] = ()           # modules that must be imported first
+    data: Text = ''                         # what they were trained on, in words
+    licence: Text = ''                      # of the weights
+    version: Text = ''                      # of the Imago that exported them
     weights_sha256: str = ''                # SHA-256 of an export's weights
     checksum: str = ''                      # checksum of the file with these facts; '' in an older file
 
@@ -92,7 +105,10 @@ class Description(Section):
     @classmethod
     def translate(cls, tree: Any) -> Any:
         """Files say less of a lone generator, see `written`; MAD-GAN's generators were an option before they were a game."""
-        if not isinstance(tree, dict) or not {'model', 'options'} & tree.keys():
+        if not isinstance(tree, dict):
+            return tree
+        require_plugins(names_in(tree.get('plugins')), 'this generator')
+        if not {'model', 'options'} & tree.keys():
             return tree
         model, options = tree.get('model'), tree.get('options')
         rest = {key: value for key, value in tree.items() if key not in ('model', 'options')}
@@ -127,8 +143,8 @@ def describe_maker(config: Config, plan: Plan) -> dict:
     networks = {name: {'role': spec.role, 'model': spec.model, 'options': spec.options}
                 for name, spec in plan.networks.items() if name in GAMES[config.game.name].made_of}
     facts = {'game': config.game.name, 'networks': networks, 'class_names': plan.class_names, 'class_counts': plan.class_counts,
-             'conditions': plan.conditions, 'crop': config.data.crop and list(config.data.crop)}
-    return written({key: value for key, value in facts.items() if value or key not in ('conditions', 'crop')})
+             'conditions': plan.conditions, 'crop': config.data.crop and list(config.data.crop), 'plugins': list(config.plugins)}
+    return written({key: value for key, value in facts.items() if value or key not in ('conditions', 'crop', 'plugins')})
 
 
 def written(about: dict) -> dict:

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from imago.trainer.data.durable import write_bytes
+from imago.trainer.data.locations import scheme_of
 from imago.trainer.data.reading import open_regular
 from imago.trainer.data.sealed import facts, read_sealed, write_sealed
 from imago.trainer.games import GAMES
@@ -82,7 +83,8 @@ def _of_checkpoint(folder: Path) -> dict:
     if damage := find_damage(folder):
         raise ValueError(damage)
     seal = read_seal(folder)
-    about = facts(Description, seal['generator'] | {key: seal[key] for key in ('nimg', 'checksum')}, folder / SEAL).model_dump()
+    known = {key: seal[key] for key in ('nimg', 'checksum')} | {'data': _data_of(seal)}
+    about = facts(Description, seal['generator'] | known, folder / SEAL).model_dump()
     sizes = CheckpointReader(folder).sizes()
     for name, network in without_content(about).items():
         for key, tensor in network.state_dict().items():
@@ -90,6 +92,13 @@ def _of_checkpoint(folder: Path) -> dict:
                 raise ValueError(f'the weights in {folder} are of another model than its seal says: {name}_ema.{key} is not '
                                  f'{list(tensor.shape)}')
     return about
+
+
+def _data_of(seal: dict) -> str:
+    """Say on which dataset a run was trained: the last part of its location, which has no secret, its pictures and digest."""
+    path = seal['config'].get('data', {}).get('path')
+    name = Path(path).name if isinstance(path, str) and not scheme_of(path) else 'a dataset elsewhere'
+    return f'{name}, {seal["pictures"]} pictures, digest {seal["dataset"][:16]}'
 
 
 def load_generator(path: str | Path, device: str | torch.device = 'cpu') -> nn.Module:

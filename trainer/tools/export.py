@@ -2,12 +2,13 @@
 
 import argparse
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from imago.trainer.command import Parser, tell_errors
 from imago.trainer.runs.generator_folder import ABOUT, WEIGHTS, check_new, check_source
 
-MOST_BATCHES = 10_000
+MOST_BATCHES, MOST_TEXT = 10_000, 500
 
 
 def parser() -> Parser:
@@ -16,6 +17,9 @@ def parser() -> Parser:
     parser.add_argument('out', help='folder to write; must not exist, or be empty')
     parser.add_argument('--standing-batches', type=int, default=0, metavar='N',
                         help='take batch-norm statistics anew from N batches of fakes (default: as kept while training)')
+    parser.add_argument('--licence', default='', metavar='TEXT', help='of the weights, as CC-BY-4.0; it is written down with them')
+    parser.add_argument('--data', default='', metavar='TEXT', help="what they were trained on (default: the dataset's name, count "
+                        'and digest)')
     return parser
 
 
@@ -37,13 +41,18 @@ def export(options: argparse.Namespace) -> int:
     out = Path(options.out)
     check_new(out)
     check_batches(options.standing_batches)
+    for name in ('licence', 'data'):
+        if len(getattr(options, name)) > MOST_TEXT:
+            raise ValueError(f'--{name} has {len(getattr(options, name))} characters, of {MOST_TEXT} at most; name a web page instead')
     check_source(Path(options.source))
     from imago.trainer.runs.export import open_maker, write_export
     maker, about = open_maker(options.source)
     if options.standing_batches:
         maker.take_standing_statistics(options.standing_batches)
+    about |= {'version': version('imago-gan')} | {key: given for key in ('licence', 'data') if (given := getattr(options, key))}
     write_export(maker, about, out)
-    print(f'wrote {out / WEIGHTS} and {out / ABOUT} ({about["nimg"] / 1000:g} kimg)')
+    print(f'wrote {out / WEIGHTS} and {out / ABOUT} ({about["nimg"] / 1000:g} kimg, trained on {about["data"] or "unknown data"}, '
+          f'{"licence " + about["licence"] if about["licence"] else "no licence given: --licence TEXT"})')
     return 0
 
 
