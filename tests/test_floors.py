@@ -17,7 +17,7 @@ PACKAGES = ('trainer', 'kernels', 'launch', 'configs')
 ROOMS = (   # from the bottom up: a package with all that is in it, or a module
     'kernels', 'trainer.wording', 'trainer.command', 'trainer.ranks', 'trainer.data', 'trainer.config', 'trainer.models',
     'trainer.engine', 'trainer.objectives', 'trainer.games', 'trainer.runs', 'trainer.metrics', 'trainer.watch', 'trainer.plan',
-    'trainer.start', 'trainer.train', 'trainer.pack', 'trainer.tools', 'trainer.__main__', 'launch')
+    'trainer.start', 'trainer.train', 'trainer.pack', 'trainer.tools', 'trainer.api', 'trainer.__main__', 'launch')
 FOR_LAUNCH = (   # what launchers may import; only the doctor's findings need more, torch among it
     'launch', 'kernels', 'trainer.config', 'trainer.command', 'trainer.wording', 'trainer.data.locations',
     'trainer.ranks.machine', 'trainer.ranks.device', 'trainer.runs.checkpoint_names')

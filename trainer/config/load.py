@@ -47,7 +47,7 @@ class Config(Section):
     run_dir: PathName
     seed: Annotated[Seed, FIXED] = 0
     device: Literal['auto', 'cpu', 'cuda'] = 'auto'
-    plugins: Annotated[tuple[ModuleName, ...], Field(max_length=MOST_PLUGINS)] = ()   # modules that register losses, networks, games
+    plugins: Annotated[tuple[ModuleName, ...], Field(max_length=MOST_PLUGINS)] = ()   # modules of a user's own
     compile: bool = False                         # torch.compile G and D for the main phases; penalties stay eager
     total_kimg: Kimg = 25000.0
     batch: Images = 64                            # images a step, over all ranks

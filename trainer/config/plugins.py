@@ -1,7 +1,7 @@
 """Plugins are modules of a user's own, which register losses, networks or games when they are imported.
 
-A plugin is imported only if the user names it: by the key `plugins` of what `imago train` reads, or by IMAGO_PLUGINS. A run folder
-or an export may be a stranger's, and so what they name is never imported for that reason alone.
+A plugin is imported only if the user names it: by the key `plugins` of what `imago train` reads, or by IMAGO_PLUGINS. A run
+folder or an export may be a stranger's, and so what they name is never imported for that reason alone.
 """
 
 import importlib
@@ -47,8 +47,9 @@ def import_plugins(names: Iterable[str]) -> None:
         try:
             importlib.import_module(check_module(name))
         except Exception as error:   # a module may raise anything
-            raise ValueError(f'plugins: {shown(name)} cannot be imported ({type(error).__name__}: {one_line(str(error), 300)}); install '
-                             'it, or start where its file lies') from error
+            why = f'{type(error).__name__}: {one_line(str(error), 300)}'
+            raise ValueError(f'plugins: {shown(name)} cannot be imported ({why}); install it, or start where its file lies'
+                             ) from error
 
 
 def require_plugins(names: Iterable[str], where: object) -> None:

@@ -17,9 +17,9 @@ def parser() -> Parser:
     parser.add_argument('out', help='folder to write; must not exist, or be empty')
     parser.add_argument('--standing-batches', type=int, default=0, metavar='N',
                         help='take batch-norm statistics anew from N batches of fakes (default: as kept while training)')
-    parser.add_argument('--licence', default='', metavar='TEXT', help='of the weights, as CC-BY-4.0; it is written down with them')
-    parser.add_argument('--data', default='', metavar='TEXT', help="what they were trained on (default: the dataset's name, count "
-                        'and digest)')
+    parser.add_argument('--licence', default='', metavar='TEXT', help='of the weights, as CC-BY-4.0; it is written with them')
+    parser.add_argument('--data', default='', metavar='TEXT',
+                        help="what they were trained on (default: the dataset's name, count and digest)")
     return parser
 
 
@@ -43,13 +43,14 @@ def export(options: argparse.Namespace) -> int:
     check_batches(options.standing_batches)
     for name in ('licence', 'data'):
         if len(getattr(options, name)) > MOST_TEXT:
-            raise ValueError(f'--{name} has {len(getattr(options, name))} characters, of {MOST_TEXT} at most; name a web page instead')
+            raise ValueError(f'--{name} has {len(getattr(options, name))} characters, of {MOST_TEXT} at most; name a web page')
     check_source(Path(options.source))
     from imago.trainer.runs.export import open_maker, write_export
     maker, about = open_maker(options.source)
     if options.standing_batches:
         maker.take_standing_statistics(options.standing_batches)
-    about |= {'version': version('imago-gan')} | {key: given for key in ('licence', 'data') if (given := getattr(options, key))}
+    about |= {'version': version('imago-gan')}
+    about |= {key: given for key in ('licence', 'data') if (given := getattr(options, key))}
     write_export(maker, about, out)
     print(f'wrote {out / WEIGHTS} and {out / ABOUT} ({about["nimg"] / 1000:g} kimg, trained on {about["data"] or "unknown data"}, '
           f'{"licence " + about["licence"] if about["licence"] else "no licence given: --licence TEXT"})')

@@ -19,7 +19,7 @@ from imago.trainer.games.makers import Maker
 from imago.trainer.metrics import record
 from imago.trainer.metrics.extractors import make_extractor
 from imago.trainer.metrics.pictures import Damaged, Pictures, ShardPictures, fakes_of
-from imago.trainer.metrics.protocol import check_evaluation, evaluate
+from imago.trainer.metrics.protocol import Scores, check_evaluation, evaluate
 from imago.trainer.metrics.settings import check_there, settings
 from imago.trainer.pack.members import Member
 from imago.trainer.pack.pictures import Limits, open_upright
@@ -124,6 +124,13 @@ def score(options: argparse.Namespace, prog: str) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate, print the scores, and keep them. All ranks call it together. ValueError for what the user can mend."""
+    scores, entry = measure(options)
+    if dist.is_main():
+        print(json.dumps(entry) if options.json else record.table(scores))
+
+
+def measure(options: argparse.Namespace) -> tuple[Scores, dict]:
+    """Evaluate, and keep the scores if they are of a run. Returns them and their record. All ranks call it together."""
     config, data, crop = dist.together(lambda: settings(options))
     dist.init(options.device)
     path, nimg = Path(options.source), None
@@ -136,8 +143,7 @@ def run(options: argparse.Namespace) -> None:
     dist.together(lambda: check_evaluation(config, source, reference))
     extractor = dist.together(lambda: make_extractor(config, dist.device()))
     scores = evaluate(source, reference, extractor, config)
-    if dist.is_main():
-        entry = record.record_of(scores, nimg)
-        print(json.dumps(entry) if options.json else record.table(scores))
-        if (path / CONFIG_FILE).is_file():
-            record.append(path, entry)
+    entry = record.record_of(scores, nimg)
+    if dist.is_main() and (path / CONFIG_FILE).is_file():
+        record.append(path, entry)
+    return scores, entry
