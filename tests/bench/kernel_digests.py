@@ -24,7 +24,8 @@ from imago.kernels import build, library
 from imago.kernels.bias_act import ACTIVATIONS
 
 SIZES = [(2, 8, 9, 8), (1, 16, 40, 11), (2, 3, 33, 70), (3, 64, 16, 16), (2, 100, 5, 7)]
-FILTERS = [((4, 4), 1, 1), ((4, 4), 2, 1), ((4, 4), 1, 2), ((12,), 2, 1), ((4,), 1, 2), ((3, 5), (3, 2), (2, 1))]   # taps, up, down
+# taps, up, down
+FILTERS = [((4, 4), 1, 1), ((4, 4), 2, 1), ((4, 4), 1, 2), ((12,), 2, 1), ((4,), 1, 2), ((3, 5), (3, 2), (2, 1))]
 PADDING = (2, 1, 2, 1)
 
 

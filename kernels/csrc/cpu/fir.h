@@ -1,5 +1,5 @@
-// FIR filters with up- and downsampling that end in a function of each sum. NCHW maps are N * C pictures of one channel, NHWC maps N
-// pictures of C channels; with `step` channels a pixel, both are the same loops over contiguous lines.
+// FIR filters with up- and downsampling that end in a function of each sum. NCHW maps are N * C pictures of one channel, NHWC
+// maps N pictures of C channels; with `step` channels a pixel, both are the same loops over contiguous lines.
 #pragma once
 #include "lines.h"
 
