@@ -15,7 +15,7 @@ from imago.trainer.config.former import GAMES_ONCE_LOSSES, RENAMED, translate
 from imago.trainer.config.games import SECTIONS, GameConfig, GameSection, Latent
 from imago.trainer.config.networks import NETWORK_NAMES, NetworkConfig, StyleGAN2
 from imago.trainer.config.rules import check_combinations
-from imago.trainer.config.schema import FIXED, Images, Kimg, PathName, Section, Seed
+from imago.trainer.config.schema import FIXED, Duration, Images, Kimg, PathName, Section, Seed
 from imago.trainer.config.sections import (
     CONTINUOUS,
     AugmentConfig,
@@ -52,6 +52,7 @@ class Config(Section):
     device: Literal['auto', 'cpu', 'cuda'] = 'auto'
     compile: bool = False                         # torch.compile G and D for the main phases; penalties stay eager
     total_kimg: Kimg = 25000.0
+    stop_after: Duration | None = None            # each start trains so long at most: 90s, 4m, 2h; null: until total_kimg
     batch: Images = 64                            # images a step, over all ranks
     micro_batch: Images = 8                       # images a forward pass on one rank
     data: DataConfig
