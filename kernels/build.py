@@ -19,7 +19,10 @@ SOURCES = Path(__file__).parent / 'csrc'
 ARCHITECTURES = ('80', '86', '89', '90', '100', '120')
 # the last three let loops with comparisons and sums become vector code; none changes a result
 VECTORISE = ('-fopenmp-simd', '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math')
-X86 = {'base': [], 'v3': ['-march=x86-64-v3'], 'v4': ['-march=x86-64-v4']}
+SETS = {'base': [], 'v3': ['-march=x86-64-v3'], 'v4': ['-march=x86-64-v4']}   # of instructions, on x86; elsewhere base alone
+V3 = {'avx', 'avx2', 'bmi1', 'bmi2', 'f16c', 'fma', 'abm', 'movbe', 'xsave'}    # as Linux names what the sets need
+NEEDED = {'v4': V3 | {'avx512f', 'avx512bw', 'avx512cd', 'avx512dq', 'avx512vl'}, 'v3': V3}
+CPUINFO = Path('/proc/cpuinfo')
 STABLE_ABI = '-DTORCH_TARGET_VERSION=0x020b000000000000'   # torch 2.11: the library runs in all later versions
 # with `-ltorch_cpu` the library would miss the symbols of a CUDA torch
 LINK = ('-shared', '-Xlinker', '--no-as-needed', '-ltorch')
@@ -37,7 +40,7 @@ class Plan:
 
     objects: dict[str, list[str]]
     link: list[str]
-    key: str   # it changes with all that may change the library, not with where the folders lie
+    key: str   # it changes with all that may change the library, not with where the folders lie; it names instruction sets
 
 
 def source_digest(sources: Path = SOURCES) -> str:
@@ -48,8 +51,30 @@ def source_digest(sources: Path = SOURCES) -> str:
     return digest.hexdigest()[:16]
 
 
-def plan(device: str, architectures: Sequence[str] = ARCHITECTURES, sources: Path = SOURCES) -> Plan:
-    """Return how this machine compiles the kernels for 'cpu' or 'cuda'. Raises BuildError if it cannot."""
+def all_sets() -> tuple[str, ...]:
+    """Return the instruction sets that a CPU like this one may have; a library for all of them chooses when it is used."""
+    return tuple(SETS) if platform.machine() in ('x86_64', 'AMD64') else ('base',)
+
+
+def own_sets() -> tuple[str, ...]:
+    """Return the one instruction set that is best on this CPU, or all where the system does not tell."""
+    if len(all_sets()) == 1:
+        return all_sets()
+    try:
+        flags = re.search(r'^flags\s*:(.*)$', CPUINFO.read_text(), re.MULTILINE)
+    except OSError:
+        flags = None
+    if flags is None:
+        return all_sets()
+    return next((name for name, needed in NEEDED.items() if needed <= set(flags[1].split())), 'base'),
+
+
+def plan(device: str, architectures: Sequence[str] = ARCHITECTURES, sources: Path = SOURCES,
+         sets: Sequence[str] | None = None) -> Plan:
+    """Return how this machine compiles the kernels for 'cpu' or 'cuda'. Raises BuildError if it cannot.
+
+    architectures: of GPUs. sets: instruction sets of CPUs, by default `own_sets()`.
+    """
     compiler = find_compiler()
     # torch.utils.cpp_extension is not asked: its import queries the GPU, and finds no nvcc beside a CPU torch
     torch_folder = Path(torch.__file__).parent
@@ -61,11 +86,11 @@ def plan(device: str, architectures: Sequence[str] = ARCHITECTURES, sources: Pat
            '-I', str(sources)]
 
     if device == 'cpu':
-        x86 = platform.machine() in ('x86_64', 'AMD64')
-        ops = ['-DIMAGO_KEY=CPU', *(['-DIMAGO_X86'] if x86 else [])]
-        objects = {f'cpu_{isa}.o': [*cxx, *VECTORISE, *flags, f'-DIMAGO_ISA={isa}', '-c', str(sources / 'cpu.cpp'),
-                                    '-o', f'cpu_{isa}.o']
-                   for isa, flags in (X86 if x86 else {'base': []}).items()}
+        sets = own_sets() if sets is None else sets
+        ops = ['-DIMAGO_KEY=CPU', *(f'-DIMAGO_HAS_{name.upper()}' for name in sets)]
+        objects = {f'{path.stem}_{name}.o': [*cxx, *VECTORISE, *SETS[name], f'-DIMAGO_ISA={name}', '-c', str(path),
+                                             '-o', f'{path.stem}_{name}.o']
+                   for name in sets for path in sorted(sources.glob('cpu/*.cpp'))}
         linker = compiler
     else:
         ops = ['-DIMAGO_KEY=CUDA', '-DIMAGO_CUDA', '-DUSE_CUDA']
@@ -81,17 +106,19 @@ def plan(device: str, architectures: Sequence[str] = ARCHITECTURES, sources: Pat
                    platform.machine(), platform.libc_ver())
     # two clones of one commit share a build: the key has not their folders' names, but what they hold
     told = repr(ingredients).replace(str(sources), 'SOURCES').replace(str(torch_folder), 'TORCH')
-    return Plan(objects, link, hashlib.sha256(told.encode()).hexdigest()[:16])
+    key = '-'.join((*(sets if device == 'cpu' else ()), hashlib.sha256(told.encode()).hexdigest()[:16]))
+    return Plan(objects, link, key)
 
 
 def compile_library(device: str, target: Path, architectures: Sequence[str] = ARCHITECTURES,
                     sources: Path = SOURCES) -> None:
     """Compile the kernels for `device`, 'cpu' or 'cuda', into the file `target`, which appears at once and whole.
 
-    architectures: compute capabilities, '90' for 9.0; code for later GPUs is made as well (PTX).
+    architectures: compute capabilities, '90' for 9.0; code for later GPUs is made as well (PTX). For 'cpu' the library serves
+    every CPU of this kind, whatever instruction set it has.
     Raises BuildError if something is missing or does not compile; the log then lies beside `target`.
     """
-    build(plan(device, architectures, sources), target)
+    build(plan(device, architectures, sources, all_sets()), target)
 
 
 def build(plan: Plan, target: Path) -> None:

@@ -1,10 +1,12 @@
 """A library of compiled kernels serves a device type; it is found, or built at first use. Without one PyTorch serves."""
 
 import logging
+import math
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ OPS = ('upfirdn2d', 'bias_act', 'epilogue', 'modulate', 'adain')
 PREBUILT = Path(__file__).parent / 'lib'
 SOURCES = build.SOURCES
 WAIT_SECONDS = 300.0   # to wait for another process that builds; below the 10 minutes after which collectives give up
+SECONDS_A_FILE = 5     # of C++, on one core of middling age
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +121,8 @@ def _choose(device: str) -> Backend:
     try:
         library = _find_or_build(device)
         torch.ops.load_library(library)
-        if device == 'cuda':   # a driver older than the toolkit, or a GPU that the code is not for, shows here
-            torch.ops.imago.modulate(torch.ones(1, 1, 1, 1, device=device), torch.ones(1, 1, device=device))
+        # here a driver shows that is older than the toolkit, and a GPU or CPU that the code is not for
+        torch.ops.imago.modulate(torch.ones(1, 1, 1, 1, device=device), torch.ones(1, 1, device=device))
     except (RuntimeError, OSError) as error:
         reason = ' '.join(f'{error}: {error.__cause__}'.split() if error.__cause__ else str(error).split())
         if mode == 'auto':
@@ -161,19 +164,29 @@ def _find_or_build(device: str) -> Path:
             refusals.append(str(error))
             continue
         with lock:
-            _build_locked(plan, target)
+            _build_locked(device, plan, target)
         return target
     raise BuildError(f'no folder to build in, set IMAGO_KERNELS_CACHE: {"; ".join(refusals)}')
 
 
-def _build_locked(plan: build.Plan, target: Path) -> None:
+def _build_locked(device: str, plan: build.Plan, target: Path) -> None:
     """Build, unless another process has done so meanwhile. The death of one that holds the lock frees it."""
     if build.is_whole(target):
         return
     for leftover in target.parent.glob(f'{build.scratch_prefix(target)}*'):
         shutil.rmtree(leftover, ignore_errors=True)   # a killed build left it, whose compiler may still be writing
-    logger.warning(f'imago: compiling kernels, once: {target}')
+    began = time.monotonic()
+    logger.warning(f'imago: compiling the {device.upper()} kernels, once, into {target.parent}: {_duration(device, plan)}')
     build.build(plan, target)
+    logger.warning(f'imago: compiled in {time.monotonic() - began:.0f} s')
+
+
+def _duration(device: str, plan: build.Plan) -> str:
+    """Say how long this machine will take to compile, which differs by a factor of three between old and new cores."""
+    if device == 'cuda':
+        return 'it takes minutes'
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return f'about {SECONDS_A_FILE * math.ceil(len(plan.objects) / cores):.0f} s'
 
 
 def _cache_folders() -> Iterator[tuple[Path, bool]]:

@@ -18,7 +18,7 @@ from imago.launch.cluster import MOST_NODES, load_run, run_parser, spelled
 from imago.launch.torchrun import STOPPED, run_torchrun
 from imago.trainer.command import Parser, tell_errors
 from imago.trainer.config.load import Config
-from imago.trainer.runs.checkpoint_names import list_checkpoints
+from imago.trainer.runs.checkpoint_names import TIME_OVER, list_checkpoints
 from imago.trainer.wording import shown
 
 PROG, MAX_RESTARTS = 'imago launch node', 3
@@ -92,8 +92,10 @@ def meeting_point(rendezvous: str) -> tuple[str, str | None]:
 
 
 def finished(config: Config) -> bool:
-    """Return whether there is a checkpoint of the last image."""
-    return any(int(path.name) >= config.total_nimg for path in list_checkpoints(Path(config.run_dir) / 'checkpoints'))
+    """Return whether there is a checkpoint of the last image, or the run has ended by `stop_after`."""
+    folder = Path(config.run_dir)
+    return (any(int(path.name) >= config.total_nimg for path in list_checkpoints(folder / 'checkpoints'))
+            or config.stop_after is not None and (folder / TIME_OVER).exists())
 
 
 if __name__ == '__main__':

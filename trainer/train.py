@@ -4,6 +4,7 @@ import time
 from contextlib import closing
 
 from imago.trainer.command import tell_error
+from imago.trainer.config.duration import in_words
 from imago.trainer.config.load import Config
 from imago.trainer.data.shards import ShardError
 from imago.trainer.engine.ema import ema_decay, update_ema
@@ -22,16 +23,22 @@ GUARD_STATUS = 3   # the exit status of GUARDED: a new start of the same command
 
 def train(run: Run) -> str:
     """Train to the end, also after rollbacks by the guard. Returns how the run ended. All ranks call it together."""
-    while (ending := train_on(run)) == ROLLED_BACK:
+    began = time.monotonic()
+    while (ending := train_on(run, began)) == ROLLED_BACK:
         pass
-    dist.print0(f'{ending} at {run.state.nimg / 1000:g} kimg; pictures and checkpoints in {run.config.run_dir}'
-                + {FINISHED: '', STOPPED: '; the same command goes on from there',
+    config, nimg = run.config, run.state.nimg
+    by_time = f'; stop_after={in_words(config.stop_after or 0)} is over, and the same command goes on from there'
+    dist.print0(f'{ending} at {nimg / 1000:g} kimg; pictures and checkpoints in {config.run_dir}'
+                + {FINISHED: by_time if nimg < config.total_nimg else '', STOPPED: '; the same command goes on from there',
                    GUARDED: '; guard.action=warn goes on from there all the same'}[ending])
     return ending
 
 
-def train_on(run: Run) -> str:
-    """Train until `total_kimg`, a stop signal or the guard's verdict. Returns how the round ended."""
+def train_on(run: Run, began: float) -> str:
+    """Train until `total_kimg`, `stop_after`, a stop signal or the guard's verdict. Returns how the round ended.
+
+    began: when this start of the run began to train, in seconds of the monotonic clock.
+    """
     config, strategy, state = run.config, run.strategy, run.state
     game = make_game(config, run.plan, state)
     phases = game.phases()
@@ -39,7 +46,7 @@ def train_on(run: Run) -> str:
     # The stream comes first: its processes start while the scheduler's signals are held, and so they never see them.
     with (closing(open_stream(config, run.dataset, run.plan, state.nimg)) as data, StopSignals() as stop,
           closing(Watch(game, run.dataset, strategy, run.evaluation, lambda: stop.requested)) as watch):
-        course = Course(run, stop, watch)
+        course = Course(run, stop, watch, began)
         while course.goes_on:
             dist.begin_step(state.nimg)
             batch, count = next(data).to(dist.device()), game.batch
@@ -60,21 +67,27 @@ def train_on(run: Run) -> str:
 class Course:
     """Whether a run goes on after a step, and how it ends. All ranks make one, call it together, and come to the same answers."""
 
-    def __init__(self, run: Run, stop: StopSignals, watch: Watch):
-        self._run, self._stop, self._watch = run, stop, watch
+    def __init__(self, run: Run, stop: StopSignals, watch: Watch, began: float):
+        self._run, self._stop, self._watch, self._began = run, stop, watch, began
         self._stopping = False     # whether a rank was asked to stop, or could not save a checkpoint
+        self._time_over = False    # whether this start has trained for `stop_after`
         self._best = False         # whether the last step made the networks with the best score so far
         self._went_back = False    # whether the guard has returned the state to an older checkpoint
         self._saved = time.monotonic()    # when the last checkpoint was begun, or this round
 
     @property
     def goes_on(self) -> bool:
-        return self._undisturbed and self._run.state.nimg < self._run.config.total_nimg
+        return self._undisturbed and not self._time_over and self._run.state.nimg < self._run.config.total_nimg
 
     @property
     def _undisturbed(self) -> bool:
         """Whether neither a stop nor the guard ends the round."""
         return not self._stopping and self._watch.verdict is None
+
+    @property
+    def _ends_by_time(self) -> bool:
+        """Whether `stop_after` alone ends the run, so that it ends like one that has reached `total_kimg`."""
+        return self._undisturbed and self._time_over and self._run.state.nimg < self._run.config.total_nimg
 
     @property
     def _verdict(self) -> Verdict | None:
@@ -85,24 +98,30 @@ class Course:
         """After a step of `count` images, hear whether a rank must stop, and save a checkpoint that is due."""
         state, checkpoints, kept = self._run.state, self._run.checkpoints, self._run.config.checkpoint
         self._best = best
-        minutes = (time.monotonic() - self._saved) / 60
-        late = dist.is_main() and kept.interval_minutes is not None and minutes >= kept.interval_minutes
-        # the ranks agree on both by one message, as clocks differ
-        self._stopping, late = dist.any_rank_of([self._stop.requested or checkpoints.failed, late])
+        now, most = time.monotonic(), self._run.config.stop_after
+        late = dist.is_main() and kept.interval_minutes is not None and now - self._saved >= 60 * kept.interval_minutes
+        over = dist.is_main() and most is not None and now - self._began >= most
+        # the ranks agree on all three by one message, as clocks differ
+        self._stopping, late, self._time_over = dist.any_rank_of([self._stop.requested or checkpoints.failed, late, over])
         if self._undisturbed and (late or best or due(kept.interval_kimg, state.nimg, count)):
             self._saved = time.monotonic()
             checkpoints.save(state, best)
             if late:
                 self._watch.save_fakes()
+        if self._ends_by_time:
+            self._watch.show_end(count)
 
     def go_back_or_save(self) -> None:
         """After the last step, return to an older checkpoint if the guard wants it and there is one; else save the state."""
         state, checkpoints, verdict = self._run.state, self._run.checkpoints, self._verdict
         with dist.patience('going back'):
             self._went_back = verdict is not None and verdict.rollback and roll_back(state, checkpoints, verdict.last_good)
-        if not self._went_back:
-            checkpoints.save(state, self._best)
-            checkpoints.wait()
+        if self._went_back:
+            return
+        checkpoints.save(state, self._best)
+        checkpoints.wait()
+        if self._ends_by_time:
+            dist.together(lambda: self._run.folder.mark_time_over(), main_only=True)
 
     def ending(self) -> str:
         """How the round ended, asked for when `StopSignals` has been left.
@@ -111,7 +130,7 @@ class Course:
         """
         if self._went_back and not dist.any_rank(self._stop.requested):
             return ROLLED_BACK
-        if self._run.state.nimg >= self._run.config.total_nimg:
+        if self._ends_by_time or self._run.state.nimg >= self._run.config.total_nimg:
             return FINISHED
         return STOPPED if self._went_back or self._verdict is None else GUARDED
 

@@ -33,15 +33,27 @@ extern "C" const imago::Backend* imago_cpu_v4();
 namespace imago {
 namespace {
 
+#ifndef IMAGO_CUDA
+const Backend* best_for_this_cpu() {  // of those that are compiled into this library; null: none runs here
+#ifdef IMAGO_HAS_V4
+  if (__builtin_cpu_supports("x86-64-v4")) return imago_cpu_v4();
+#endif
+#ifdef IMAGO_HAS_V3
+  if (__builtin_cpu_supports("x86-64-v3")) return imago_cpu_v3();
+#endif
+#ifdef IMAGO_HAS_BASE
+  return imago_cpu_base();
+#endif
+  return nullptr;
+}
+#endif
+
 const Backend& backend() {
 #ifdef IMAGO_CUDA
   static const Backend* found = imago_cuda();
-#elif defined(IMAGO_X86)
-  static const Backend* found = __builtin_cpu_supports("x86-64-v4")   ? imago_cpu_v4()
-                                : __builtin_cpu_supports("x86-64-v3") ? imago_cpu_v3()
-                                                                      : imago_cpu_base();
 #else
-  static const Backend* found = imago_cpu_base();
+  static const Backend* found = best_for_this_cpu();
+  STD_TORCH_CHECK(found, "these kernels are compiled for a CPU with more instructions than this one");
 #endif
   return *found;
 }

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -37,9 +38,9 @@ USE = '''
 import sys
 from pathlib import Path
 import torch, kernels
-from imago.kernels import library
+from imago.kernels import build, library
 library.SOURCES, library.PREBUILT = Path(sys.argv[1]), Path(sys.argv[1]) / 'none'
-library.WAIT_SECONDS = float(sys.argv[2])
+library.WAIT_SECONDS, build.CPUINFO = float(sys.argv[2]), Path(sys.argv[3])
 y = kernels.modulate(torch.ones(1, 1, 2, 2), torch.ones(1, 1))
 print({1.0: 'reference', 2.0: 'compiled'}[y.max().item()])
 '''
@@ -50,7 +51,6 @@ def stand_in(tmp_path_factory) -> Path:
     """Sources that compile in two seconds."""
     folder = tmp_path_factory.mktemp('csrc')
     (folder / 'ops.cpp').write_text(OPS)
-    (folder / 'cpu.cpp').write_text('')
     return folder
 
 
@@ -62,10 +62,11 @@ def warm(stand_in, tmp_path_factory) -> Path:
     return cache
 
 
-def start(sources: Path, cache: Path | None, wait: float = 60, **environment: str) -> subprocess.Popen:
+def start(sources: Path, cache: Path | None, wait: float = 60, cpuinfo: Path = build.CPUINFO,
+          **environment: str) -> subprocess.Popen:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith('IMAGO_')}
     named = {} if cache is None else {'IMAGO_KERNELS_CACHE': str(cache)}
-    return subprocess.Popen([sys.executable, '-c', USE, sources, str(wait)], cwd=ROOT, text=True,
+    return subprocess.Popen([sys.executable, '-c', USE, sources, str(wait), cpuinfo], cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=inherited | named | environment)
 
 
@@ -77,7 +78,7 @@ def use(*arguments, **environment: str) -> tuple[str, str]:
 
 def only_line(err: str) -> str:
     """Return the only line that a failure prints, apart from the announcement of a build."""
-    line, = (line for line in err.splitlines() if 'compiling kernels' not in line)
+    line, = (line for line in err.splitlines() if 'compiling the CPU kernels' not in line and 'compiled in' not in line)
     return line
 
 
@@ -99,8 +100,12 @@ def test_second_process_takes_what_the_first_built(stand_in, tmp_path):
 def test_several_ranks_build_once(stand_in, tmp_path):
     compiler, count = counting(tmp_path)
     ranks = [start(stand_in, tmp_path / 'cache', CXX=compiler) for _ in range(4)]
-    assert [rank.communicate()[0].strip() for rank in ranks] == ['compiled'] * 4
+    told = [rank.communicate() for rank in ranks]
+    assert [out.strip() for out, _ in told] == ['compiled'] * 4
     assert count.read_text() == '\n'
+    first, second = (line for _, err in told for line in err.splitlines())
+    assert re.fullmatch(rf"imago: compiling the CPU kernels, once, into {tmp_path / 'cache'}: about [0-9]+ s", first)
+    assert re.fullmatch('imago: compiled in [0-9]+ s', second)
 
 
 def test_killed_build_leaves_no_trap(stand_in, tmp_path):
@@ -166,6 +171,9 @@ def test_no_stale_library_is_taken(stand_in, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, '__version__', '2.99')
     keys.append(build.plan('cpu', sources=sources).key)
+    (sources / 'cpu').mkdir()
+    (sources / 'cpu' / 'part.cpp').write_text('')
+    keys.append(build.plan('cpu', sources=sources).key)
     monkeypatch.setattr(build, 'VECTORISE', ('-O1',))
     keys.append(build.plan('cpu', sources=sources).key)
     newer = tmp_path / 'c++'
@@ -188,6 +196,46 @@ def test_two_clones_share_a_build(stand_in, tmp_path, monkeypatch):
     assert build.plan('cpu', sources=sources).key == mine
     (sources / 'ops.cpp').write_text(OPS.replace('2.0', '3.0'))
     assert build.plan('cpu', sources=sources).key != mine
+
+
+FLAGS = {'v4': [*build.NEEDED['v4'], 'sse2'], 'v3': [*build.NEEDED['v3'], 'avx512f'], 'base': ['sse2', 'avx2']}
+
+
+def cpu_of(folder: Path, name: str) -> Path:
+    """Write what Linux would say of a CPU that has this instruction set."""
+    path = folder / f'cpuinfo-{name}'
+    path.write_text(f'processor\t: 0\nflags\t\t: {" ".join(FLAGS[name])}\nbugs\t\t: avx512vl\n\nprocessor\t: 1\n')
+    return path
+
+
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='one instruction set')
+def test_only_the_own_instruction_set_is_compiled_at_first_use(tmp_path, monkeypatch):
+    for name in FLAGS:
+        monkeypatch.setattr(build, 'CPUINFO', cpu_of(tmp_path, name))
+        planned = build.plan('cpu')
+        assert planned.key.startswith(f'{name}-') and f'-DIMAGO_HAS_{name.upper()}' in planned.objects['ops.o']
+        assert {output.removesuffix('.o').rpartition('_')[2] for output in planned.objects} == {name, 'ops'}
+    monkeypatch.setattr(build, 'CPUINFO', tmp_path / 'not Linux')
+    assert build.own_sets() == build.all_sets() == ('base', 'v3', 'v4')
+    assert len(build.plan('cpu').objects) == 3 * (len(planned.objects) - 1) + 1
+    monkeypatch.setattr(platform, 'machine', lambda: 'aarch64')
+    assert build.own_sets() == build.all_sets() == ('base',)
+
+
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='one instruction set')
+def test_machines_of_several_kinds_share_a_cache(stand_in, tmp_path):
+    cache = tmp_path / 'cache'
+    for name in FLAGS:
+        for _ in range(2):
+            assert use(stand_in, cache, 60, cpu_of(tmp_path, name))[0] == 'compiled'
+    assert sorted(path.name.split('-')[1] for path in cache.glob('*.so')) == ['base', 'v3', 'v4']
+
+
+def test_a_library_that_this_cpu_cannot_run_is_not_used(stand_in, tmp_path):
+    shutil.copytree(stand_in, tmp_path / 'csrc')
+    (tmp_path / 'csrc' / 'ops.cpp').write_text(OPS.replace('  auto y', '  STD_TORCH_CHECK(false, "for another CPU");\n  auto y'))
+    way, err = use(tmp_path / 'csrc', tmp_path / 'cache')
+    assert way == 'reference' and 'no compiled cpu kernels, plain PyTorch serves' in err and 'for another CPU' in err
 
 
 def test_no_compiler(stand_in, tmp_path):
@@ -331,12 +379,15 @@ def links(path: Path) -> set[str]:
 
 @pytest.mark.skipif(platform.machine() != 'x86_64', reason='one instruction set')
 def test_instruction_sets_share_no_functions(tmp_path):
-    command = build.plan('cpu').objects['cpu_v4.o']
-    subprocess.run(['-O1' if word == '-O3' else word for word in command], cwd=tmp_path, check=True)
-    symbols = subprocess.run(['nm', '-C', tmp_path / 'cpu_v4.o'], capture_output=True, text=True, check=True).stdout
-    assert ' T imago_cpu_v4' in symbols
+    objects = build.plan('cpu', sets=['v4']).objects
+    objects.pop('ops.o')
+    for command in objects.values():
+        subprocess.run(['-O1' if word == '-O3' else word for word in command], cwd=tmp_path, check=True)
+    symbols = subprocess.run(['nm', '-C', *objects], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert ' T imago_cpu_v4' in symbols and ' T imago::v4::adain(' in symbols
+    public = [line for line in symbols.splitlines() if ' T ' in line and not re.search(' (imago_cpu_v4|imago::v4::.*)$', line)]
     shared = [line for line in symbols.splitlines() if ' W ' in line or ' u ' in line]
-    assert not shared, 'the linker would take one of several copies, for all CPUs'
+    assert not public and not shared, 'the linker would take one of several copies, for all CPUs'
 
 
 @pytest.mark.skipif(NVCC is None, reason='needs nvcc')

@@ -17,7 +17,7 @@ from imago.trainer.config.hints import meant
 from imago.trainer.config.networks import NetworkConfig, NetworkSection, StyleGAN2
 from imago.trainer.config.plugins import MOST_PLUGINS, ModuleName, import_plugins, names_in, require_plugins
 from imago.trainer.config.rules import check_combinations
-from imago.trainer.config.schema import FIXED, Images, Kimg, PathName, Section, Seed
+from imago.trainer.config.schema import FIXED, Duration, Images, Kimg, PathName, Section, Seed
 from imago.trainer.config.sections import (
     CONTINUOUS,
     AugmentConfig,
@@ -50,6 +50,7 @@ class Config(Section):
     plugins: Annotated[tuple[ModuleName, ...], Field(max_length=MOST_PLUGINS)] = ()   # modules of a user's own
     compile: bool = False                         # torch.compile G and D for the main phases; penalties stay eager
     total_kimg: Kimg = 25000.0
+    stop_after: Duration | None = None            # each start trains so long at most: 90s, 4m, 2h; null: until total_kimg
     batch: Images = 64                            # images a step, over all ranks
     micro_batch: Images = 8                       # images a forward pass on one rank
     data: DataConfig

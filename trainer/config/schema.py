@@ -10,6 +10,7 @@ from typing import Annotated, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic_core import PydanticKnownError
 
+from imago.trainer.config.duration import in_words, to_seconds
 from imago.trainer.config.resolution import base_and_doublings, parse_resolution
 from imago.trainer.data.locations import is_folder, is_location, masked
 from imago.trainer.wording import one_line, shown
@@ -104,6 +105,8 @@ Resolution = Annotated[Size, AfterValidator(check_size)]     # a size that netwo
 
 Kimg = real(0.001, 1e8)              # thousand images shown; the limits are 1 image and 12 digits of images
 Minutes = real(0.001, 1e5)
+# in seconds; written as 90s, 4m, 2h or 1h30m
+Duration = Annotated[int, BeforeValidator(to_seconds), Field(ge=1, le=1 << 32), PlainSerializer(in_words, return_type=str)]
 Start = real(0, 1e8)                 # kimg from the beginning
 Weight = real(0, 1e9)                # of a penalty; 0 leaves it out
 Number = real(-1e9, 1e9)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from imago.trainer.config.division import parts_of
+from imago.trainer.config.duration import in_words
 from imago.trainer.config.load import Config
 from imago.trainer.config.plan import Plan
 from imago.trainer.data.locations import masked
@@ -34,7 +35,10 @@ def describe_run(config: Config, plan: Plan, manifest: Manifest, networks: dict[
     return [f'device        {describe_device(kind)}',
             f'pictures      {manifest.num_samples} pictures of {masked(config.data.path)}, shown at {height} x {width}, {given}',
             f'game          {config.game.name}, network {config.network.name}, loss {config.loss.name}, batch {config.batch}',
-            'parameters    ' + '   '.join(f'{name} {num_parameters(network):,}' for name, network in networks.items())]
+            'parameters    ' + '   '.join(f'{name} {num_parameters(network):,}' for name, network in networks.items()),
+            f'ends          at {config.total_kimg:g} kimg' + (
+                f', or after {in_words(config.stop_after)} of training (stop_after); the same command then goes on'
+                if config.stop_after else '')]
 
 
 def describe_needs(config: Config, manifest: Manifest, world: int, kind: str) -> str:

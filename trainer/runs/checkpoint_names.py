@@ -1,9 +1,11 @@
-"""This file names the folders of checkpoints. It does not need torch, as launchers look at them too."""
+"""This file names the folders of checkpoints, and what says how a run has ended. It does not need torch, as launchers look at
+them too."""
 
 import re
 from pathlib import Path
 
 NAME = r'[0-9]{12,}'    # images shown, in ASCII digits
+TIME_OVER = 'time-over'   # a file in a run's folder: the last start has trained for `stop_after`
 
 
 def name_of(nimg: int) -> str:

@@ -15,6 +15,7 @@ from imago.trainer.config.load import (
 )
 from imago.trainer.data.durable import write_text
 from imago.trainer.data.locations import could_hold_secrets
+from imago.trainer.runs.checkpoint_names import TIME_OVER
 from imago.trainer.wording import listed, shown
 
 CONFIG_FILE = 'config.yaml'
@@ -39,8 +40,13 @@ class RunFolder:
 
     def record(self, config: Config) -> None:
         """Write `config` down, once it is certain that the run goes on under it."""
+        (self.path / TIME_OVER).unlink(missing_ok=True)
         text = to_yaml(config)
         write_text(self.path / CONFIG_FILE, text, private=could_hold_secrets(text))
+
+    def mark_time_over(self) -> None:
+        """Tell launchers that the run has ended by `stop_after`, and is not to be started again by them."""
+        write_text(self.path / TIME_OVER, 'The last start has trained for stop_after; the same command goes on.\n')
 
 
 def read_config(folder: Path) -> Config:

@@ -1,6 +1,7 @@
 """A run is watched by one progress line, TensorBoard scalars and pictures, and `stats.jsonl`."""
 
 import json
+import math
 import resource
 import sys
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imago.trainer.config.duration import in_words
 from imago.trainer.data.durable import open_to_append
 from imago.trainer.runs.events import Events
 from imago.trainer.runs.history import REPORTS, drop_torn_line
@@ -26,8 +28,9 @@ class Stats:
     Scalars are over the global batch. Times are those of rank 0: `seconds/PHASE` is the time of one run of that phase.
     """
 
-    def __init__(self, folder: Path, total_nimg: int, nimg: int, main: bool):
-        self.total_nimg, self._main, self._folder = total_nimg, main, folder
+    def __init__(self, folder: Path, total_nimg: int, nimg: int, main: bool, stop_after: int | None = None):
+        """The run ends at `total_nimg` images, or `stop_after` seconds from now."""
+        self.total_nimg, self._stop_after, self._main, self._folder = total_nimg, stop_after, main, folder
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
         self._began = time.perf_counter()
@@ -119,12 +122,16 @@ class Stats:
 
     def _line(self, nimg: int) -> str:
         means, speed = self._means(), self._speed(nimg)
-        left = _duration((self.total_nimg - nimg) / speed) if speed else '?'
+        elapsed, share, kimg = time.perf_counter() - self._began, nimg / self.total_nimg, f'{nimg / 1000:.1f}'
+        left = (self.total_nimg - nimg) / speed if speed else math.inf
+        done = f'{kimg}/{self.total_nimg / 1000:.1f} kimg ({share:.0%})'
+        if self._stop_after is not None and self._stop_after - elapsed < left:     # time will be over before the images are
+            left, share = max(self._stop_after - elapsed, 0), min(elapsed / self._stop_after, 1)
+            done = f'{kimg} kimg ({share:.0%} of stop_after={in_words(self._stop_after)})'
         shown = {'D': 'loss/D', 'G': 'loss/G', 'r1': 'penalty/r1', 'pl': 'path_length'}
         losses = '  '.join(f'{label} {means[name]:.3f}' for label, name in shown.items() if name in means)
-        elapsed = _duration(time.perf_counter() - self._began)
-        return (f'{nimg / 1000:.1f}/{self.total_nimg / 1000:.1f} kimg ({nimg / self.total_nimg:.0%})  {speed:.1f} img/s  '
-                f'{elapsed} elapsed, {left} left  {losses}')
+        return (f'{done}  {speed:.1f} img/s  {_duration(elapsed)} elapsed, '
+                f'{_duration(left) if left < math.inf else "?"} left  {losses}')
 
 
 def peak_memory_gb() -> float:

@@ -33,7 +33,7 @@ class Watch:
         config = game.config
         self.config, self.state, self.strategy, self.folder = config, game.state, strategy, Path(config.run_dir)
         self._evaluation, self._stopped, self._pictures = evaluation, stopped, dataset.manifest.num_samples
-        self.stats = Stats(self.folder, config.total_nimg, self.state.nimg, dist.is_main())
+        self.stats = Stats(self.folder, config.total_nimg, self.state.nimg, dist.is_main(), config.stop_after)
         self._keys = open(self.folder / f'keys-rank{dist.rank()}.jsonl', 'a', buffering=1) if config.log.keys else None
         rows, self.columns = config.log.grid
         self.maker = maker_of(config, game.plan, self.state)
@@ -77,16 +77,26 @@ class Watch:
             if self.guard is not None and due(log.interval_kimg, nimg, count):
                 with dist.patience('the guard'):
                     self.guard.report(self.stats)
-            self.stats.record({'data/pictures': self._pictures})   # a run may go on with more
-            self.stats.report(nimg)
+            self._report()
         if due(log.grid_kimg, nimg, count) or nimg >= total:
             self.save_fakes()
         return best
+
+    def show_end(self, count: int) -> None:
+        """Show how far a run has come that ends after this step of `count` images, before all are shown."""
+        if not due(self.config.log.interval_kimg, self.state.nimg, count):
+            self._report()
+        if not due(self.config.log.grid_kimg, self.state.nimg, count):
+            self.save_fakes()
 
     def close(self) -> None:
         self.stats.close()
         if self._keys is not None:
             self._keys.close()
+
+    def _report(self) -> None:
+        self.stats.record({'data/pictures': self._pictures})   # a run may go on with more
+        self.stats.report(self.state.nimg)
 
     def _evaluate(self) -> bool:
         started = time.perf_counter()

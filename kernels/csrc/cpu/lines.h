@@ -1,6 +1,6 @@
 // Element types, scratch memory, threads and the two loops that the CPU kernels are made of.
 //
-// Compiled once per instruction set into one library, so everything here has internal linkage or is inlined: a template of
+// Compiled once per instruction set, often into one library, so all here has internal linkage or is inlined: a template of
 // the standard library instantiated with AVX-512 could otherwise be linked into the variant for older machines.
 #pragma once
 #include <torch/csrc/stable/c/shim.h>

@@ -1,11 +1,12 @@
-// The CPU backend. Compiled once per instruction set, as imago_cpu_base, imago_cpu_v3 (AVX2) and imago_cpu_v4 (AVX-512).
-#include "cpu/layer.h"
+// The CPU backend's table, imago_cpu_base(), imago_cpu_v3() or imago_cpu_v4().
+#include "backend.h"
 
 #define IMAGO_JOIN(a, b) a##b
 #define IMAGO_NAME(isa) IMAGO_JOIN(imago_cpu_, isa)
 
 extern "C" const imago::Backend* IMAGO_NAME(IMAGO_ISA)() {
   using namespace imago;
+  using namespace imago::IMAGO_ISA;
   static const Backend backend{
       kContract,
       [](int) { return "no memory"; },
