@@ -57,7 +57,8 @@ def test_importing_is_light_and_all_names_are_there():
 @pytest.mark.parametrize('options, words', [({}, []), ({'label': 1, 'psi': 0.5}, ['--class', '1', '--psi', '0.5'])])
 def test_samples_are_those_of_the_command(run, tmp_path, options, words):
     assert sample.main([str(run), '--seeds', '3-5', '--out', str(tmp_path), *words]) == 0
-    written = [np.asarray(Image.open(path)) for path in sorted(tmp_path.glob('*.png'))]
+    paths = sorted(tmp_path.glob('*.png'), key=lambda path: path.stem.split('-seed')[1])
+    written = [np.asarray(Image.open(path)) for path in paths]
     pictures = imago.load(run).sample([3, 4, 5], **options)
     assert len(written) == 3 and all(np.array_equal(*pair) for pair in zip(written, pictures, strict=True))
 
@@ -72,7 +73,8 @@ def test_labels_are_numbers_or_names_one_for_all_or_for_each(run):
     one_hot = torch.eye(trained.G.c_dim)[[0, 1]]
     assert torch.equal(trained(z, [first, 1]), trained(z, one_hot)) and trained(z).shape == (2, 3, 16, 16)
     for wrong, told in [({'label': 'nothing'}, 'no class'), ({'label': 99}, 'no class'),
-                        ({'label': [0]}, 'there are 1 labels for 2'), ({'psi': 1000.0}, 'psi'), ({'condition': [1.0]}, 'takes none')]:
+                        ({'label': [0]}, 'there are 1 labels for 2'), ({'psi': 1000.0}, 'psi'),
+                        ({'condition': [1.0]}, 'takes none')]:
         with pytest.raises(ValueError, match=told):
             trained.sample([1, 2], **wrong)
     with pytest.raises(ValueError, match='no seeds'):

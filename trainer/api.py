@@ -158,9 +158,12 @@ def evaluate(source: str | Path, **options: Any) -> dict:
     from imago.trainer.tools import evaluate as command
     asked = _asked(command.parser(), [source], options)
     command.check(asked)
-    from imago.trainer.tools.scoring import measure
+    from imago.trainer.tools.scoring import keep, measure
     try:
-        return measure(asked)[1]
+        _, entry = measure(asked)
+        if dist.is_main():
+            keep(Path(source), entry)
+        return entry
     finally:
         dist.shutdown()
 

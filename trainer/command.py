@@ -8,6 +8,8 @@ from typing import NoReturn
 
 from imago.trainer.wording import one_line, shown
 
+INTERRUPTED = 130    # the exit status after Ctrl-C, where nothing else is promised
+
 
 class Parser(argparse.ArgumentParser):
     """This parser tells an error in one line."""
@@ -50,9 +52,12 @@ def tell_error(prog: str, error: object) -> None:
 
 
 def tell_errors(prog: str, work: Callable[[], int]) -> int:
-    """Return the exit status of `work`; it is 2, after one line, for what the user can mend."""
+    """Return the exit status of `work`; after one line, it is 2 for what the user can mend, and 130 when interrupted."""
     try:
         return work()
     except (ValueError, OSError) as error:
         tell_error(prog, error)
         return 2
+    except KeyboardInterrupt:
+        print(f'{prog}: interrupted', file=sys.stderr, flush=True)
+        return INTERRUPTED

@@ -16,7 +16,7 @@ from imago.trainer.pack.command import main as pack
 from imago.trainer.ranks import dist
 from imago.trainer.start import prepare
 from imago.trainer.train import train
-from imago.trainer.watch.alarms import INDICATORS
+from imago.trainer.watch.indicators import INDICATORS
 
 EMOJI = Path(__file__).parents[1] / 'data' / 'fluent-emoji'
 SIZE = 16   # px

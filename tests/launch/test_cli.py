@@ -35,7 +35,8 @@ def test_a_dry_run_tells_what_is_needed_and_makes_nothing(shards, tmp_path, caps
     path = str(write_tiny(shards, tmp_path / 'run', tmp_path / 'c.yaml'))
     assert main([path, '--dry-run', 'compile=true']) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == ['device', 'pictures', 'game', 'parameters', 'memory', 'and', 'disk', 'fits']
+    rows = ['device', 'pictures', 'game', 'parameters', 'ends', 'memory', 'and', 'disk', 'fits']
+    assert [line.split()[0] for line in printed] == rows
     assert f'30 pictures of {shards}, shown at 16 x 16, no classes' in printed[1] and 'G ' in printed[3]
     assert main([path, '--print-config', 'optim.g_lr=0.5']) == 0
     assert yaml.safe_load(capsys.readouterr().out)['optim']['g_lr'] == 0.5
@@ -120,4 +121,4 @@ def test_a_run_shows_figures_pictures_and_events(shards, tmp_path, capsys):
     assert wanted <= set(events['scalars']) and {'pictures/reals', 'pictures/fakes'} <= set(events['images'])
     grids = sorted(path.name for path in (run_dir / 'grids').iterdir())
     assert grids == ['fakes-00000.000.png', 'fakes-00000.024.png', 'fakes-00000.048.png', 'reals.png']
-    assert Image.open(run_dir / 'grids' / 'fakes-00000.048.png').size == (32, 32)
+    assert Image.open(run_dir / 'grids' / 'fakes-00000.048.png').size == (256, 256)

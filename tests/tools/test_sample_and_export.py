@@ -18,6 +18,7 @@ from imago.trainer.games.makers import LatentMaker
 from imago.trainer.ranks import dist
 from imago.trainer.runs.export import load_generator
 from imago.trainer.tools import export, sample
+from imago.trainer.watch.grids import STRIP, WANTED
 
 README = Path(__file__).parents[2] / 'README.md'
 
@@ -32,29 +33,35 @@ def run(shards, tmp_path_factory):
 
 def pictures(source, out, *options):
     assert sample.main([str(source), '--out', str(out), '--seeds', '0-2,7', *options]) == 0
-    return {path.name: np.asarray(Image.open(path)) for path in sorted(Path(out).iterdir())}
+    return {seed_in(path): np.asarray(Image.open(path)) for path in sorted(Path(out).iterdir(), key=seed_in)}
+
+
+def seed_in(path):
+    return re.search(r'seeds?[0-9-]+[0-9]', path.name)[0]
 
 
 def test_run_checkpoint_and_export_give_the_same_pictures(run, tmp_path):
     assert export.main([str(run), str(tmp_path / 'export')]) == 0
     from_run = pictures(run, tmp_path / 'a')
-    assert list(from_run) == ['seed000000.png', 'seed000001.png', 'seed000002.png', 'seed000007.png']
+    assert list(from_run) == ['seed000000', 'seed000001', 'seed000002', 'seed000007']
     for number, source in enumerate((run / 'checkpoints' / '000000000048', tmp_path / 'export', run)):
         again = pictures(source, tmp_path / f'b{number}')
         assert all(np.array_equal(from_run[name], again[name]) for name in from_run)
     # a seed's picture does not depend on which others are asked for
     assert sample.main([str(run), '--out', str(tmp_path / 'c'), '--seeds', '7']) == 0
-    assert np.array_equal(np.asarray(Image.open(tmp_path / 'c' / 'seed000007.png')), from_run['seed000007.png'])
+    alone, = (tmp_path / 'c').iterdir()
+    assert np.array_equal(np.asarray(Image.open(alone)), from_run['seed000007'])
 
 
 def test_options_change_what_they_name(run, tmp_path):
     default = pictures(run, tmp_path / 'a')
     zero = pictures(run, tmp_path / 'zero', '--psi', '0', '--class', 'class1')
-    assert all(np.array_equal(picture, zero['seed000000.png']) for picture in zero.values())
+    assert all(np.array_equal(picture, zero['seed000000']) for picture in zero.values())
     other = pictures(run, tmp_path / 'other', '--class', '2')
     assert any(not np.array_equal(default[name], other[name]) for name in default)
-    sheet, = pictures(run, tmp_path / 'grid', '--grid', '--columns', '3').values()
-    assert sheet.shape == (32, 48, 3) and np.array_equal(sheet[:16, :16], default['seed000000.png'])
+    sheet, = pictures(run, tmp_path / 'grid', '--grid', '--columns', '3', '--scale', '2').values()
+    assert sheet.shape == (2 * (32 + STRIP), 96, 3) and np.array_equal(sheet[:32:2, 1:32:2], default['seed000000'])
+    assert sheet[32:32 + STRIP].max() > 200     # the class is written below
 
 
 def test_psi_reaches_the_first_layers_alone(run, tmp_path):
@@ -66,7 +73,7 @@ def test_psi_reaches_the_first_layers_alone(run, tmp_path):
     ws = G.mapping(draws.z, torch.eye(3)[[1]])
     ws[:, :2] = G.mapping.w_avg + 0.3 * (ws[:, :2] - G.mapping.w_avg)
     expected = ((G.synthesis(ws, noise='const')[0] + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0)
-    np.testing.assert_allclose(sheets['2']['seed000000.png'], expected, atol=1)
+    np.testing.assert_allclose(sheets['2']['seed000000'], expected, atol=1)
     whole, none = (pictures(run, tmp_path / name, *options, '--class', '1') for name, options in
                    (('whole', ['--psi', '0.3']), ('none', [])))
     for name, picture in sheets['0'].items():
@@ -105,7 +112,7 @@ def test_bad_options(run, tmp_path, capsys, monkeypatch, options, message):
 def test_the_largest_seed_and_as_many_columns_as_pictures(run, tmp_path):
     assert sample.main([str(run), '--out', str(tmp_path), '--seeds', f'0-8,{10 ** 18 - 1}', '--grid', '--columns', '10']) == 0
     path, = tmp_path.iterdir()
-    assert Image.open(path).size == (160, 16)
+    assert Image.open(path).size == (10 * WANTED, WANTED + STRIP)
 
 
 def test_of_many_classes_the_nearest_are_named():
@@ -191,7 +198,8 @@ def test_a_full_disk_leaves_nothing_of_an_export(run, tmp_path, capsys, limit):
 
 
 def test_a_full_disk_leaves_no_torn_picture(run, tmp_path, capsys):
-    before = pictures(run, tmp_path / 'out')
+    pictures(run, tmp_path / 'out')
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
     try:
@@ -199,9 +207,8 @@ def test_a_full_disk_leaves_no_torn_picture(run, tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     line, = capsys.readouterr().err.splitlines()
-    assert f'{tmp_path}/out/seed000000.png cannot be written: ' in line
-    after = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / 'out').iterdir()}
-    assert after.keys() == before.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+    assert 'seed000000-psi0.5.png cannot be written: ' in line
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
 
 
 def test_a_loaded_generator_gives_the_same_pictures_in_each_call(run):
@@ -223,9 +230,8 @@ def test_lines_of_the_readme_give_the_pictures_of_the_command(run, tmp_path, mon
     assert sample.main(['my-generator', *options]) == 0
     names: dict = {}
     exec(lines, names)
-    for index, path in enumerate(sorted(Path('samples').iterdir())):
-        ours = ((names['images'][index] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0)
-        assert np.array_equal(ours.numpy(), np.asarray(Image.open(path))), path
+    for index, path in enumerate(sorted(Path('samples').iterdir(), key=seed_in)):
+        assert np.array_equal(np.asarray(names['pictures'][index]), np.asarray(Image.open(path))), path
     assert index == 3
 
 

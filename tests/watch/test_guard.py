@@ -20,8 +20,9 @@ from imago.trainer.start import prepare
 from imago.trainer.tools.train import main
 from imago.trainer.train import GUARD_STATUS
 from imago.trainer.watch import guard
-from imago.trainer.watch.alarms import INDICATORS, new_alarms, sounding, update_alarms, warning
+from imago.trainer.watch.alarms import new_alarms, sounding, update_alarms
 from imago.trainer.watch.diversity import area_colours, diversity_of
+from imago.trainer.watch.indicators import INDICATORS, warning
 from imago.trainer.watch.spikes import ENOUGH, end_report, new_memory, see_step
 
 NEVER, ALWAYS = {'diversity': 0.0}, {'diversity': 1e9}   # thresholds below and above any value

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_validator
 
+from imago.trainer.config import games, networks
 from imago.trainer.config.division import check_division
 from imago.trainer.config.former import GAMES_ONCE_LOSSES, translate
-from imago.trainer.config import games, networks
 from imago.trainer.config.games import GameConfig, GameSection, Latent
 from imago.trainer.config.hints import meant
 from imago.trainer.config.networks import NetworkConfig, NetworkSection, StyleGAN2

@@ -175,7 +175,7 @@ class EvaluateConfig(Section):
 
     interval_kimg: Kimg | None = None             # None: not while training
     metrics: tuple[Metric, ...] = Field(('fid', 'kid'), min_length=1)
-    images: Pictures = 50000                      # fakes
+    images: Pictures | None = None                # fakes; None: as many as published scores take, on a CPU a tenth
     reals: PicturesOrAll = 50000                  # at most so many, drawn from the dataset by `seed`; or `all`
     seed: whole(0, 2**32 - 1) = 0
     psi: real(-100, 100) = 1.0
@@ -208,7 +208,7 @@ INDICATOR_NAMES = get_args(IndicatorName)
 
 
 class GuardConfig(Section):
-    """The guard watches for collapse and overfitting with each report. Its indicators are in trainer/watch/alarms.py."""
+    """The guard watches for collapse and overfitting with each report. Its indicators are in trainer/watch/indicators.py."""
 
     action: Literal['off', 'warn', 'stop', 'rollback'] = 'warn'
     start_kimg: Start | None = None               # no alarm before; None: four half-lives of the EMA

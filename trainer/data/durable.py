@@ -1,5 +1,6 @@
 """Files and folders are written so that they survive a crash: they are on the disk before their name says so."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,21 @@ def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_beside(path: Path, content: bytes) -> Path:
+    """Write `content` to `path`, or where another file has that name, to NAME-2, NAME-3 ... Returns where it is.
+
+    A file that holds just this stays as it is. Nothing is overwritten.
+    """
+    for number in itertools.count(1):
+        place = path if number == 1 else path.with_name(f'{path.stem}-{number}{path.suffix}')
+        if not os.path.lexists(place):
+            write_bytes(place, content)
+            return place
+        if place.is_file() and place.stat().st_size == len(content) and place.read_bytes() == content:
+            return place
+    raise AssertionError('a number is free')
 
 
 def write_text(path: Path, text: str, private: bool = False) -> None:

@@ -6,7 +6,11 @@ from pathlib import Path
 
 from imago.trainer.data.durable import open_to_append
 from imago.trainer.metrics.protocol import Scores
+from imago.trainer.runs.events import Events
 from imago.trainer.runs.history import EVALUATIONS, drop_torn_line
+
+FEW = 10_000    # pictures, of fakes or of reals
+NEVER = 1 << 53   # images: an older checkpoint that is scored later hides nothing
 
 
 def record_of(scores: Scores, nimg: int | None) -> dict:
@@ -21,6 +25,26 @@ def append(folder: Path, record: dict) -> None:
         file.write(json.dumps(record) + '\n')
 
 
+def to_tensorboard(folder: Path, record: dict) -> None:
+    """Show the scores at the run's images, as a curve `evaluate` beside that of the training, which writes files of its own."""
+    events = Events(folder / 'tensorboard' / 'evaluate', purge_step=NEVER)
+    try:
+        events.add({f'metrics/{name}': value for name, value in record['values'].items()}, record['nimg'])
+    finally:
+        events.close()
+
+
+def note(scores: Scores) -> str:
+    """Say what a reader of few pictures' scores must know; '' where there are enough."""
+    about, distances = scores.protocol, [name for name in scores.values if name.startswith(('fid', 'fd_', 'intra_f'))]
+    fewest = min(about['fakes'], about['reals'] or about['fakes'])
+    if not distances or fewest >= FEW:
+        return ''
+    read = 'read kid' if any(name.startswith('kid') for name in scores.values) else 'add --metrics kid'
+    return (f'note: of {fewest} pictures, {", ".join(distances)} is too high, and more so the fewer there are (Binkowski et al. '
+            f'2018); compare it at equal numbers alone, and {read}, which has no such bias')
+
+
 def table(scores: Scores) -> str:
     """Format a line for each score, and one that says how they were measured."""
     about = scores.protocol
@@ -32,4 +56,4 @@ def table(scores: Scores) -> str:
     all_of = 'all ' * (about['reals_at_most'] == 'all')
     sizes = f'{about["fakes"]} pictures' + (f' against {all_of}{about["reals"]} real ones' if about['reals'] else '')
     return '\n'.join([*lines, f'{sizes}; features of {about["extractor"]}, resizer {about["resizer"]}, seed {about["seed"]}'
-                      f'{options}; in brackets 95%, bootstrap'])
+                      f'{options}; in brackets 95%, bootstrap', *filter(None, [note(scores)])])

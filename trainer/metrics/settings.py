@@ -10,6 +10,7 @@ from imago.trainer.data.locations import check_whole, lacks_only_password, maske
 from imago.trainer.data.web import find_login
 from imago.trainer.runs.run_folder import CONFIG_FILE, read_config
 
+PUBLISHED, ON_CPU = 50_000, 5_000    # fakes, unless the user gives a number
 BUILT_IN = 'auto', 'inception', 'effnet_lite0'
 
 
@@ -38,6 +39,11 @@ def settings(options: argparse.Namespace) -> tuple[EvaluateConfig, str, tuple[in
         raise ValueError(f'--data is missing: {options.source} is no run folder, which would name its dataset')
     check_extractor(evaluation)
     return evaluation, options.data or config.data.path, config.data.crop if config else None
+
+
+def fakes_on(config: EvaluateConfig, device: str) -> int:
+    """Return how many fakes are compared: as many as the user wants, or what is usual on this kind of device."""
+    return config.images or (ON_CPU if device == 'cpu' else PUBLISHED)
 
 
 def check_extractor(config: EvaluateConfig) -> None:

@@ -24,10 +24,13 @@ class Progress:
         self._bar.update(count)
         self._done += count
         now = time.monotonic()
-        if self._lines and now - self._last >= SECONDS:
+        spent = now - self._began
+        left = spent * (self._total / self._done - 1)
+        # the first part tells how long all will take
+        if self._lines and (now - self._last >= SECONDS or self._done == count and left >= SECONDS):
             self._last = now
-            print(f'{self._title}: {self._done} of {self._total} {self._unit} in {now - self._began:.0f} s', file=sys.stderr,
-                  flush=True)
+            print(f'{self._title}: {self._done} of {self._total} {self._unit} in {spent:.0f} s, about {left:.0f} s left',
+                  file=sys.stderr, flush=True)
 
     def __enter__(self) -> 'Progress':
         return self

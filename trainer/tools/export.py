@@ -52,8 +52,9 @@ def export(options: argparse.Namespace) -> int:
     about |= {'version': version('imago-gan')}
     about |= {key: given for key in ('licence', 'data') if (given := getattr(options, key))}
     write_export(maker, about, out)
-    print(f'wrote {out / WEIGHTS} and {out / ABOUT} ({about["nimg"] / 1000:g} kimg, trained on {about["data"] or "unknown data"}, '
-          f'{"licence " + about["licence"] if about["licence"] else "no licence given: --licence TEXT"})')
+    licence = f'licence {about["licence"]}' if about['licence'] else 'no licence given: --licence TEXT'
+    data = about['data'] or 'unknown data'
+    print(f'wrote {out / WEIGHTS} and {out / ABOUT} ({about["nimg"] / 1000:g} kimg, trained on {data}, {licence})')
     return 0
 
 

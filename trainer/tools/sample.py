@@ -1,18 +1,24 @@
 """`imago sample` makes pictures with a trained generator. The same seeds give the same pictures."""
 
 import argparse
+import io
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from imago.trainer.command import Parser, tell_error
-from imago.trainer.data.durable import in_place_of
+from imago.trainer.command import Parser, tell_errors
+from imago.trainer.data.durable import write_beside
 from imago.trainer.runs.generator_folder import check_source
+from imago.trainer.tools import names
 from imago.trainer.tools.choices import add_choices, class_of, read_condition
 from imago.trainer.tools.export import check_batches
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 MOST_SEEDS = 10_000   # all pictures are in memory before the first is written
-COLUMNS = 8
+COLUMNS, MOST_SCALE = 8, 64
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -39,27 +45,27 @@ def check(options: argparse.Namespace, count: int) -> None:
         raise ValueError(f'--columns {options.columns} is below 1')
     if options.columns > max(count, COLUMNS):
         raise ValueError(f'--columns {options.columns} is more than the pictures, {count}; use --columns {count}')
-    if not options.out:
+    if options.scale is not None and not 1 <= options.scale <= MOST_SCALE:
+        raise ValueError(f'--scale {options.scale} is not between 1 and {MOST_SCALE}')
+    if options.out == '':
         raise ValueError('--out is empty; give the name of a folder')
-    if Path(options.out).exists() and not Path(options.out).is_dir():
+    if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
         raise ValueError(f'--out {options.out} is a file; give a folder')
 
 
 def sample(options: argparse.Namespace) -> list[Path]:
     """Write the pictures and return their paths. ValueError for what the user can mend."""
-    seeds, out = parse_seeds(options.seeds), Path(options.out)
+    seeds, source = parse_seeds(options.seeds), Path(options.source)
     check(options, len(seeds))
-    check_source(Path(options.source))
-    return write(options, seeds, out)
+    check_source(source)
+    return write(options, seeds, Path(options.out) if options.out else names.folder_of(source))
 
 
 def write(options: argparse.Namespace, seeds: list[int], out: Path) -> list[Path]:
     """Do the work of `sample`, with torch."""
     import torch
-    from PIL import Image
 
     from imago.trainer.games.makers import Sampling, generate
-    from imago.trainer.ranks.progress import Progress
     from imago.trainer.runs.export import open_maker
     from imago.trainer.watch.grids import grid
 
@@ -72,27 +78,38 @@ def write(options: argparse.Namespace, seeds: list[int], out: Path) -> list[Path
     maker.check(sampling)
     if options.standing_batches:
         maker.take_standing_statistics(options.standing_batches)
-    pictures = generate(maker, maker.inputs(seeds, label, options.truncation, conditions), sampling, title='sampling')
+    inputs = maker.inputs(seeds, label, options.truncation, conditions)
+    pictures = generate(maker, inputs, sampling, title='sampling')
+    classes = [about['class_names'][number] for number in inputs.labels.tolist()] if about['class_names'] else []
+    source, how = Path(options.source), names.ways(options)
     if options.grid:
-        cutoff = '' if options.psi_cutoff is None else f'-cutoff{options.psi_cutoff}'
-        name = f'grid-seeds{seeds[0]}-{seeds[-1]}-psi{options.psi:g}{cutoff}.png'
-        images = {name: grid(pictures, options.columns)}
+        one = classes[0] if label is not None and classes else ''
+        condition = names.of_condition(conditions)
+        stem = names.name_of(source, about['nimg'], label=one, condition=condition, seeds=names.of_seeds(seeds), how=how)
+        images = {stem: grid(pictures, options.columns, classes, options.scale)}
     else:
-        images = {f'seed{seed:06d}.png': Image.fromarray(picture.squeeze())
-                  for seed, picture in zip(seeds, pictures, strict=True)}
+        images = {}
+        for number, (seed, picture) in enumerate(zip(seeds, pictures, strict=True)):
+            condition = names.of_condition(None if conditions is None else conditions[number])
+            stem = names.name_of(source, about['nimg'], label=classes[number] if classes else '', condition=condition,
+                                 seed=names.of_seeds([seed]), how=how)
+            images[stem] = grid(picture[None], 1, scale=options.scale or 1)
     out.mkdir(parents=True, exist_ok=True)
-    with Progress('writing', len(images), 'pictures') as progress:
-        for name, image in images.items():
-            with in_place_of(out / name) as aside:
-                image.save(aside, 'png')
-            progress.add()
-    return [out / name for name in images]
+    return [write_picture(out / f'{stem}.png', image) for stem, image in images.items()]
+
+
+def write_picture(path: Path, image: 'Image.Image') -> Path:
+    """Write a PNG, beside a file of that name that holds another picture. Returns where it is."""
+    content = io.BytesIO()
+    image.save(content, 'png')
+    return write_beside(path, content.getvalue())
 
 
 def parser() -> Parser:
     parser = Parser(prog='imago sample', description=__doc__)
     parser.add_argument('source', help='a run folder (its newest checkpoint), a checkpoint, or an export')
-    parser.add_argument('--out', default='samples', help='folder for the pictures (default: %(default)s)')
+    parser.add_argument('--out', help='folder for the pictures, in which none is overwritten (default: RUN/samples; for an export, '
+                        'samples here)')
     parser.add_argument('--seeds', default='0-31', help='numbers and ranges, e.g. 0-15,42 (default: %(default)s)')
     parser.add_argument('--psi', type=float, default=1.0,
                         help='truncation psi: 1 all variety, 0 the average (default: %(default)s)')
@@ -104,18 +121,19 @@ def parser() -> Parser:
     add_choices(parser)
     parser.add_argument('--grid', action='store_true', help='one PNG with all pictures instead of one each')
     parser.add_argument('--columns', type=int, default=COLUMNS, help='of the grid (default: %(default)s)')
+    parser.add_argument('--scale', type=int, metavar='N', help='enlarge each pixel to N x N (default: in a grid, small pictures '
+                        'to about 128 px; else 1)')
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    try:
+
+    def work() -> int:
         paths = sample(options)
-    except (ValueError, OSError) as error:
-        tell_error('imago sample', error)
-        return 2
-    print(f'wrote {paths[0]}' if len(paths) == 1 else f'wrote {len(paths)} pictures: {paths[0]} to {paths[-1].name}')
-    return 0
+        print(f'wrote {paths[0]}' if len(paths) == 1 else f'wrote {len(paths)} pictures: {paths[0]} to {paths[-1].name}')
+        return 0
+    return tell_errors('imago sample', work)
 
 
 if __name__ == '__main__':

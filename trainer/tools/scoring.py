@@ -4,12 +4,14 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from imago.trainer.command import INTERRUPTED
 from imago.trainer.config.sections import EvaluateConfig
 from imago.trainer.data.locations import masked, scheme_of
 from imago.trainer.data.manifest import find_manifest
@@ -18,9 +20,9 @@ from imago.trainer.data.stream import check_resolution
 from imago.trainer.games.makers import Maker
 from imago.trainer.metrics import record
 from imago.trainer.metrics.extractors import make_extractor
-from imago.trainer.metrics.pictures import Damaged, Pictures, ShardPictures, fakes_of
+from imago.trainer.metrics.pictures import Damaged, Pictures, ShardPictures, fakes_of, outlook
 from imago.trainer.metrics.protocol import Scores, check_evaluation, evaluate
-from imago.trainer.metrics.settings import check_there, settings
+from imago.trainer.metrics.settings import check_there, fakes_on, settings
 from imago.trainer.pack.members import Member
 from imago.trainer.pack.pictures import Limits, open_upright
 from imago.trainer.pack.sources import list_source
@@ -117,6 +119,10 @@ def score(options: argparse.Namespace, prog: str) -> int:
         return fail(error, 2, prog)
     except ShardError as error:
         return fail(error, 1, prog)
+    except KeyboardInterrupt:
+        if dist.is_main():
+            print(f'{prog}: interrupted; nothing is recorded', file=sys.stderr, flush=True)
+        return INTERRUPTED
     finally:
         dist.shutdown()
     return 0
@@ -127,10 +133,18 @@ def run(options: argparse.Namespace) -> None:
     scores, entry = measure(options)
     if dist.is_main():
         print(json.dumps(entry) if options.json else record.table(scores))
+        keep(Path(options.source), entry)
+
+
+def keep(source: Path, entry: dict) -> None:
+    """Record the scores of a run in its folder."""
+    if (source / CONFIG_FILE).is_file():
+        record.append(source, entry)
+        record.to_tensorboard(source, entry)
 
 
 def measure(options: argparse.Namespace) -> tuple[Scores, dict]:
-    """Evaluate, and keep the scores if they are of a run. Returns them and their record. All ranks call it together."""
+    """Evaluate, and return the scores and their record. All ranks call it together."""
     config, data, crop = dist.together(lambda: settings(options))
     dist.init(options.device)
     path, nimg = Path(options.source), None
@@ -138,12 +152,13 @@ def measure(options: argparse.Namespace) -> tuple[Scores, dict]:
         maker, about = same_maker(path)
         source, size, crop, nimg = fakes_of(maker, config), maker.resolution, about['crop'] or crop, about['nimg']
     else:
-        source, size = dist.together(lambda: find_pictures(options.source, config, config.images)), None
+        most = fakes_on(config, dist.device().type)
+        source, size = dist.together(lambda: find_pictures(options.source, config, most)), None
     reference = dist.together(lambda: find_pictures(data, config, config.most_reals, size, crop))
     dist.together(lambda: check_evaluation(config, source, reference))
     extractor = dist.together(lambda: make_extractor(config, dist.device()))
+    if dist.is_main():
+        print(f'evaluating {options.source}: {outlook(source, reference, extractor.name, dist.device().type)}', file=sys.stderr,
+              flush=True)
     scores = evaluate(source, reference, extractor, config)
-    entry = record.record_of(scores, nimg)
-    if dist.is_main() and (path / CONFIG_FILE).is_file():
-        record.append(path, entry)
-    return scores, entry
+    return scores, record.record_of(scores, nimg)

@@ -28,8 +28,9 @@ from imago.trainer.ranks import dist
 from imago.trainer.runs.checkpoint import CheckpointError, Checkpoints
 from imago.trainer.runs.dataset import open_held_out
 from imago.trainer.runs.stats import Stats
-from imago.trainer.watch.alarms import INDICATORS, new_alarms, sounding, update_alarms, warning
+from imago.trainer.watch.alarms import new_alarms, sounding, update_alarms
 from imago.trainer.watch.diversity import area_colours, diversity_of
+from imago.trainer.watch.indicators import INDICATORS, warning
 from imago.trainer.watch.spikes import MEANS, end_report, new_memory, see_step
 
 A_CLASS = 8              # the fewest fakes of a class

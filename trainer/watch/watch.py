@@ -41,7 +41,8 @@ class Watch:
         if dist.is_main():
             self._inputs = self.maker.draw(config.seed, 0, 'grid', rows * self.columns)
             reals = first_samples(dataset, game.plan.resolution, config.data.lanes, config.seed, rows * self.columns)
-            self._save_grid('reals', np.stack([sample.image for sample in reals]))
+            self._classes = game.plan.class_names
+            self._save_grid('reals', np.stack([sample.image for sample in reals]), [sample.label for sample in reals])
         if self.state.nimg == 0:
             self.save_fakes()
 
@@ -119,10 +120,10 @@ class Watch:
         with dist.patience('a grid of fakes'), self.strategy.whole(*self.state.averages.values()):
             if dist.is_main():
                 fakes = generate(self.maker, self._inputs, batch=self.config.micro_batch)
-                self._save_grid(f'fakes-{self.state.nimg / 1000:09.3f}', fakes)
+                self._save_grid(f'fakes-{self.state.nimg / 1000:09.3f}', fakes, self._inputs.labels.tolist())
 
-    def _save_grid(self, name: str, pictures: np.ndarray) -> None:
-        sheet = grid(pictures, self.columns)
+    def _save_grid(self, name: str, pictures: np.ndarray, labels: list[int]) -> None:
+        sheet = grid(pictures, self.columns, [self._classes[label] for label in labels] if self._classes else ())
         path = self.folder / 'grids' / f'{name}.png'
         path.parent.mkdir(exist_ok=True)
         with in_place_of(path) as aside:
