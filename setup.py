@@ -7,6 +7,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 HEIC, PARQUET = ['pillow-heif>=0.18'], ['pyarrow>=16']
 ZERO = ['deepspeed>=0.19,<0.20']   # trainer/engine/zero.py sets an attribute of its optimizer
+LINT = ['mypy>=1.18', 'ruff>=0.14', 'types-PyYAML', 'types-psutil', 'types-tqdm']
 
 
 class BuildKernels(build_ext):
@@ -31,10 +32,20 @@ setup(
     name='imago-gan',
     version='0.1.0',
     description='Trains GANs for high-resolution pictures, from one laptop to many nodes',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    author='The Imago authors',
     license='Apache-2.0',
+    license_files=['LICENSE'],
+    classifiers=[
+        'Development Status :: 4 - Beta', 'Environment :: Console', 'Environment :: GPU :: NVIDIA CUDA',
+        'Intended Audience :: Science/Research', 'Operating System :: POSIX :: Linux', 'Operating System :: MacOS',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in (11, 12, 13)),
+        'Programming Language :: C++', 'Topic :: Scientific/Engineering :: Artificial Intelligence', 'Typing :: Typed'],
     python_requires='>=3.11',
     packages=find_packages(include=['imago*']),   # follows the links in imago/
-    package_data={'imago.configs': ['*.yaml'], 'imago.kernels': ['csrc/**/*']},
+    package_data={'imago': ['py.typed'], 'imago.configs': ['*.yaml'], 'imago.kernels': ['csrc/**/*'],
+                  'imago.launch': ['Dockerfile']},
     cmdclass={'build_ext': BuildKernels},
     install_requires=[
         'torch>=2.11,<2.14',
@@ -47,6 +58,7 @@ setup(
         'psutil>=6.0',
         'pyyaml>=6.0',
         'safetensors>=0.5',
+        'shtab>=1.7',
         'tqdm>=4.66',
         'matplotlib>=3.9',
         'clean-fid>=0.1.35',
@@ -56,6 +68,7 @@ setup(
     ],
     extras_require={
         'zero': ZERO, 'heic': HEIC, 'parquet': PARQUET,
-        'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'torch-fidelity>=0.4', 'onnxruntime>=1.20', *ZERO, *HEIC, *PARQUET]},
+        'test': ['pytest>=8.0', 'setuptools>=65', 'wheel>=0.40', 'pytest-xdist>=3.6', 'torch-fidelity>=0.4', 'onnxruntime>=1.20',
+                 *ZERO, *HEIC, *PARQUET, *LINT]},
     entry_points={'console_scripts': ['imago=imago.launch.cli:main']},
 )

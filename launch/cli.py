@@ -20,12 +20,15 @@ MODULES = {
     'cost': ('imago.trainer.tools.cost', 'seconds, traffic and memory of a run on GPUs and nodes that need not be there'),
     'launch': ('', 'the same run elsewhere: slurm, kubernetes, node (one of several), or local with --nproc N'),
     'doctor': ('imago.launch.doctor', 'what this machine has, and what it means for a run'),
+    'completion': ('imago.launch.completion', 'what makes bash or zsh complete all this'),
 }
-LAUNCHERS = ('slurm', 'kubernetes', 'node', 'local')
+WHERE = {'slurm': 'imago.launch.slurm', 'kubernetes': 'imago.launch.kubernetes', 'node': 'imago.launch.node',
+         'local': 'imago.trainer.tools.train'}
+LAUNCHERS = tuple(WHERE)
 
 
 def main() -> int:
-    commands = '\n'.join(f'  {name:9}{text}' for name, (_, text) in MODULES.items())
+    commands = '\n'.join(f'  {name:11}{text}' for name, (_, text) in MODULES.items())
     parser = Parser(
         prog='imago', description='Train GANs for high-resolution pictures.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,7 +55,7 @@ def launch(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.where == 'local':
         return local.start('imago.trainer', MODULES['train'][0], options.arguments, 'imago launch local', '--nproc')
-    run_module(f'imago.launch.{options.where}', options.arguments)
+    run_module(WHERE[options.where], options.arguments)
 
 
 def run_module(name: str, arguments: list[str]) -> NoReturn:

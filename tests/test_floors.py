@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imago.launch.cli import LAUNCHERS, MODULES
+from imago.launch.cli import MODULES, WHERE
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ('trainer', 'kernels', 'launch', 'configs')
@@ -114,10 +114,16 @@ def test_tests_import_what_users_do(path):
 
 def test_commands_start_without_torch():
     """The parsers and the checks of all commands do without what takes longer to import than they may take to answer."""
-    names = [name for name, _ in MODULES.values() if name] + [f'imago.launch.{name}' for name in LAUNCHERS]
+    names = [name for name, _ in MODULES.values() if name] + list(WHERE.values())
     code = f'import importlib, sys; [importlib.import_module(name) for name in {names}]; print(*sys.modules)'
     loaded = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert not {'torch', 'accelerate', 'webdataset', 'matplotlib', 'scipy', 'cleanfid', 'tensorboard'} & set(loaded)
+
+
+def test_training_does_without_what_scores_and_plots():
+    code = 'import sys, imago.trainer.train; print(*sys.modules)'
+    loaded = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert not {'matplotlib', 'cleanfid', 'efficientnet_lite_pytorch', 'torchvision', 'deepspeed', 'onnxruntime'} & set(loaded)
 
 
 def test_rooms_are_regular_packages():

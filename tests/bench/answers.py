@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tests'))
 HELP = ('', 'pack', 'train', 'train --gpus 2', 'sample', 'export', 'evaluate', 'plot', 'compare', 'cost', 'doctor', 'launch',
         'launch slurm', 'launch kubernetes', 'launch node')
-DRY_RUN = 'train stylegan2-256 data.path={data} run_dir={new} data.resolution=32 data.lanes=12 batch=12 micro_batch=12'
+DRY_RUN = 'train stylegan2-256 data.path={data} run_dir={new} data.resolution=32 data.lanes=12 batch=12 micro_batch=6'
 REFUSED = (
     'bake', 'pack nowhere {new}', 'pack {data} {new} --quality 200', 'train', 'train no-such', 'train demo bacth=24',
     'train demo batch=18', 'train demo optim.g_lr=much',

@@ -40,13 +40,14 @@ from imago.trainer.data.reading import read_text
 from imago.trainer.wording import MOST_NAMED, listed, one_line, shown
 
 MOST_BYTES, MOST_DOTS = 1 << 18, 9    # of a file; in a key
+DEEPSPEED = 'deepspeed>=0.19,<0.20'
 UNCHECKED = 'unchecked'    # context of a validation that skips the rules on combinations
 
 
 class Config(Section):
     run_dir: PathName
     seed: Annotated[Seed, FIXED] = 0
-    device: Literal['auto', 'cpu', 'cuda'] = 'auto'
+    device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto'
     plugins: Annotated[tuple[ModuleName, ...], Field(max_length=MOST_PLUGINS)] = ()   # modules of a user's own
     compile: bool = False                         # torch.compile G and D for the main phases; penalties stay eager
     total_kimg: Kimg = 25000.0
@@ -89,7 +90,7 @@ class Config(Section):
         """Raise ValueError unless the run can be spread over `world` ranks: batches, lanes and replicas must divide."""
         if self.parallel.strategy == 'zero' and importlib.util.find_spec('deepspeed') is None:
             raise ValueError('parallel.strategy=zero needs the package deepspeed, which is not installed; '
-                             'pip install imago-gan[zero], or use parallel.strategy=fsdp')
+                             f"pip install '{DEEPSPEED}', or use parallel.strategy=fsdp")
         if world % self.parallel.replicas:
             raise ValueError(f'parallel.replicas={self.parallel.replicas} does not divide the {world} ranks; '
                              'use the number of nodes, or 1')

@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 FORMAT, SUFFIXES = 'HEIF', ('.heic', '.heif', '.hif')
 BRANDS = {b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx'}
-HOW = "pip install 'imago-gan[heic]'"
+HOW = 'pip install pillow-heif'
 MOST_BYTES = 1 << 12    # of the first box, which lists brands of 4 bytes
 
 

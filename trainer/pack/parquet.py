@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pyarrow import Schema
     from pyarrow.parquet import ParquetFile
 
-HOW = "pip install 'imago-gan[parquet]'"
+HOW = 'pip install pyarrow'
 AT_ONCE = 64    # rows; their pages are in memory as well
 
 

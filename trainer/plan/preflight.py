@@ -28,7 +28,7 @@ from imago.trainer.runs.run_folder import nearest
 
 
 def describe_run(config: Config, plan: Plan, manifest: Manifest, networks: dict[str, nn.Module], kind: str) -> list[str]:
-    """Describe a run in lines for people. kind: 'cpu' or 'cuda', of its device."""
+    """Describe a run in lines for people. kind: of its device, see `check_device`."""
     height, width = plan.resolution
     given = f'conditions of {plan.condition_shape[0]} values' if plan.condition_shape else \
         f'{len(plan.class_names)} classes' if plan.class_names else 'no classes'

@@ -9,7 +9,12 @@ import torch
 
 
 def check_device(name: str) -> str:
-    """'cpu' or 'cuda': what `device` in a configuration ('auto', 'cpu' or 'cuda') means here. ValueError if it cannot be had."""
+    """'cpu', 'cuda' or 'mps': what `device` in a configuration (one of them, or 'auto') means here.
+
+    `auto` takes an NVIDIA GPU (or an AMD one, which torch calls cuda too), else the CPU. ValueError if it cannot be had.
+    """
+    if name == 'mps':
+        return check_apple()
     if name == 'cuda' and not torch.cuda.is_available():
         raise ValueError('device=cuda, but torch sees no CUDA device; use device=cpu, or see imago doctor')
     local_world = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
@@ -19,8 +24,19 @@ def check_device(name: str) -> str:
     return 'cpu' if name == 'cpu' or not torch.cuda.is_available() else 'cuda'
 
 
+def check_apple() -> str:
+    """Return 'mps'. ValueError where torch sees no Apple GPU, which one process alone can use."""
+    if not torch.backends.mps.is_available():
+        raise ValueError('device=mps, but torch sees no Apple GPU; use device=cpu, or see imago doctor')
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise ValueError('device=mps takes one process; leave --gpus out')
+    return 'mps'
+
+
 def describe_device(kind: str) -> str:
     """What computes, for people: `NVIDIA H100`, or `CPU, 2 threads`."""
+    if kind == 'mps':
+        return 'Apple GPU, which we could not test: compare some pictures with device=cpu'
     return torch.cuda.get_device_name() if kind == 'cuda' else f'CPU, {torch.get_num_threads()} threads a process'
 
 

@@ -25,7 +25,7 @@ _heartbeat: Heartbeat | None = None
 
 
 def init(device: str, timeout_minutes: float = 10.0) -> None:
-    """Join the processes that torchrun started, if any, and choose this rank's device: 'auto', 'cpu' or 'cuda'.
+    """Join the processes that torchrun started, if any, and choose this rank's device, see `check_device`.
 
     A rank that keeps the others waiting for `timeout_minutes` without a reason is named, and all end with status 1.
     """
