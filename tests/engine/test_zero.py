@@ -107,6 +107,6 @@ def test_moments_are_in_parts_and_nothing_is_said_or_compiled(wide_shards, tmp_p
 def test_a_missing_deepspeed_is_told_before_any_work(shards, tmp_path, monkeypatch):
     from imago.trainer.start import prepare
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(ValueError, match=r'needs the package deepspeed.*pip install imago-gan\[zero\]'):
+    with pytest.raises(ValueError, match=r'needs the package deepspeed.*pip install .deepspeed'):
         prepare(tiny_config(shards, tmp_path / 'run', parallel=ZERO))
     assert not (tmp_path / 'run').exists()
