@@ -10,7 +10,7 @@ from imago.trainer.config.division import advice
 from imago.trainer.config.losses import GRADIENT_PENALTY_NAMES, LOSS_FACTS, LossFacts
 from imago.trainer.config.networks import discriminator_options, generator_options
 from imago.trainer.config.plan import NetworkSpec, Plan
-from imago.trainer.config.schema import FIXED, Positive, Section, name_of, read_section, whole
+from imago.trainer.config.schema import FIXED, Positive, Section, Within, name_of, read_section
 from imago.trainer.config.sections import CONTINUOUS
 from imago.trainer.data.manifest import Manifest
 
@@ -106,7 +106,7 @@ class MADGAN(Latent):
 
     own_loss: ClassVar[bool] = True
     name: Literal['mad_gan']
-    generators: Annotated[whole(2, 64), FIXED] = 4
+    generators: Annotated[int, Within(2, 64), FIXED] = 4
 
     @property
     def shares(self) -> int:
@@ -144,7 +144,7 @@ class SDGAN(Latent):
 
     together: ClassVar[int] = 2
     name: Literal['sd_gan']
-    identity_dim: Annotated[whole(1, 1 << 16), FIXED] = 50    # both fakes of a pair share so many first latents
+    identity_dim: Annotated[int, Within(1, 1 << 16), FIXED] = 50    # both fakes of a pair share so many first latents
 
     def rules(self, config: 'Config') -> list[Rule]:
         z_dim, lanes = config.network.z_dim, config.data.lanes or 1

@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from imago.trainer.config.schema import Depth, Pixels, Section, Share, Width, name_of, read_section, whole
+from imago.trainer.config.schema import Depth, Pixels, Section, Share, Width, Within, name_of, read_section
 
-Channels = whole(1, 1024)    # channels of the finest layers; the coarsest have up to 16 times as many
-Base = whole(1, 1 << 24)     # channels times pixels of a side
+Channels = Annotated[int, Within(1, 1024)]    # channels of the finest layers; the coarsest have up to 16 times as many
+Base = Annotated[int, Within(1, 1 << 24)]     # channels times pixels of a side
 
 Latents = Literal['normal', 'uniform']
 
@@ -35,7 +35,7 @@ class NetworkSection(Section):
 
 class LowPrecision(NetworkSection):
     low_precision: Literal['none', 'bf16', 'fp16'] = 'none'
-    low_precision_blocks: whole(0, 64) = 0        # how many blocks, from the highest resolution down
+    low_precision_blocks: Annotated[int, Within(0, 64)] = 0        # how many blocks, from the highest resolution down
 
 
 class Equalised(LowPrecision):

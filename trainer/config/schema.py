@@ -5,8 +5,11 @@ left behind, a machine out of memory, or a number that float32 cannot hold.
 """
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, get_args
 
+from annotated_types import Ge, GroupedMetadata, Le
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic_core import PydanticKnownError
 
@@ -79,14 +82,17 @@ def check_path(value: str) -> str:
     return value
 
 
-def whole(least: int, most: int) -> object:
-    """Return the field type of a whole number from `least` to `most`."""
-    return Annotated[int, BeforeValidator(no_boolean), Field(ge=least, le=most)]
+@dataclass(frozen=True)
+class Within(GroupedMetadata):
+    """This marks a number from `least` to `most`, as in Annotated[int, Within(1, 9)]."""
 
+    least: float
+    most: float
 
-def real(least: float, most: float) -> object:
-    """Return the field type of a number from `least` to `most`."""
-    return Annotated[float, BeforeValidator(no_boolean), Field(ge=least, le=most)]
+    def __iter__(self) -> Iterator[object]:
+        yield BeforeValidator(no_boolean)
+        yield Ge(self.least)
+        yield Le(self.most)
 
 
 PathName = Annotated[str, Field(max_length=4096), AfterValidator(check_path)]
@@ -94,23 +100,23 @@ Folder = Annotated[PathName, AfterValidator(is_folder)]
 # the configuration in memory holds it whole; all that is made of it (files, messages, comparisons) holds it masked
 Location = Annotated[str, AfterValidator(is_location), PlainSerializer(masked)]
 
-Seed = whole(0, (1 << 63) - 1)
-Count = whole(1, 1_000_000)          # of things that repeat: steps, reports, checkpoints
-Images = whole(1, MOST_IMAGES)       # of one step; each rank draws the latents for all of them
-Pixels = whole(1, 99_999)
-Width = whole(1, 1 << 16)            # of a vector, or channels of a layer
-Depth = whole(1, 64)                 # of layers or blocks
+Seed = Annotated[int, Within(0, (1 << 63) - 1)]
+Count = Annotated[int, Within(1, 1_000_000)]          # of things that repeat: steps, reports, checkpoints
+Images = Annotated[int, Within(1, MOST_IMAGES)]       # of one step; each rank draws the latents for all of them
+Pixels = Annotated[int, Within(1, 99_999)]
+Width = Annotated[int, Within(1, 1 << 16)]            # of a vector, or channels of a layer
+Depth = Annotated[int, Within(1, 64)]                 # of layers or blocks
 Size = Annotated[tuple[Pixels, Pixels], BeforeValidator(to_size)]
 Resolution = Annotated[Size, AfterValidator(check_size)]     # a size that networks can make
 
-Kimg = real(0.001, 1e8)              # thousand images shown; the limits are 1 image and 12 digits of images
-Minutes = real(0.001, 1e5)
+Kimg = Annotated[float, Within(0.001, 1e8)]              # thousand images shown; the limits are 1 image and 12 digits of images
+Minutes = Annotated[float, Within(0.001, 1e5)]
 # in seconds; written as 90s, 4m, 2h or 1h30m
 Duration = Annotated[int, BeforeValidator(to_seconds), Field(ge=1, le=1 << 32), PlainSerializer(in_words, return_type=str)]
-Start = real(0, 1e8)                 # kimg from the beginning
-Weight = real(0, 1e9)                # of a penalty; 0 leaves it out
-Number = real(-1e9, 1e9)
-Share = real(0, 1)
+Start = Annotated[float, Within(0, 1e8)]                 # kimg from the beginning
+Weight = Annotated[float, Within(0, 1e9)]                # of a penalty; 0 leaves it out
+Number = Annotated[float, Within(-1e9, 1e9)]
+Share = Annotated[float, Within(0, 1)]
 Positive = Annotated[Weight, Field(gt=0)]
 PositiveShare = Annotated[Share, Field(gt=0)]
 Beta = Annotated[Share, Field(lt=1)]

@@ -26,8 +26,7 @@ from imago.trainer.config.schema import (
     Size,
     Start,
     Weight,
-    real,
-    whole,
+    Within,
 )
 
 
@@ -62,7 +61,7 @@ class DataConfig(Section):
     lanes: Annotated[Images | None, FIXED] = None   # runs of pictures that are read side by side; None: a new run takes what fits
     flip: Annotated[bool, FIXED] = False          # horizontal flips, at random
     changed: Literal['refuse', 'accept'] = 'refuse'   # a dataset that grew or changed since the run's last checkpoint
-    workers: whole(0, 1024) = 2                   # decoding processes per rank
+    workers: Annotated[int, Within(0, 1024)] = 2                   # decoding processes per rank
     cache_dir: Folder | None = None               # for remote shards; None: the user's cache folder
     cache_gb: Positive = 20.0
 
@@ -151,7 +150,7 @@ class ParallelConfig(Section):
 
     strategy: Literal['data', 'fsdp', 'zero'] = 'data'   # networks are whole on each rank; in parts; only moments are in parts
     replicas: Count = 1                           # fsdp keeps so many sets of parts, say one per node; it divides the ranks
-    stage: whole(1, 3) = 1                        # ZeRO's; only 1 works with gradient penalties
+    stage: Annotated[int, Within(1, 3)] = 1                        # ZeRO's; only 1 works with gradient penalties
     timeout_minutes: Minutes = 10.0    # a rank that keeps the others waiting for so long is named, and all end
 
 
@@ -165,7 +164,7 @@ class CheckpointConfig(Section):
     best: Metric | None = None                    # the checkpoint with the best score of this metric is kept too
 
 
-Pictures = whole(10, 10_000_000)    # the features of each are kept in memory
+Pictures = Annotated[int, Within(10, 10_000_000)]    # the features of each are kept in memory
 PicturesOrAll = Annotated[Annotated[Pictures, Tag('number')] | Annotated[Literal['all'], Tag('all')],
                        Discriminator(lambda value: 'all' if value == 'all' else 'number')]
 
@@ -177,10 +176,10 @@ class EvaluateConfig(Section):
     metrics: tuple[Metric, ...] = Field(('fid', 'kid'), min_length=1)
     images: Pictures | None = None                # fakes; None: as many as published scores take, on a CPU a tenth
     reals: PicturesOrAll = 50000                  # at most so many, drawn from the dataset by `seed`; or `all`
-    seed: whole(0, 2**32 - 1) = 0
-    psi: real(-100, 100) = 1.0
-    psi_cutoff: whole(0, 1000) | None = None      # layers, from the first on, in which psi truncates; None: all
-    truncation: real(0.01, 100) | None = None     # latents are drawn again until |z| is below it
+    seed: Annotated[int, Within(0, 2**32 - 1)] = 0
+    psi: Annotated[float, Within(-100, 100)] = 1.0
+    psi_cutoff: Annotated[int, Within(0, 1000)] | None = None      # layers, from the first on, in which psi truncates; None: all
+    truncation: Annotated[float, Within(0.01, 100)] | None = None     # latents are drawn again until |z| is below it
     noise: Literal['random', 'const'] = 'random'  # each picture gets its own noise, or all get the constant map
     resizer: Literal['clean', 'legacy'] = 'clean'
     extractor: PathName = 'auto'                  # inception, effnet_lite0, or a TorchScript or ONNX file with these inputs:
@@ -197,7 +196,7 @@ class EvaluateConfig(Section):
 class LogConfig(Section):
     interval_kimg: Kimg = 4.0
     grid_kimg: Kimg = 200.0
-    grid: tuple[whole(1, 64), whole(1, 64)] = (4, 8)   # rows, columns
+    grid: tuple[Annotated[int, Within(1, 64)], Annotated[int, Within(1, 64)]] = (4, 8)   # rows, columns
     keys: bool = False                            # write the sample keys of each step, for audits
     singular_values: bool = False                 # report the top three of each layer
 
@@ -213,7 +212,7 @@ class GuardConfig(Section):
     action: Literal['off', 'warn', 'stop', 'rollback'] = 'warn'
     start_kimg: Start | None = None               # no alarm before; None: four half-lives of the EMA
     patience: Count = 3                           # so many bad reports in a row raise an alarm
-    pictures: whole(16, 10_000) = 64              # fakes per report, and as many reals
+    pictures: Annotated[int, Within(16, 10_000)] = 64              # fakes per report, and as many reals
     data: Location | None = Field(None, repr=False)   # packed pictures that are not trained on, to see D overfit
     thresholds: dict[IndicatorName, Number] = {}     # replace the usual ones
     lr_factor: Annotated[Beta, Field(gt=0)] = 0.5   # each rollback multiplies both learning rates by it

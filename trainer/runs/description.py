@@ -12,7 +12,7 @@ from imago.trainer.config.load import Config
 from imago.trainer.config.networks import SECTIONS, NetworkConfig
 from imago.trainer.config.plan import Plan
 from imago.trainer.config.plugins import names_in, require_plugins
-from imago.trainer.config.schema import Resolution, Section, Size, whole
+from imago.trainer.config.schema import Resolution, Section, Size, Within
 from imago.trainer.data.conditions import from_text
 from imago.trainer.data.sealed import Count
 from imago.trainer.games import GAMES
@@ -52,7 +52,7 @@ class Several(Section):
     """These are the options of several generators in one."""
 
     model: Annotated[str, AfterValidator(known_family)]
-    count: whole(2, 64)
+    count: Annotated[int, Within(2, 64)]
     options: dict[str, Any]
     normalise: Normalise | None = None
 
