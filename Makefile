@@ -1,7 +1,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test
+.PHONY: demo test lint
 demo: $(VENV)/installed
 	$(BIN)/imago train configs/demo.yaml
 	$(BIN)/imago sample runs/demo --grid --seeds 0-31 --psi 0.8 --out runs/demo/samples
@@ -15,6 +15,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check --config .ci/ruff.toml .
+	$(BIN)/mypy --config-file .ci/mypy.ini -p imago
 
 # constraints.txt keeps pip from fetching CUDA builds for machines without a GPU
 $(VENV)/installed: setup.py .ci/constraints.txt

@@ -136,8 +136,8 @@ def build(plan: Plan, target: Path) -> None:
             lines += [f'build {output}: run {" ".join(inputs)}', f'  line = {shlex.join(command).replace("$", "$$")}']
         (folder / 'build.ninja').write_text('\n'.join(lines) + '\n')
         log = folder / 'log'
-        with log.open('w') as output:
-            run = subprocess.run([ninja, '-C', name], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        with log.open('w') as told:
+            run = subprocess.run([ninja, '-C', name], stdin=subprocess.DEVNULL, stdout=told, stderr=told,
                                  env=os.environ | {'LC_ALL': 'C'})   # _first_error reads English
         if run.returncode != 0:
             kept = target.with_suffix('.log')

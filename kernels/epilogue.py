@@ -45,7 +45,7 @@ def _check(x: Tensor, scale: Tensor | None, noise: Tensor | None, b: Tensor | No
     if taps is not None:
         if taps.ndim != 2 or taps.numel() == 0:
             raise ValueError(f'taps have shape {list(taps.shape)}: epilogue needs [height, width], not empty')
-        size = _out_size(size, taps, padding)
+        size = list(_out_size(size, taps, padding))
         if min(size) < 1:
             raise ValueError(f'epilogue of {list(x.shape)} with {list(taps.shape)} taps and padding {padding} would be '
                              f'empty ({size[0]}x{size[1]}): pad more or crop less')

@@ -105,7 +105,7 @@ def _has_library(device_type: str) -> bool:
 
 
 # torch.compiler.assume_constant_result sets this, but takes a second to import
-_has_library._dynamo_marked_constant = True
+setattr(_has_library, '_dynamo_marked_constant', True)  # noqa: B010  # torch.compile reads this mark
 
 
 def _backend(device: str) -> Backend:

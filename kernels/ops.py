@@ -49,5 +49,6 @@ def differentiable(name: str, setup: Callable, backward: Callable) -> Callable:
             remember(ctx, inputs, output)
             return output
 
-    Eager.backward, Eager.__name__ = staticmethod(backward), name
+    Eager.backward = staticmethod(backward)  # type: ignore[method-assign]  # each operation has its own
+    Eager.__name__ = name
     return lambda *inputs: op(*inputs) if torch.compiler.is_compiling() else Eager.apply(*inputs)

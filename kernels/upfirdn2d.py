@@ -88,12 +88,12 @@ def gradient_padding(size: Sequence[int], out_size: Sequence[int], taps: Sequenc
 
     size, out_size, taps: [..., height, width] of the input, the output and the filter.
     """
-    result = ()
+    result: list[int] = []
     for axis in range(2):
         length = taps[-1 - axis]
         before = length - 1 - padding[2 * axis]
-        result += before, (size[-1 - axis] - 1) * up[axis] + length - out_size[-1 - axis] * down[axis] - before
-    return result
+        result += [before, (size[-1 - axis] - 1) * up[axis] + length - out_size[-1 - axis] * down[axis] - before]
+    return result[0], result[1], result[2], result[3]
 
 
 torch.library.define('imago::upfirdn2d', '(Tensor x, Tensor taps, int up_x, int up_y, int down_x, int down_y, int left, '

@@ -83,7 +83,8 @@ def claim(text: str) -> tuple[str, str]:
 def quantity(text: str) -> str:
     """Return an amount of memory as Kubernetes writes it: 16Gi, 500M, 1.5e9."""
     match = re.fullmatch(r'([0-9]{1,15}(?:\.[0-9]{1,9})?)(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P|[eE][0-9]{1,2}|)', text)
-    factor = match and (10 ** int(match[2][1:]) if match[2][:1] in ('e', 'E') else UNITS[match[2]])
+    if match is not None:
+        factor = 10 ** int(match[2][1:]) if match[2][:1] in ('e', 'E') else UNITS[match[2]]
     if match is None or not 1 << 20 <= float(match[1]) * factor <= 1 << 50:
         raise argparse.ArgumentTypeError(f'{shown(text)} is no amount of memory from 1Mi to 1Pi; write e.g. 16Gi')
     return text

@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from imago.trainer.wording import one_line, shown
 
@@ -14,7 +14,7 @@ INTERRUPTED = 130    # the exit status after Ctrl-C, where nothing else is promi
 class Parser(argparse.ArgumentParser):
     """This parser tells an error in one line."""
 
-    def parse_known_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None) -> tuple:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         args = list(sys.argv[1:] if args is None else args)
         for argument in args:
             if any('\ud800' <= character <= '\udfff' for character in argument):

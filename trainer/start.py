@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +33,8 @@ from imago.trainer.runs.run_folder import (
 )
 from imago.trainer.watch.evaluation import Evaluation, make_evaluation
 from imago.trainer.watch.guard import new_guard_memory
+
+MAY_DIFFER = ('class_counts', 'conditions', 'plugins')    # facts of the generator that another dataset or start may change
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,18 @@ def prepare(config: Config) -> Run:
     evaluation = make_evaluation(config, dataset, plan, state)
     folder = dist.together(lambda: RunFolder(config), main_only=True)
     checkpoints = resume(config, dataset, plan, state, kernels)
-    checkpoints.best = evaluation and evaluation.best_nimg()
+    checkpoints.best = evaluation.best_nimg() if evaluation else None
     if folder is not None:
         folder.record(config)
-        told = describe_run(config, plan, dataset.manifest, state.networks, kind)
-        print(*told, f'kernels       {kernels}', f'run           {config.run_dir}: {state.nimg / 1000:g} of {config.total_kimg:g} kimg',
+        lines = describe_run(config, plan, dataset.manifest, state.networks, kind)
+        print(*lines, f'kernels       {kernels}',
+              f'run           {config.run_dir}: {state.nimg / 1000:g} of {config.total_kimg:g} kimg',
               sep='\n', flush=True)
     return Run(config, plan, dataset, strategy, state, checkpoints, folder, evaluation)
 
 
 def check(config: Config) -> tuple[Config, Dataset]:
-    """Return `config` as this run has it, and its dataset, once it is certain that the run can be made here. ValueError otherwise."""
+    """Return `config` as this run has it, and its dataset, once the run can certainly be made here. ValueError otherwise."""
     world = dist.world_size()
     dist.together(lambda: config.check_world(world))
     dataset = dist.together(lambda: open_checked(config))
@@ -131,18 +134,17 @@ def datasets_of(seal: dict, about: dict, config: Config, where: str) -> dict:
             raise ValueError(f'{where} was trained on another dataset than {masked(config.data.path)}, with {seal["pictures"]} '
                              f'pictures; it has {about["pictures"]}. Choose another run_dir, or go on with this one by '
                              'data.changed=accept')
-        there, now = (json.dumps({key: value for key, value in each['generator'].items() if key not in ('class_counts', 'conditions', 'plugins')},
-                                 sort_keys=True) for each in (seal, about))
-        if there != now:
-            raise ValueError(f'{masked(config.data.path)} has other classes or sizes than the dataset that {where} was trained on; '
-                             'pack it with the same ones, or choose another run_dir')
+        there, now = ({key: value for key, value in each['generator'].items() if key not in MAY_DIFFER} for each in (seal, about))
+        if json.dumps(there, sort_keys=True) != json.dumps(now, sort_keys=True):    # a seal has lists for tuples
+            raise ValueError(f'{masked(config.data.path)} has other classes or sizes than the dataset that {where} was trained '
+                             'on; pack it with the same ones, or choose another run_dir')
         before = [*before, {'dataset': seal['dataset'], 'pictures': seal['pictures'], 'nimg': seal['nimg']}]
-        dist.print0(f'the dataset changed: {seal["pictures"]} pictures up to {seal["nimg"] / 1000:g} kimg, {about["pictures"]} from '
-                    'here on')
+        dist.print0(f'the dataset changed: {seal["pictures"]} pictures up to {seal["nimg"] / 1000:g} kimg, {about["pictures"]} '
+                    'from here on')
     return {'datasets': before} if before else {}
 
 
-def open_stream(config: Config, dataset: Dataset, plan: Plan, nimg: int) -> Iterator[Batch]:
+def open_stream(config: Config, dataset: Dataset, plan: Plan, nimg: int) -> Generator[Batch]:
     """Yield this rank's batches from image `nimg` on."""
     data, size = config.data, plan.resolution
     return stream(dataset, batch=lambda shown: stage_at(config, size, shown).batch, lanes=data.lanes, seed=config.seed,

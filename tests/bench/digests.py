@@ -20,12 +20,12 @@ from pathlib import Path
 os.environ |= {'IMAGO_KERNELS': 'reference', 'OMP_NUM_THREADS': '1'}
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent.parent)]
 
-import torch  # noqa: E402
-from families_for_tests import FAMILIES, VARIANTS, config_of  # noqa: E402
-from runs_for_tests import on_ranks, train_here  # noqa: E402
-from shards_for_tests import write_dataset  # noqa: E402
+import torch
+from families_for_tests import FAMILIES, VARIANTS, config_of
+from runs_for_tests import on_ranks, train_here
+from shards_for_tests import write_dataset
 
-from imago.trainer.config.load import Config  # noqa: E402
+from imago.trainer.config.load import Config
 
 KIMG = 0.144   # 12 steps of 12 images
 QUIET = {'checkpoint': {'interval_kimg': 1.0}, 'log': {'interval_kimg': 1.0, 'grid_kimg': 1.0}}

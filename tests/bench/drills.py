@@ -29,10 +29,10 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 os.environ |= {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'no_proxy': '*'}
 
-from runs_for_tests import differing, read_checkpoint, write_tiny  # noqa: E402
-from shards_for_tests import write_dataset  # noqa: E402
+from runs_for_tests import differing, read_checkpoint, write_tiny
+from shards_for_tests import write_dataset
 
-from imago.trainer.runs.checkpoint import find_damage, list_checkpoints  # noqa: E402
+from imago.trainer.runs.checkpoint import find_damage, list_checkpoints
 
 SCRATCH = Path(tempfile.mkdtemp(prefix='imago-drills-'))
 with socket.socket() as probe:

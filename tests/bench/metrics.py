@@ -20,10 +20,10 @@ os.environ.setdefault('OMP_NUM_THREADS', str(len(os.sched_getaffinity(0))))
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
-import numpy as np  # noqa: E402, threads are counted first
-import torch  # noqa: E402
-from peers_for_tests import clean_fid, torch_fidelity  # noqa: E402
-from torch import Tensor  # noqa: E402
+import numpy as np
+import torch
+from peers_for_tests import clean_fid, torch_fidelity
+from torch import Tensor
 
 METRICS = {'fid': ('imago', 'torch-fidelity', 'clean-fid'), 'kid': ('imago', 'torch-fidelity', 'clean-fid'),
            'prc': ('imago', 'torch-fidelity')}

@@ -151,7 +151,7 @@ def test_a_run_is_trained_on_crops_and_refuses_to_go_on_with_others(mixed_folder
     data = {'path': str(mixed_folder), 'lanes': 4, 'workers': 0, 'crop': 8, 'flip': True}
     config = tiny_config(mixed_folder, tmp_path / 'run', data=data, batch=4, micro_batch=2, total_kimg=0.004)
     train_here(config)
-    assert np.asarray(Image.open(tmp_path / 'run' / 'grids' / 'reals.png')).shape == (16, 16, 3)
+    assert np.asarray(Image.open(tmp_path / 'run' / 'grids' / 'reals.png')).shape == (256, 256, 3)     # enlarged 16 times
     other = tiny_config(mixed_folder, tmp_path / 'run', data=data | {'crop': '8x4'}, batch=4, micro_batch=2)
     with pytest.raises(ValueError, match='data.crop'):
         prepare(other)

@@ -169,7 +169,7 @@ def forged(path, tree):
 
 def test_its_name_is_taken_once(shards, tmp_path):
     class Other(games.Latent):
-        name: games.Literal['four_networks']
+        name: games.Literal['four_networks']  # noqa: F821  # ruff knows typing's Literal alone
     with pytest.raises(ValueError, match='there is a game four_networks already'):
         games.add_section(Other)
     add_game(FourNetworks)

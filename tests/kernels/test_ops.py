@@ -73,8 +73,8 @@ def test_compiled_in_one_graph(function):
         ours = torch.compile(function, fullgraph=True, backend='aot_eager')(*inputs)
     expected = function(*inputs)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-    for ours, expected in zip(grad(ours.sum(), inputs), grad(expected.sum(), inputs)):
-        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+    for own, other in zip(grad(ours.sum(), inputs), grad(expected.sum(), inputs)):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('act', ['tanh', 'sigmoid', 'elu', 'selu', 'softplus', 'swish'])

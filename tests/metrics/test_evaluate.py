@@ -270,7 +270,7 @@ def test_truncation_and_seed_reach_the_generator(run, patches, capsys):
               for options in ([], ['--psi', '0.3'], ['--truncation', '0.5'], ['--seed', '1'], [])]
     assert len(set(values)) == 4 and values[0] == values[-1]
     fakes = Fakes(open_maker(run)[0], 64, 0, Sampling(truncation=0.5))
-    first, second = fakes.draws(range(0, 32)), fakes.draws(range(32, 64))
+    first, second = fakes.draws(range(32)), fakes.draws(range(32, 64))
     assert first.z.abs().max() <= 0.5 and not torch.equal(first.z, second.z) and not torch.equal(first.labels, second.labels)
 
 
@@ -292,10 +292,10 @@ def test_each_picture_has_its_own_noise(run, tmp_path):
     random, other, const = (Fakes(maker, 64, seed, Sampling(psi=0.0, noise=noise))
                             for seed, noise in ((0, 'random'), (1, 'random'), (0, 'const')))
     before = torch.get_rng_state()
-    made = np.concatenate([random.make(range(0, 32))[0], random.make(range(32, 64))[0], other.make(range(0, 32))[0]])
+    made = np.concatenate([random.make(range(32))[0], random.make(range(32, 64))[0], other.make(range(32))[0]])
     assert len({picture.tobytes() for picture in made}) == 96
     assert np.array_equal(random.make(range(32, 64))[0], made[32:64])
-    assert len({picture.tobytes() for picture in const.make(range(0, 32))[0]}) == 1
+    assert len({picture.tobytes() for picture in const.make(range(32))[0]}) == 1
     assert torch.equal(torch.get_rng_state(), before)
 
 

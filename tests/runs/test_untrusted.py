@@ -238,9 +238,9 @@ def test_paths_in_archives_do_not_escape(tmp_path, capsys, write, suffix):
     home = tmp_path / 'a' / 'b'
     home.mkdir(parents=True)
     write(home / f'pictures.{suffix}')
-    before = {path for path in tmp_path.rglob('*')}
+    before = set(tmp_path.rglob('*'))
     assert pack.main([str(home / f'pictures.{suffix}'), str(home / 'shards')]) == 0, capsys.readouterr().err
-    made = {path for path in tmp_path.rglob('*')} - before
+    made = set(tmp_path.rglob('*')) - before
     assert all(path.is_relative_to(home / 'shards') for path in made) and not Path(ESCAPES[1]).exists()
     manifest = json.loads((home / 'shards' / 'dataset.json').read_text())
     assert sum(shard['samples'] for shard in manifest['shards']) == 2   # neither the link nor what has a ..

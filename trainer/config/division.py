@@ -51,7 +51,7 @@ def fitting(config: 'Config', world: int) -> dict[str, int]:
 
 
 def fitting_lanes(config: 'Config', world: int, samples: int) -> int:
-    """Return the most lanes, up to USUAL_LANES or one a rank, that divide the batches and deal `samples` pictures to `world` ranks.
+    """Return the most lanes, up to USUAL_LANES or one a rank, that divide the batches and deal `samples` pictures to all ranks.
 
     Raises ValueError if there are none.
     """

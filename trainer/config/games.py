@@ -74,7 +74,7 @@ class Latent(GameSection):
         return Plan(
             networks={'G': NetworkSpec(network.name, 'generator', of_G, 'g'),
                       'D': NetworkSpec(network.name, 'discriminator', of_D, 'd')},
-            averaged=('G',), memory=MEMORY, phases=PHASES, resolution=tuple(size), channels=manifest.channels,
+            averaged=('G',), memory=MEMORY, phases=PHASES, resolution=(size[0], size[1]), channels=manifest.channels,
             class_names=manifest.class_names if classes else (), class_counts=manifest.class_counts if classes else (),
             condition_shape=condition_shape)
 
@@ -83,7 +83,7 @@ class BEGAN(Latent):
     """D reconstructs pictures, and the errors of reals and fakes are kept in balance. Berthelot et al. 2017."""
 
     own_loss: ClassVar[bool] = True
-    name: Literal['began']
+    name: Literal['began']  # type: ignore[assignment]  # a subclass is another game
     gamma: Positive = 0.5                 # wanted ratio of the reconstruction errors, fakes' to reals'
     rate: Positive = 0.001                # step size of k
 
@@ -105,7 +105,7 @@ class MADGAN(Latent):
     """Several generators share all but their last layers, and D also tells who made a fake. Ghosh et al. 2018."""
 
     own_loss: ClassVar[bool] = True
-    name: Literal['mad_gan']
+    name: Literal['mad_gan']  # type: ignore[assignment]
     generators: Annotated[int, Within(2, 64), FIXED] = 4
 
     @property
@@ -143,7 +143,7 @@ class SDGAN(Latent):
     """Pictures come in pairs of one identity, and a part of the latents stands for the identity. Donahue et al. 2018."""
 
     together: ClassVar[int] = 2
-    name: Literal['sd_gan']
+    name: Literal['sd_gan']  # type: ignore[assignment]
     identity_dim: Annotated[int, Within(1, 1 << 16), FIXED] = 50    # both fakes of a pair share so many first latents
 
     def rules(self, config: 'Config') -> list[Rule]:

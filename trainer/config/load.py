@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -111,7 +111,7 @@ class Config(Section):
 UNION_TAGS = ('number', 'ramp', 'classes', CONTINUOUS)   # pydantic puts them into the paths of keys
 
 
-def load_config(source: str | Path, overrides: list[str] = ()) -> Config:
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (or the name of one in `configs/`) and apply `dotted.key=value` overrides.
 
     A ValueError names the key or value, the limit and the fix; for an unknown key it names the nearest known one.
@@ -178,7 +178,7 @@ def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 def is_fixed(key: str) -> bool:
     """Return whether this dotted key, or a section around it, is marked FIXED, in any kind of section that it may be in."""
-    kinds = [Config]
+    kinds: list[type[Section]] = [Config]
     for part in key.split('.'):
         fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
         if any(FIXED in field.metadata for field in fields):
@@ -199,12 +199,12 @@ def read_yaml(path: Path) -> dict:
     return tree
 
 
-def _parse_override(text: str) -> dict:
+def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition('=')
     if not equals or not key or key.count('.') > MOST_DOTS:
         raise ValueError(f'override {shown(hide_secrets(text))} is not of the form dotted.key=value')
     try:
-        tree = parse_yaml(value)
+        tree: Any = parse_yaml(value)
     except ValueError as error:
         raise ValueError(f'the value of override {shown(hide_secrets(text))} cannot be read: {hide_secrets(str(error))}; quote it'
                          ) from error
@@ -221,7 +221,7 @@ def _merged(below: dict, above: dict) -> dict:
     return merged
 
 
-def _explain(detail: dict) -> str:
+def _explain(detail: Mapping[str, Any]) -> str:
     """Put one pydantic error into our words: key, value, limit, fix."""
     key = shown('.'.join(str(part) for part in detail['loc'] if part not in UNION_TAGS))
     if detail['type'] == 'extra_forbidden':
@@ -259,9 +259,11 @@ def _known_keys(section: type[BaseModel], prefix: str = '') -> list[str]:
 def _sections(annotation: object) -> Iterator[type[Section]]:
     """Yield the kinds of section that a key of this type may hold."""
     if annotation is GameSection:
-        yield from (GameSection, *games.SECTIONS.values())
+        yield GameSection
+        yield from games.SECTIONS.values()
     elif annotation is NetworkSection:
-        yield from (NetworkSection, *networks.SECTIONS.values())
+        yield NetworkSection
+        yield from networks.SECTIONS.values()
     elif isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for part in get_args(annotation):

@@ -53,8 +53,8 @@ def largest_of_aspect(resolution: tuple[int, int], longest: int) -> tuple[int, i
 
     It is not larger than `resolution`, (height, width) in px, and no side is longer than `longest` px.
     """
-    common = gcd(*resolution)
-    sizes = (tuple(side // common * part for side in resolution) for part in range(common, 0, -1))
+    (height, width), common = resolution, gcd(*resolution)
+    sizes = ((height // common * part, width // common * part) for part in range(common, 0, -1))
     return next((size for size in sizes if max(size) <= longest and is_size(size)), None)
 
 

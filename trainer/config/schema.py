@@ -5,7 +5,7 @@ left behind, a machine out of memory, or a number that float32 cannot hold.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, get_args
 
@@ -31,7 +31,7 @@ def name_of(section: type[Section]) -> str:
     return name
 
 
-def read_section(value: object, kinds: dict[str, type[Section]], usual: str) -> object:
+def read_section(value: object, kinds: Mapping[str, type[Section]], usual: str) -> object:
     """Return the section, one of `kinds`, that `value` names, or the `usual` one. Its errors look like those of a union."""
     if not isinstance(value, dict):
         return value

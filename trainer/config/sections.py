@@ -48,7 +48,7 @@ RampedShare = Annotated[Annotated[Share, Tag('number')] | Annotated[Ramp, Tag('r
 
 
 CONTINUOUS = 'continuous'
-Conditional = Annotated[Annotated[bool, Tag('classes')] | Annotated[Literal[CONTINUOUS], Tag(CONTINUOUS)],
+Conditional = Annotated[Annotated[bool, Tag('classes')] | Annotated[Literal['continuous'], Tag(CONTINUOUS)],
                         Discriminator(lambda value: CONTINUOUS if value == CONTINUOUS else 'classes')]
 
 

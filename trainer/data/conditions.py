@@ -30,7 +30,7 @@ def from_bytes(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 def to_text(conditions: np.ndarray) -> str:
     """Return conditions [K, d] as text that JSON can hold."""
-    return base64.b64encode(np.ascontiguousarray(conditions, '<f4')).decode()
+    return base64.b64encode(np.ascontiguousarray(conditions, '<f4').tobytes()).decode()
 
 
 def from_text(text: str, d: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Classes are turned into what networks take, and found by what people call them."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -11,7 +13,7 @@ def to_one_hot(labels: Tensor, c_dim: int) -> Tensor:
     return functional.one_hot(labels, c_dim).float() if c_dim else labels.new_zeros(len(labels), 0).float()
 
 
-def class_index(name: str, class_names: list[str]) -> int:
+def class_index(name: str, class_names: Sequence[str]) -> int:
     """Return the number of a class that is given by name or number. Raises ValueError, which names the classes, for any other."""
     if name in class_names:
         return class_names.index(name)

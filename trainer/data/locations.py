@@ -64,11 +64,13 @@ def _problem_of_folder(location: str) -> str | None:
     if location.startswith('~'):   # a folder of that name is hardly meant
         return (f'~ is left as it is, here and by the shell; write the whole path, e.g. {os.path.expanduser("~")}/shards, or '
                 './~ for a folder of that name')
+    return None
 
 
 def _problem_of_pipe(location: str) -> str | None:
     if '{}' not in location:
         return 'the command has no {} to stand for the file name; write e.g. pipe:ssh host cat /data/{}'
+    return None
 
 
 def _problem_of_url(location: str) -> str | None:
@@ -79,17 +81,20 @@ def _problem_of_url(location: str) -> str | None:
         whole = False
     if not whole:
         return 'it is no URL of a folder; write https://HOST/FOLDER, with other characters as %20, %23, %40 ...'
+    return None
 
 
 def _problem_of_bucket(location: str) -> str | None:
     if not _BUCKET.fullmatch(location):   # it becomes a word in a command
         return 'after gs:// only letters, digits and . _ = / - are taken; write gs://BUCKET/FOLDER'
+    return None
 
 
 def _problem_of_hub(location: str) -> str | None:
     if not HUB.fullmatch(location):
         return ('only letters, digits and . _ = - are taken in names; write hf://datasets/OWNER/NAME or '
                 'hf://datasets/OWNER/NAME@REVISION/FOLDER')
+    return None
 
 
 _PROBLEMS = {'http': _problem_of_url, 'https': _problem_of_url, 'pipe': _problem_of_pipe, 'gs': _problem_of_bucket,

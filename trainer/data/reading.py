@@ -3,13 +3,14 @@
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 MOST_TEXT = 1 << 26   # bytes of a text file; the manifest of a million shards has a fifth of that
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """Open a file for reading. Raises ValueError where a pipe would hang or a device never end; OSError like `open`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -30,7 +31,7 @@ def read_text(path: str | Path, most_bytes: int = MOST_TEXT) -> str:
         raise ValueError(f'{path} is no UTF-8 text ({error})') from error
 
 
-def parse_json(text: str) -> object:
+def parse_json(text: str) -> Any:
     """Parse like `json.loads`, but make every failure a ValueError, even for brackets too deep and numbers too long."""
     try:
         return json.loads(text)

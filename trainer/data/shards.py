@@ -87,7 +87,7 @@ def open_dataset(path_or_url: str | Path, *, cache_dir: str | Path | None = None
         check_whole(where)
         where = where if scheme == 'pipe' else where.removesuffix('/' + FILE_NAME)
         cache = Path(cache_dir or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'imago')
-        source = Remote(where, cache, cache_gb, attempts, retry_delay)
+        source: Folder | Remote = Remote(where, cache, cache_gb, attempts, retry_delay)
     else:
         path = Path(where)
         source = Folder(path.parent if path.name == FILE_NAME else path)
@@ -217,7 +217,7 @@ class SampleReader:
         contents, label, condition = read_contents(self.dataset.manifest, members, key)
         pictures, sizes = {}, set()
         try:
-            for domain, (name, content) in zip(self.dataset.manifest.domains, contents.items(), strict=True):
+            for domain, (name, content) in zip(self.dataset.manifest.domains, contents.items(), strict=True):  # noqa: B007
                 image = Image.open(io.BytesIO(content), formats=FORMATS)
                 sizes.add(image.size)
                 if len(sizes) > 1:

@@ -8,6 +8,7 @@ import time
 import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -88,7 +89,7 @@ class Remote:
         except ValueError as error:   # it is no regular file, or the password is gone
             raise ShardError(f'{shard.name}: {error}') from error
 
-    def _open_cached(self, shard: Shard, path: Path) -> BinaryIO:
+    def _open_cached(self, shard: Shard, path: Path) -> BufferedReader:
         try:
             file = open_regular(path)
             os.utime(file.fileno())               # marks the use: many file systems keep no access times
@@ -104,7 +105,7 @@ class Remote:
         except OSError as error:
             raise ShardError(f'data.cache_dir={self.cache_dir} cannot be written ({error}); give a folder that can') from error
 
-    def _fetch(self, shard: Shard, path: Path) -> BinaryIO:
+    def _fetch(self, shard: Shard, path: Path) -> BufferedReader:
         aside = path.with_suffix('.part')
         digest = hashlib.sha256()
         with self._connect(shard.name) as body, open(aside, 'wb') as out:
@@ -142,6 +143,7 @@ class Remote:
                     raise ShardError(f'{name} cannot be read from {masked(self.source)} (attempt {attempt} of {self.attempts}): '
                                      f'{hide_secrets(str(error))}{_advice(error)}') from error
             time.sleep(self.retry_delay * 2 ** (attempt - 1))
+        raise AssertionError('the last attempt returns or raises')
 
     def _evict(self, keep: Path) -> None:
         with FileLock(self.cache_dir / EVICT_LOCK):
@@ -161,8 +163,8 @@ def _at_most(most: int, body: BinaryIO | Command) -> Iterator[bytes]:
         if size > most:
             raise OSError(f'more than {most} bytes came, which is all that it may have')
         yield chunk
-    if getattr(body, 'length', None):   # HTTP said how many bytes would come
-        raise OSError(f'the connection broke off {body.length} bytes before the end')
+    if left := getattr(body, 'length', None):   # HTTP said how many bytes would come
+        raise OSError(f'the connection broke off {left} bytes before the end')
 
 
 def _is_final(error: Exception) -> bool:

@@ -6,11 +6,12 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,11 +66,11 @@ class Show:
 
         Each `together` samples in a row are of one class. The pictures of a sample are flipped and cropped alike.
         """
-        samples, damaged = [], []
+        samples, damaged, shard = [], [], 0
         for position, index in enumerate(indices):
             place = self.order.place(index)
-            if position % together:   # a partner replaces the picture that is due
-                sample, passed_over = self.reader.read_partner(shard, sample, self.order.partner(index), place)
+            if position % together:   # a partner of the last sample replaces the picture that is due
+                sample, passed_over = self.reader.read_partner(shard, samples[-1], self.order.partner(index), place)
             else:
                 shard, number = self.order.locate(index)
                 sample, passed_over = self.reader.read(shard, number, place)
@@ -140,7 +141,7 @@ def orders_of(dataset: Dataset, lanes: int, seed: int) -> list[Order]:
 
 def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, seed: int, rank: int, world: int, nimg: int,
            resolution: tuple[int, int], flip: bool, workers: int, prefetch: int = 2,
-           pin_memory: bool = False, together: int = 1) -> Iterator[Batch]:
+           pin_memory: bool = False, together: int = 1) -> Generator[Batch]:
     """Return an iterator over this rank's part of each global batch, from global image `nimg` (a multiple of `lanes`) on.
 
     `batch` is the number of images in a global batch, or a function of the images shown before it. What is shown of a picture
@@ -153,7 +154,7 @@ def stream(dataset: Dataset, *, batch: int | Callable[[int], int], lanes: int, s
     batch_at = batch if callable(batch) else lambda shown: batch
     batch_indices(nimg, batch_at(nimg), lanes, rank, world)
     orders_of(dataset, lanes, seed)
-    steps = Steps(dataset, lanes, seed, rank, world, tuple(resolution), flip, together)
+    steps = Steps(dataset, lanes, seed, rank, world, (resolution[0], resolution[1]), flip, together)
     ear, mouth = multiprocessing.Pipe(duplex=False)   # the workers listen at `ear`; this process speaks at `mouth`
     loader = DataLoader(
         steps, batch_size=None, sampler=_steps(nimg, batch_at), num_workers=workers,
@@ -174,7 +175,8 @@ def _steps(nimg: int, batch_at: Callable[[int], int]) -> Iterator[tuple[int, int
         nimg += batch
 
 
-def _batches(batches: Iterator[Batch], workers: int, remote: bool, mouth: Connection) -> Iterator[Batch]:
+def _batches(batches: Any, workers: int, remote: bool, mouth: Connection) -> Generator[Batch]:
+    """Yield what an iterator of a DataLoader gives."""
     try:
         with interruptible() if remote else nullcontext():
             first = next(batches)

@@ -7,7 +7,7 @@ import os
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from imago.trainer.data.locations import HUB, MASK, masked
@@ -71,7 +71,7 @@ def _read_netrc() -> dict[str, tuple]:
 class _SameHost(urllib.request.HTTPRedirectHandler):
     """This follows redirects to HTTP(S) alone, and takes the password only to the host that it is for."""
 
-    def redirect_request(self, req: urllib.request.Request, fp: BinaryIO, code: int, msg: str, headers: http.client.HTTPMessage,
+    def redirect_request(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage,
                          newurl: str) -> urllib.request.Request | None:
         there = urlsplit(newurl)
         if there.scheme not in ('http', 'https'):

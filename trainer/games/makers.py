@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -35,9 +35,11 @@ class Sampling:
 class Inputs(Protocol):
     """A maker makes pictures from these rows, which are a frozen dataclass."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     labels: Tensor     # [N] classes, 0 where there are none
 
-    def __getitem__(self, rows: slice) -> Self:
+    def __getitem__(self, rows: slice | Tensor) -> Self:
         """Return some of the rows."""
 
     def to(self, device: torch.device) -> Self:
@@ -65,7 +67,8 @@ class Maker(ABC):
     def check(self, sampling: Sampling) -> None:
         """Raise ValueError unless pictures can be made like this."""
         if (sampling.psi, sampling.psi_cutoff, sampling.truncation) != (1, None, None):
-            raise ValueError('psi, psi-cutoff and truncation: what these pictures are made of cannot be truncated; leave them out')
+            raise ValueError('psi, psi-cutoff and truncation: what these pictures are made of cannot be truncated; leave them '
+                             'out')
 
     def check_conditions(self, conditions: ArrayLike | None) -> None:
         """Raise ValueError unless pictures can be made of conditions [N, condition_size]. None stands for some of the data's."""

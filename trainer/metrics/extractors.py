@@ -95,7 +95,7 @@ class EfficientNetLite0(nn.Module):
         from efficientnet_lite_pytorch import EfficientNet
         self.network = EfficientNet.from_name('efficientnet-lite0')
         self.network.load_state_dict(torch.load(path, map_location='cpu', weights_only=True))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own types lack it
 
     def forward(self, x: Tensor, classes: bool) -> tuple[Tensor, Tensor | None]:
         """x [N3HW] in 0 to 255 -> features [N, 1280], and class probabilities [N, 1000] if `classes`"""
@@ -106,6 +106,9 @@ class EfficientNetLite0(nn.Module):
 
 class FromFile(nn.Module):
     """Runs a TorchScript or ONNX file, which maps normalised [N3SS] to features [N, d], or to features and logits [N, C]."""
+
+    mean: Tensor    # [1, 3, 1, 1]
+    std: Tensor
 
     def __init__(self, path: Path, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
         super().__init__()

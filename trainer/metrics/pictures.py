@@ -21,10 +21,19 @@ class Damaged(Exception):
 class Pictures(Protocol):
     """These pictures can be read in any order, from several threads."""
 
-    count: int
-    digest: str                        # digest of all on which the features depend
-    size: tuple[int, int] | None       # (height, width); None: each picture has its own
-    labelled: bool
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def digest(self) -> str:
+        """A digest of all on which the features depend."""
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width); None: each picture has its own."""
+
+    @property
+    def labelled(self) -> bool: ...
 
     def read(self, index: int) -> tuple[np.ndarray, int]:
         """Read picture `index` [HWC] uint8 and its class. Raises Damaged."""

@@ -47,16 +47,17 @@ def score_name(metric: str, extractor: Extractor) -> str:
 
 def check_evaluation(config: EvaluateConfig, source: Pictures | Fakes, reference: Pictures) -> None:
     """Raise ValueError for metrics that `source` and `reference` cannot give."""
-    made = isinstance(source, Fakes)
     if min(source.count, reference.count) < LEAST:
         raise ValueError(f'{source.count} pictures against {reference.count}: both must be at least {LEAST}')
     if len(set(config.metrics)) < len(config.metrics):
         raise ValueError(f'metrics {",".join(config.metrics)}: one is named twice; name each once')
-    if 'ppl' in config.metrics and not (made and source.maker.has_paths):
+    maker = source.maker if isinstance(source, Fakes) else None
+    labelled = maker.classes if maker else not isinstance(source, Fakes) and source.labelled
+    if 'ppl' in config.metrics and not (maker and maker.has_paths):
         raise ValueError('ppl is measured between latents, which these pictures have not; leave it out')
-    if 'intra_fid' in config.metrics and not ((source.maker.classes if made else source.labelled) and reference.labelled):
+    if 'intra_fid' in config.metrics and not (labelled and reference.labelled):
         raise ValueError('intra_fid needs a conditional model and a dataset with classes; leave it out')
-    if made:
+    if isinstance(source, Fakes):
         source.maker.check(source.sampling)
 
 
@@ -71,9 +72,13 @@ def evaluate(source: Pictures | Fakes, reference: Pictures, extractor: Extractor
     reals = reference_features(reference, extractor, stopped) if wanted - ALONE else {}
     fakes: Rows | None = {}
     if wanted - {'ppl'}:
-        features_of = features_of_fakes if isinstance(source, Fakes) else features_of_pictures
-        fakes = features_of(source, extractor, 'is' in wanted, 'fakes', stopped)
-    lengths = perceptual_path_lengths(source, extractor, 'paths', stopped) if 'ppl' in wanted else None
+        if isinstance(source, Fakes):
+            fakes = features_of_fakes(source, extractor, 'is' in wanted, 'fakes', stopped)
+        else:
+            fakes = features_of_pictures(source, extractor, 'is' in wanted, 'fakes', stopped)
+    lengths = None
+    if isinstance(source, Fakes) and 'ppl' in wanted:
+        lengths = perceptual_path_lengths(source, extractor, 'paths', stopped)
 
     def score() -> Scores:
         found, more = _Computation(fakes, reals, lengths, config, extractor.device).scores()
@@ -86,14 +91,14 @@ def evaluate(source: Pictures | Fakes, reference: Pictures, extractor: Extractor
 
 def _protocol(config: EvaluateConfig, source: Pictures | Fakes, reference: Pictures, extractor: Extractor,
               fakes: Rows, reals: Rows) -> dict:
-    made = isinstance(source, Fakes)
-    size = source.maker.resolution if made else source.size
+    maker = source.maker if isinstance(source, Fakes) else None
+    size = source.maker.resolution if isinstance(source, Fakes) else source.size
     return {
         'extractor': extractor.name, 'weights_sha256': extractor.sha256, 'resizer': extractor.resizer,
         'resolution': size and list(size), 'fakes': len(fakes['labels']) if fakes else source.count,
         'reals': len(reals['labels']) if reals else 0, 'reals_at_most': config.reals, 'dataset': reference.digest,
-        'seed': config.seed, **{name: getattr(config, name) if made else None for name in ('psi', 'psi_cutoff', 'truncation')},
-        'noise': config.noise if made and source.maker.noisy else None, 'interval': bootstrap.ABOUT}
+        'seed': config.seed, **{name: getattr(config, name) if maker else None for name in ('psi', 'psi_cutoff', 'truncation')},
+        'noise': config.noise if maker and maker.noisy else None, 'interval': bootstrap.ABOUT}
 
 
 class _Computation:

@@ -45,7 +45,7 @@ def _key(pictures: Pictures, extractor: Extractor) -> str:
 def _digest(rows: Rows) -> str:
     digest = hashlib.sha256()
     for name in sorted(rows):
-        digest.update(np.ascontiguousarray(rows[name]))
+        digest.update(np.ascontiguousarray(rows[name]).tobytes())
     return digest.hexdigest()
 
 
@@ -54,7 +54,7 @@ def _load(path: Path) -> Rows | None:
         return None
     try:
         with safe_open(path, 'np') as file:
-            rows = {name: file.get_tensor(name) for name in file.keys()}   # noqa: SIM118, it is no dict
+            rows = {name: file.get_tensor(name) for name in file.keys()}
             if _digest(rows) == file.metadata()['sha256']:
                 return rows
             reason = 'its SHA-256 is not the one within'

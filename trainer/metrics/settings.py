@@ -1,4 +1,4 @@
-"""What an evaluation measures: the options of its command, over what the run says. Torch-free, so that a refusal comes at once."""
+"""What an evaluation measures: the options of its command, over what the run says. Torch-free, so that refusals come at once."""
 
 import argparse
 from pathlib import Path

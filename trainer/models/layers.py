@@ -3,6 +3,7 @@
 Karras et al. 2018, "Progressive Growing of GANs", section 4.1.
 """
 
+from collections.abc import Callable
 from math import sqrt
 
 import torch
@@ -21,7 +22,7 @@ def uniform(*shape: int, generator: torch.Generator) -> Tensor:
     return 2 * torch.rand(*shape, generator=generator) - 1
 
 
-LATENTS = {'normal': torch.randn, 'uniform': uniform}   # distributions of z, by name
+LATENTS: dict[str, Callable[..., Tensor]] = {'normal': torch.randn, 'uniform': uniform}   # distributions of z, by name
 
 
 class FullyConnected(nn.Module):

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -51,7 +51,8 @@ from imago.trainer.pack.sources import Listing, list_source, locate
 from imago.trainer.pack.summary import Tally, advise, full_scale, summarize
 from imago.trainer.ranks.machine import usable_cores
 
-T, R = TypeVar('T'), TypeVar('R')
+T = TypeVar('T')
+R = TypeVar('R')
 CHUNK = 8             # pictures per task: enough to hide the cost of a task, few enough to need little memory
 LOSSY_QUALITY, LOSSLESS_EFFORT = 95, 75
 MOST_WORKERS = 1024
@@ -193,7 +194,7 @@ def find_samples(options: argparse.Namespace) -> Found:
     random.Random(options.seed).shuffle(order)
     conditions = read_conditions(Path(options.conditions), names, elsewhere=listing.elsewhere) if options.conditions else None
     return Found(listing, [tuple(pictures[i] for pictures in sources) for i in order], [numbers[i] for i in order], class_names,
-                 [None] * len(order) if conditions is None else conditions[order])
+                 [None] * len(order) if conditions is None else list(conditions[order]))
 
 
 @contextmanager
@@ -206,7 +207,7 @@ def worker_pool(workers: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def in_order(pool: Executor, function: Callable[[T], R], items: Sequence[T], workers: int, doing: str) -> Iterator[R]:
+def in_order(pool: Executor, function: Callable[[T], R], items: Sequence[T], workers: int, doing: str) -> Generator[R]:
     """Yield `function` of each item, in order, from the processes of `pool`; few results wait at a time. Shows a progress bar."""
     chunks = (items[first:first + CHUNK] for first in range(0, len(items), CHUNK))
     tasks = deque(pool.submit(_each, function, chunk) for chunk in islice(chunks, 2 * workers))

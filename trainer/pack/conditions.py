@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,15 +29,14 @@ def read_conditions(path: Path, names: Sequence[str] | None = None, option: str 
     if path.suffix.lower() not in READERS:
         raise ValueError(f'{told} is no .npy, .csv or .json; {HOW}')
     try:
-        found = READERS[path.suffix.lower()](path)
+        found: Any = READERS[path.suffix.lower()](path)
     except FileNotFoundError as error:
         raise ValueError(f'{told} does not exist') from error
     except (ValueError, EOFError, SyntaxError, csv.Error, RecursionError) as error:
         raise ValueError(f'{told} cannot be read ({error}); {HOW}') from error
-    conditions = found
     if isinstance(found, dict):
         names = list(found) if names is None else names
-        conditions = _match(found, names, told, elsewhere)
+    conditions: np.ndarray = _match(found, names, told, elsewhere) if isinstance(found, dict) else found
     numbers = conditions.dtype.kind in 'fiu' and conditions.ndim in (2, 3) and conditions.size
     if not numbers or conditions[0].size > MOST_VALUES:
         raise ValueError(f'{told} holds {conditions.dtype} {list(conditions.shape)}, where numbers [pictures, '

@@ -33,7 +33,8 @@ def read_idx(contents: Contents) -> bool:
 
 def _add_images(contents: Contents, path: str, split: str) -> None:
     file = contents.open_collection(path)
-    pictures, labels = _read(file, 3), [None]
+    pictures = _read(file, 3)
+    labels: list[str | None] = [None] * len(pictures)
     beside = file.name.replace('images', 'labels').replace('idx3', 'idx1').removesuffix('.gz')
     inside = {name: str(PurePosixPath(path).with_name(name)) for name in (beside, f'{beside}.gz')}
     there = next((name for name in inside if file.with_name(name).is_file()), None)
@@ -43,7 +44,7 @@ def _add_images(contents: Contents, path: str, split: str) -> None:
         labels = [str(label) for label in _read(file.with_name(there), 1)]
         if len(labels) != len(pictures):
             raise ValueError(f'{file} holds {len(pictures)} pictures, and {there} {len(labels)} labels; get both again')
-    for number, (picture, label) in enumerate(zip(pictures, labels if there else labels * len(pictures), strict=True)):
+    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         name = f'{split}/{number:06d}'
         contents.add_held(name, ArrayMember(name, str(file), picture), label)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from reprlib import Repr
+from typing import Any
 
 from imago.trainer.data.manifest import FILE_NAME
 from imago.trainer.data.reading import open_regular, parse_json
@@ -106,7 +107,7 @@ def number_classes(labels: Sequence[str | None], names: Sequence[str], *, numeri
     and labels that are no classes.
     """
     if all(label is None for label in labels):
-        return (), list(labels)
+        return (), [None] * len(labels)
     if None in labels:
         bare, other = names[labels.index(None)], next(n for n, label in zip(names, labels) if label is not None)
         raise ValueError(f'{bare!r} has no label, {other!r} has one; label all (--labels FILE) or none (--no-labels)')
@@ -143,7 +144,7 @@ def _check_classes(labels: Sequence[str], names: Sequence[str]) -> None:
 
 def _common_folders(paths: Sequence[str]) -> tuple[str, ...]:
     """Return the folders that all paths lie in, outermost first."""
-    return os.path.commonprefix([PurePosixPath(path).parts[:-1] for path in paths])
+    return tuple(os.path.commonprefix([PurePosixPath(path).parts[:-1] for path in paths]))
 
 
 def _stylegan(member: Member | None) -> dict | None:
@@ -218,7 +219,7 @@ def _parse_json(data: bytes, where: str) -> dict[str, str] | None:
     return _as_labels(entries, where)
 
 
-def _as_labels(entries: object, where: str) -> dict[str, str] | None:
+def _as_labels(entries: Any, where: str) -> dict[str, str] | None:
     """Return {path: label}, or None if StyleGAN's `labels` is null."""
     if _has_stylegans_form(entries):
         entries = entries['labels']
@@ -266,7 +267,7 @@ def _match(labels: Mapping[str, str] | None, names: Sequence[str], where: str, e
         if len(keyed) == len(labels) and len(set(keys)) == len(keys) and keyed.keys() >= set(keys):
             break
     else:
-        keyed, keys = labels, tidied
+        keyed, keys = dict(labels), tidied
         form = str
     unlabelled = [name for name, key in zip(tidied, keys) if key not in keyed]
     if unlabelled:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from imago.trainer.data.reading import open_regular
 
@@ -121,7 +121,7 @@ def members_of_tar(path: Path, base: Path) -> Iterator[tuple[str, Member, str]]:
         with open_regular(path) as file, tarfile.open(fileobj=file, mode='r:', tarinfo=Header) as tar:
             end = os.fstat(file.fileno()).st_size
             for header in iter(tar.next, None):
-                tar.members.clear()  # tarfile would keep all headers in memory
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all headers in memory
                 has_data = header.isreg() or header.type not in tarfile.SUPPORTED_TYPES
                 if has_data and not 0 <= header.size <= end - header.offset_data:
                     raise ValueError(f'{header.name!r} should have {header.size} bytes, {end - header.offset_data} are there')
@@ -146,7 +146,7 @@ class Header(tarfile.TarInfo):
     """This class refuses some headers: tarfile itself follows sizes below 0 for ever, and reads extended headers of any size."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0 or header.type in EXTENDED and header.size > MOST_EXTENDED:
             raise ValueError(f'a header claims {header.size} bytes')

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -62,7 +62,7 @@ def read_parquet(contents: Contents, *, labels: bool, columns: str | None) -> bo
                 raise ValueError(f'{path} and {paths[0]} have other columns of pictures and labels, or other classes '
                                  f'({meant[:2]} and {first[:2]}); give the files of one dataset')
             picture, label, contents.class_names = meant
-            texts = [None] * parquet.metadata.num_rows
+            texts: list[str | None] = [None] * parquet.metadata.num_rows
             if label:
                 values = (value for batch in parquet.iter_batches(columns=[label]) for value in batch.column(0).to_pylist())
                 texts = [None if value is None else as_text(value, f'{path}, row {row}') for row, value in enumerate(values)]
@@ -140,8 +140,7 @@ def _columns(schema: 'Schema', wanted: str | None, labels: bool, where: str) -> 
                if feature.get('_type') == 'ClassLabel' and isinstance(feature.get('names'), list) and name in schema.names}
     header = f'{where} has the columns {listed(schema.names)}'
     if wanted:
-        picture, label = as_columns(wanted, schema.names, where)
-        picture, label = schema.names[picture], schema.names[label]
+        picture, label = (schema.names[column] for column in as_columns(wanted, schema.names, where))
         if picture not in of_bytes:
             raise ValueError(f'--columns {wanted}: {picture!r} holds no bytes of pictures; {header}')
     else:
@@ -165,14 +164,14 @@ def _features(schema: 'Schema') -> dict[str, dict]:
         return {}
 
 
-def _bytes_of(column: object) -> object:
+def _bytes_of(column: Any) -> Any:
     """Return the array of bytes, which may be a part of a struct."""
     from pyarrow import compute, types
     return compute.struct_field(column, 'bytes') if types.is_struct(column.type) else column
 
 
 @lru_cache(1)
-def _group(path: str, group: int, column: str) -> object:
+def _group(path: str, group: int, column: str) -> Any:
     """Return the pictures of a group of rows as an array of pyarrow's."""
     with _opened(Path(path)) as file:
         return _bytes_of(file.read_row_group(group, columns=[column], use_threads=False).column(0).combine_chunks())

@@ -39,8 +39,8 @@ def _choices(text: str) -> Sequence[str]:
         if len(numbers) > MOST_FILES:
             raise ValueError(f'{{{text}}} names more than {MOST_FILES} files; give a folder of them, or join small ones')
         return [f'{number:0{width}d}' for number in numbers]
-    if ends := LETTERS.fullmatch(text):
-        first, last = (ord(end) for end in ends.groups() if end)
+    if letters := LETTERS.fullmatch(text):
+        first, last = (ord(end) for end in letters.groups() if end)
         return [chr(code) for code in (range(first, last + 1) if first <= last else range(first, last - 1, -1))]
     if ',' in text:
         return text.split(',')

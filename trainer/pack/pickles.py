@@ -40,7 +40,7 @@ class _Array:
     __slots__ = ('pixels',)
 
     def __init__(self, *_: object) -> None:
-        self.pixels = None
+        self.pixels: np.ndarray | None = None
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, columns_first, data = state
@@ -84,7 +84,7 @@ class _Unpickler(pickle._Unpickler):
     dispatch |= {ord(pickle.EMPTY_DICT): load_empty_dictionary, ord(pickle.BUILD): load_build}
 
 
-def unpickle(data: bytes) -> object:
+def unpickle(data: bytes) -> dict:
     """Return a dictionary of containers, texts, numbers, bytes and arrays of uint8; texts of Python 2 are bytes.
 
     ValueError for all else.
@@ -95,7 +95,7 @@ def unpickle(data: bytes) -> object:
         raise ValueError(f'no pickle of plain data: {" ".join(str(error).split())[:200] or type(error).__name__}') from error
 
 
-def _plain(found: object) -> object:
+def _plain(found: object) -> dict:
     """Return the dictionary with arrays in place of what stands for them."""
     if not isinstance(found, dict):
         raise ValueError(f'a {type(found).__name__} in place of a dictionary')

@@ -225,13 +225,14 @@ def _decode(picture: Member, limits: Limits) -> tuple[Image.Image, tuple[int, in
     if _is_grey(image):
         pixels = np.asarray(image)
         return image, (int(pixels.min()), int(pixels.max()))
-    bands = image.convert('RGB').getextrema()
-    return image, (min(least for least, _ in bands) * 257, max(largest for _, largest in bands) * 257)
+    bands = np.asarray(image.convert('RGB').getextrema())    # [bands, 2]
+    return image, (int(bands.min()) * 257, int(bands.max()) * 257)
 
 
 def _has_16_bits(image: Image.Image) -> bool:
     """Tell whether a file has more than 8 bits a value. Pillow keeps all of them in grey pictures, and the upper 8 in colour."""
-    codec, _, _, raw = image.tile[0] if image.tile else ('', None, None, ())
+    tiles = getattr(image, 'tile', [])    # only pictures of files have some
+    codec, _, _, raw = tiles[0] if tiles else ('', None, None, ())
     raw = raw if isinstance(raw, tuple) else (raw,)
     return _is_grey(image) or any(';16' in str(part) for part in raw) or codec == 'ppm' and raw[-1] > 255
 

@@ -7,6 +7,7 @@ import tarfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ class ShardWriter:
         self.suffixes = [suffix] if domains == SINGLE else [f'{domain}.{suffix}' for domain in domains]
         self.shards: list[Shard] = []
         self.samples = 0          # in all shards
-        self._file = None
+        self._file: BufferedRandom | None = None
 
     def __enter__(self) -> 'ShardWriter':
         return self

@@ -68,16 +68,16 @@ def list_source(source: str, *, labels: bool = True, split: str | None = None, c
         out = {path: member.name for path, member in held.pictures.items() if split_of(member.name) != chosen}
         elsewhere += out.values()
         held.leave_out(list(out))
-    found, numeric, class_names, more = _find_labels(contents, chosen, columns) if labels else ([], False, (), '')
+    texts, numeric, class_names, more = _find_labels(contents, chosen, columns) if labels else ([], False, (), None)
     if labels and tars:
         manifest = find_manifest(base)   # tars of `imago pack` have one, which names the classes
         class_names = manifest.class_names if manifest else ()
     pictures = [member for held in contents for member in held.pictures.values()]
-    found = found or [None] * len(pictures)
+    texts = texts or [None] * len(pictures)
     order = sorted(range(len(pictures)), key=lambda i: pictures[i].name)
     ignored = sum((held.ignored for held in contents), Counter())
     notes = [text for text in (*notes, note, more) if text]
-    listing = Listing([pictures[i] for i in order], [found[i] for i in order], dict(sorted(ignored.items())),
+    listing = Listing([pictures[i] for i in order], [texts[i] for i in order], dict(sorted(ignored.items())),
                       sum(held.members for held in contents), notes, numeric, class_names, elsewhere)
     assert listing.members == len(listing.pictures) + sum(listing.ignored.values()), 'a member is in no list'
     return listing

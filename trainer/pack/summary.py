@@ -29,7 +29,8 @@ class Tally:
     def add(self, picture: Encoded) -> None:
         """Count what a packed picture was like."""
         self.enlarged += picture.enlarged
-        self.smallest = tuple(map(min, self.smallest or picture.size, picture.size))
+        height, width = self.smallest or picture.size
+        self.smallest = min(height, picture.size[0]), min(width, picture.size[1])
         if picture.values:
             self.of_16_bits += 1
             self.coarse += picture.coarse

@@ -57,7 +57,7 @@ class Table:
         self.header = [str(cell).strip() for cell in first] if self._skipped else []
         self.width = len(first)
         if self.width < 2:
-            raise ValueError(f'{where} line 1 has {self.width} columns: {listed(map(shown, first)) or "nothing"}; '
+            raise ValueError(f'{where} line 1 has {self.width} columns: {listed([shown(name) for name in first]) or "nothing"}; '
                              'write path,label')
         sample = [row for _, row in rows[self._skipped:] if len(row) == self.width]
         if columns:
@@ -120,7 +120,8 @@ class Table:
 
     def _ambiguous(self, what: str, meant: list[int]) -> str:
         names = self.header or [str(i + 1) for i in range(self.width)]
-        there = f'its header is {listed(map(shown, names))}' if self.header else f'it has {self.width} columns without a header'
+        there = (f'its header is {listed([shown(name) for name in names])}' if self.header else
+                 f'it has {self.width} columns without a header')
         return (f'{self.where}: several columns may be the {what}, {listed([shown(names[i]) for i in meant])}; {there}; '
                 f'{HOW_COLUMNS}')
 
@@ -131,7 +132,8 @@ def as_columns(text: str, header: Sequence[str], where: str) -> tuple[int, int]:
     known |= {normal(name): place for place, name in enumerate(header)} | {name: place for place, name in enumerate(header)}
     places = [known.get(name.strip(), known.get(normal(name))) for name in next(csv.reader([text]), [])]
     if len(places) != 2 or None in places or places[0] == places[1]:
-        raise ValueError(f'--columns {text} does not name two columns of {where}, whose header is {listed(map(shown, header))}; '
+        names = listed([shown(name) for name in header])
+        raise ValueError(f'--columns {text} does not name two columns of {where}, whose header is {names}; '
                          'write PATH,LABEL, names or numbers from 1 on')
     return places[0], places[1]
 

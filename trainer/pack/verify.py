@@ -3,6 +3,8 @@
 import argparse
 import hashlib
 import sys
+from io import BufferedReader
+from typing import cast
 
 from tqdm import tqdm
 
@@ -37,7 +39,7 @@ def find_damage(dataset: Dataset, shard: Shard) -> str | None:
     """Say what is wrong with a shard, in one line that names it, or return None."""
     try:
         with dataset.open(shard) as file:
-            same = hashlib.file_digest(file, 'sha256').hexdigest() == shard.sha256
+            same = hashlib.file_digest(cast(BufferedReader, file), 'sha256').hexdigest() == shard.sha256
             lost = [] if shard.checksums is None else _damaged_samples(Members(file, shard), dataset)
     except (ShardError, OSError) as error:
         return str(error) if isinstance(error, ShardError) else f'{shard.name} cannot be read: {error}'

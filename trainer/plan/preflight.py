@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -58,7 +59,8 @@ def describe_needs(config: Config, manifest: Manifest, world: int, kind: str) ->
         f'micro_batch={full_size_micro_batch(config, plan.resolution)})',
         f'              and {kept // parts_of(config.parallel, world) / 1e9:.2f} GB on the host while a checkpoint is written, '
         'besides what the libraries take',
-        f'disk          {disk / 1e9:.2f} GB for {config.checkpoint.keep} checkpoints and one being written, of {free / 1e9:.2f} free']
+        f'disk          {disk / 1e9:.2f} GB for {config.checkpoint.keep} checkpoints and one being written, of {free / 1e9:.2f} '
+        'free']
     short = [text for text, needed, had in (
         ('memory: lower micro_batch, take more ranks with parallel.strategy=fsdp, or a smaller network', memory, there),
         ('disk: lower checkpoint.keep, or choose another run_dir', disk, free)) if needed > had]
@@ -167,7 +169,8 @@ def check_disk(run_dir: Path, plan: Plan, state: TrainState) -> None:
                          'make room or choose another run_dir')
 
 
-def tensor_bytes(tree: object) -> int:
+def tensor_bytes(tree: Any) -> int:
+    """Return the bytes of all tensors in nested tables and sequences."""
     if isinstance(tree, Tensor):
         return tree.numel() * tree.element_size()
     children = tree.values() if isinstance(tree, dict) else tree

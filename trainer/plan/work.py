@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,13 +81,13 @@ class _Noted(torch.autograd.Function):
     """This function stands for a sum over ranks, [...] -> [...], forward and backward, and notes its bytes."""
 
     @staticmethod
-    def forward(ctx: object, tensor: Tensor, note: Callable[[int], None]) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, note: Callable[[int], None]) -> Tensor:
         ctx.note = note
         note(touched(tensor))
         return tensor.clone()
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _Noted.apply(gradient, ctx.note), None
 
 

@@ -70,7 +70,7 @@ class Checkpoints:
         for path in reversed([path for path in paths if int(path.name) <= most]):
             damage = [text for text in dist.gather(find_damage(path, dist.rank(), dist.world_size())) if text]
             if not damage:
-                dist.together(lambda: [_move_aside(other, 'damaged-') for other in damaged], main_only=True)
+                dist.together(lambda: _move_all_aside(damaged), main_only=True)
                 seal = dist.from_main(lambda: read_seal(path))
                 if not seal['checksum']:
                     dist.print0(f'warning: {path / SEAL} has no checksum, as it is of an older version: it cannot be checked')
@@ -174,6 +174,11 @@ def _delete(path: Path) -> None:
         path.unlink()
     elif path.is_dir():
         shutil.rmtree(path)
+
+
+def _move_all_aside(damaged: list[Path]) -> None:
+    for path in damaged:
+        _move_aside(path, 'damaged-')
 
 
 def _move_aside(path: Path, prefix: str) -> None:

@@ -57,7 +57,7 @@ class CheckpointReader(dcp.FileSystemReader):
 
     def sizes(self) -> dict[str, torch.Size]:
         """Return the sizes of all tensors, by dotted names."""
-        return {name: entry.size for name, entry in self._metadata.state_dict_metadata.items()}
+        return {name: entry.size for name, entry in self._metadata.state_dict_metadata.items() if hasattr(entry, 'size')}
 
 
 def load_tensors(tree: dict, reader: CheckpointReader, **how: object) -> None:

@@ -57,3 +57,4 @@ def _open_new(folder: Path) -> _Whole:
         name = f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{number}'
         if not (folder / name).exists():
             return _Whole(folder / name)
+    raise AssertionError('a number is free')

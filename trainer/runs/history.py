@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from imago.trainer.data.reading import open_regular, parse_json
 from imago.trainer.wording import shown
@@ -73,7 +74,7 @@ def drop_torn_line(path: Path) -> None:
         os.truncate(path, end)
 
 
-def _read(path: Path, check: Callable[[object], None]) -> list[dict]:
+def _read(path: Path, check: Callable[[Any], None]) -> list[dict]:
     """Read lines of JSON. A run that resumed at fewer images voids its later lines; these and a torn last line are left out."""
     lines = []
     for number, text in enumerate(_whole_lines(path), 1):
@@ -98,7 +99,7 @@ def _whole_lines(path: Path) -> list[bytes]:
     return data.split(b'\n')[:-1]
 
 
-def _check_line(line: object) -> None:
+def _check_line(line: Any) -> None:
     if not isinstance(line, dict):
         raise ValueError(f'{shown(line)} is no report')
     nimg = line.get('nimg')
@@ -106,7 +107,7 @@ def _check_line(line: object) -> None:
         raise ValueError(f'nimg={shown(nimg)} is no count of images')
 
 
-def _check_report(line: object) -> None:
+def _check_report(line: Any) -> None:
     _check_line(line)
     for name, value in line.items():
         if not isinstance(value, str):    # the guard writes words
@@ -115,7 +116,7 @@ def _check_report(line: object) -> None:
         raise ValueError(f'{SPEED}={shown(speed)} is no speed')
 
 
-def _check_evaluation(line: object) -> None:
+def _check_evaluation(line: Any) -> None:
     _check_line(line)
     for key in ('values', 'intervals', 'protocol'):
         if not isinstance(line.get(key), dict):

@@ -67,8 +67,8 @@ class Stats:
             return
         line = self._line(nimg)
         print(f'\r\x1b[K{line}' if sys.stdout.isatty() else line, end='' if sys.stdout.isatty() else '\n', flush=True)
-        values = {**self._means(), 'speed/img_per_s': self._speed(nimg), 'memory/peak_gb': peak_memory_gb(),
-                  'data/damaged': len(self._damaged), **self._notes}
+        values: dict[str, float | str] = {**self._means(), 'speed/img_per_s': self._speed(nimg),
+                                          'memory/peak_gb': peak_memory_gb(), 'data/damaged': len(self._damaged), **self._notes}
         with self._to_disk():
             self._jsonl.write(json.dumps({'nimg': nimg, 'time': time.time(), **values}) + '\n')
             self._events.add(values, nimg)

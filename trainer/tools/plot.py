@@ -69,7 +69,7 @@ def thresholds_of(folder: Path) -> dict[str, float]:
     """Return the thresholds of a run's guard, its own or the usual ones; {} if it has no guard."""
     if not (folder / CONFIG_FILE).is_file() or (guard := read_config(folder).guard).action == 'off':
         return {}
-    return {name: guard.thresholds.get(name, indicator.threshold) for name, indicator in INDICATORS.items()}
+    return {name: indicator.threshold for name, indicator in INDICATORS.items()} | dict(guard.thresholds)
 
 
 def draw_panel(axes: 'Axes', name: str, curves: dict[str, Curve], runs: list[str]) -> None:

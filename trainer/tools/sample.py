@@ -108,7 +108,7 @@ def write_picture(path: Path, image: 'Image.Image') -> Path:
 def parser() -> Parser:
     parser = Parser(prog='imago sample', description=__doc__)
     parser.add_argument('source', help='a run folder (its newest checkpoint), a checkpoint, or an export')
-    parser.add_argument('--out', help='folder for the pictures, in which none is overwritten (default: RUN/samples; for an export, '
+    parser.add_argument('--out', help='folder for the pictures; none there is overwritten (default: RUN/samples; for an export, '
                         'samples here)')
     parser.add_argument('--seeds', default='0-31', help='numbers and ranges, e.g. 0-15,42 (default: %(default)s)')
     parser.add_argument('--psi', type=float, default=1.0,

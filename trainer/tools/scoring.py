@@ -20,7 +20,7 @@ from imago.trainer.data.stream import check_resolution
 from imago.trainer.games.makers import Maker
 from imago.trainer.metrics import record
 from imago.trainer.metrics.extractors import make_extractor
-from imago.trainer.metrics.pictures import Damaged, Pictures, ShardPictures, fakes_of, outlook
+from imago.trainer.metrics.pictures import Damaged, Fakes, Pictures, ShardPictures, fakes_of, outlook
 from imago.trainer.metrics.protocol import Scores, check_evaluation, evaluate
 from imago.trainer.metrics.settings import check_there, fakes_on, settings
 from imago.trainer.pack.members import Member
@@ -95,7 +95,7 @@ def find_pictures(path: str, config: EvaluateConfig, most: int, size: tuple[int,
     if size is None:
         raise ValueError(f'{masked(path)} holds pictures of different sizes; pack them with imago pack --resolution')
     check_resolution(dataset, size)
-    return ShardPictures(dataset, tuple(size), most, config.seed)
+    return ShardPictures(dataset, (size[0], size[1]), most, config.seed)
 
 
 def same_maker(path: Path) -> tuple[Maker, dict]:
@@ -148,6 +148,7 @@ def measure(options: argparse.Namespace) -> tuple[Scores, dict]:
     config, data, crop = dist.together(lambda: settings(options))
     dist.init(options.device)
     path, nimg = Path(options.source), None
+    source: Fakes | Pictures
     if is_generator(path):
         maker, about = same_maker(path)
         source, size, crop, nimg = fakes_of(maker, config), maker.resolution, about['crop'] or crop, about['nimg']

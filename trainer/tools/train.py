@@ -57,14 +57,16 @@ def ahead(arguments: list[str], ranks: int) -> int | None:
         if options.dry_run or options.print_config:
             os.environ['LOCAL_WORLD_SIZE'] = str(ranks)     # as torchrun tells each of them
             return describe(options, config, ranks)
-        return check_places(config, ranks)
+        check_places(config, ranks)
+        return None
     return tell_errors(PROG, answer)
 
 
 def list_configs() -> int:
     """Tell on stderr what can be trained. Returns the exit status."""
-    print(f'usage: {PROG} CONFIG data.path=SHARDS run_dir=runs/NAME [key=value ...]\n\nCONFIG is a YAML file, or one of these:\n\n'
-          f'{table()}\n\n{PROG} CONFIG --print-config shows all keys; imago pack makes SHARDS of pictures.', file=sys.stderr)
+    print(f'usage: {PROG} CONFIG data.path=SHARDS run_dir=runs/NAME [key=value ...]\n\n'
+          f'CONFIG is a YAML file, or one of these:\n\n{table()}\n\n'
+          f'{PROG} CONFIG --print-config shows all keys; imago pack makes SHARDS of pictures.', file=sys.stderr)
     return 2
 
 

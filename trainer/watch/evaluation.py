@@ -49,7 +49,7 @@ class Evaluation:
     def best_nimg(self) -> int | None:
         """Return the images shown at the best evaluation before now, by `checkpoint.best`. All ranks call it together."""
         best = self._best_before()
-        return best and best['nimg']
+        return best['nimg'] if best else None
 
     def _is_best(self, scores: Scores) -> bool:
         if not self._best_by:

@@ -68,6 +68,7 @@ class Guard:
     def report(self, stats: Stats) -> None:
         """Look, remember, and warn of indicators that begin to sound. Afterwards `verdict` says what is to be done."""
         guard, nimg, began = self.config.guard, self.state.nimg, time.perf_counter()
+        thresholds = {str(name): threshold for name, threshold in guard.thresholds.items()}
         values, norms = self._look()
         means, growth = end_report(self.state.guard, self.game.plan.phases, norms)
         values |= self._from_losses(means) | growth
@@ -75,8 +76,8 @@ class Guard:
                      {'guard/rollbacks': int(self.state.memory['rollbacks']), 'seconds/guard': time.perf_counter() - began})
         awake = nimg >= self._start_nimg()
         for name in update_alarms(self.state.guard, values if awake else {}, nimg, patience=guard.patience,
-                                  thresholds=guard.thresholds):
-            threshold = guard.thresholds.get(name, INDICATORS[name].threshold)
+                                  thresholds=thresholds):
+            threshold = thresholds.get(name, INDICATORS[name].threshold)
             text = warning(name, values[name], threshold, nimg, sounding(self.state.guard)[name])
             stats.note(f'guard/warning/{name}', text)
             self._say(text)
@@ -90,7 +91,7 @@ class Guard:
         guard, sounds = self.config.guard, sounding(self.state.guard)
         if not sounds or guard.action == 'warn' or self.state.nimg >= self.config.total_nimg:
             return None
-        rollback = guard.action == 'rollback' and self.state.memory['rollbacks'] < guard.rollbacks
+        rollback = guard.action == 'rollback' and int(self.state.memory['rollbacks']) < guard.rollbacks
         return Verdict(rollback, min(sounds.values()))
 
     def _say(self, text: str) -> None:

@@ -40,7 +40,8 @@ def see_step(memory: dict[str, Tensor], phases: tuple[str, ...], values: dict[st
             memory['peaks'][index] = memory['peaks'][index].clamp(min=values[name])
 
 
-def end_report(memory: dict[str, Tensor], phases: tuple[str, ...], layer_norms: list[float]) -> tuple[dict[str, float], dict[str, float]]:
+def end_report(memory: dict[str, Tensor], phases: tuple[str, ...],
+               layer_norms: list[float]) -> tuple[dict[str, float], dict[str, float]]:
     """Return means over the steps since the last report, and growth: `gradient_norm`, `gradient_peak`, `spectral_growth`.
 
     A growth is the largest factor, over phases or layers, between a norm and its median in earlier reports. There is none

@@ -49,7 +49,7 @@ class Watch:
     @property
     def verdict(self) -> Verdict | None:
         """The guard's verdict, if it wants anything done."""
-        return self.guard and self.guard.verdict
+        return self.guard.verdict if self.guard else None
 
     def phase_done(self, name: str, result: PhaseResult) -> None:
         self.stats.add(name, result.means, result.gradient_norm, result.seconds)

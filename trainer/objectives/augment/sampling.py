@@ -3,6 +3,8 @@
 All can be differentiated any number of times.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -55,8 +57,9 @@ class _Read(torch.autograd.Function):
         ctx.save_for_backward(x, y)
         ctx.size = images.shape[2:]
         flat = images.flatten(2)
-        return sum(flat.gather(2, index.expand(-1, flat.shape[1], -1)).mul_(weight)
-                   for index, weight in _corners(x, y, *ctx.size)).unflatten(2, x.shape[1:])
+        corners = (flat.gather(2, index.expand(-1, flat.shape[1], -1)).mul_(weight)
+                   for index, weight in _corners(x, y, *ctx.size))
+        return cast(Tensor, sum(corners)).unflatten(2, x.shape[1:])
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
