@@ -7,7 +7,7 @@ from importlib import import_module
 import shtab
 
 from imago.launch.cli import LAUNCHERS, MODULES, WHERE
-from imago.trainer.command import Parser
+from imago.trainer.command import Parser, tell_errors
 from imago.trainer.config.shipped import names
 
 SHELLS = ('bash', 'zsh')
@@ -48,8 +48,11 @@ def add(commands: 'argparse._SubParsersAction[argparse.ArgumentParser]', name: s
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    print(shtab.complete(whole(), shell=options.shell))
-    return 0
+
+    def work() -> int:
+        print(shtab.complete(whole(), shell=options.shell))
+        return 0
+    return tell_errors('imago completion', work)
 
 
 if __name__ == '__main__':

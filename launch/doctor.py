@@ -2,7 +2,7 @@
 
 import sys
 
-from imago.trainer.command import Parser
+from imago.trainer.command import Parser, tell_errors
 
 
 def parser() -> Parser:
@@ -11,10 +11,13 @@ def parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> int:
     parser().parse_args(arguments)
-    from imago.launch.findings import findings
-    for subject, found, meaning in findings():
-        print(f'{subject:18} {found:28} {meaning}')
-    return 0
+
+    def work() -> int:
+        from imago.launch.findings import findings
+        for subject, found, meaning in findings():
+            print(f'{subject:18} {found:28} {meaning}')
+        return 0
+    return tell_errors('imago doctor', work)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,11 @@
 """How every command reads its arguments and tells an error."""
 
+import subprocess
+import sys
+
 import pytest
 
-from imago.trainer.command import Parser, tell_errors
+from imago.trainer.command import CUT_OFF, Parser, tell_errors
 from imago.trainer.wording import MOST_TOLD
 
 
@@ -43,3 +46,12 @@ def test_what_the_user_can_mend_is_one_line_and_other_errors_are_ours(capsys):
     assert tell_errors('imago test', lambda: 3) == 3
     with pytest.raises(KeyError):
         tell_errors('imago test', lambda: fail(KeyError('ours')))
+
+
+def test_nobody_needs_to_read_on():
+    code = ("from imago.trainer.command import tell_errors\nimport sys\n"
+            "sys.exit(tell_errors('imago test', lambda: [print(number) for number in range(100_000)] and 0))")
+    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == '0\n'
+        process.stdout.close()
+        assert process.stderr.read() == '' and process.wait() == CUT_OFF

@@ -1,6 +1,7 @@
 """Every command reads its arguments and ends in the same way: it tells what is wrong in one line, with exit status 2."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any, NoReturn
 
 from imago.trainer.wording import one_line, shown
 
-INTERRUPTED = 130    # the exit status after Ctrl-C, where nothing else is promised
+INTERRUPTED, CUT_OFF = 130, 141    # exit statuses after Ctrl-C, and where nobody reads on: those that shells give
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,9 +53,17 @@ def tell_error(prog: str, error: object) -> None:
 
 
 def tell_errors(prog: str, work: Callable[[], int]) -> int:
-    """Return the exit status of `work`; after one line, it is 2 for what the user can mend, and 130 when interrupted."""
+    """Return the exit status of `work`.
+
+    After one line, it is 2 for what the user can mend, and 130 when interrupted; it is 141 if nobody reads on.
+    """
     try:
-        return work()
+        status = work()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:      # as of `imago doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CUT_OFF
     except (ValueError, OSError) as error:
         tell_error(prog, error)
         return 2
