@@ -3,15 +3,15 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint
 demo: $(VENV)/installed
-	$(BIN)/imago train configs/demo.yaml
-	$(BIN)/imago sample runs/demo --grid --seeds 0-31 --psi 0.8 --out runs/demo/samples
+	$(BIN)/imago train demo
+	$(BIN)/imago sample runs/demo --grid --seeds 0-31
 	@echo
 	@echo 'Pictures while learning:  runs/demo/grids  (reals.png beside the fakes)'
 	@echo 'Pictures sampled now:     runs/demo/samples'
 	@echo 'One class:                $(BIN)/imago sample runs/demo --class flags --grid'
 	@echo 'Curves and pictures:      $(BIN)/tensorboard --logdir runs'
-	@echo 'Your own folder:          $(BIN)/imago pack MY_PICTURES my-shards --resolution 64'
-	@echo '                          $(BIN)/imago train demo data.path=my-shards data.resolution=64 data.conditional=false run_dir=runs/mine'
+	@echo 'Go on learning:           $(BIN)/imago train demo stop_after=1h'
+	@echo 'Your own folder:          $(BIN)/imago pack MY_PICTURES my-shards --resolution 64    (it prints how to train on them)'
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests

@@ -23,7 +23,8 @@ SIZE = 16   # px
 COMMON = [f'data.resolution={SIZE}', 'data.lanes=16', 'data.workers=0', 'batch=16', 'micro_batch=16', 'device=cpu',
           'ema.half_life_kimg=0.25', 'ema.rampup=null', 'log.interval_kimg=0.16', 'checkpoint.interval_kimg=1000']
 CLASSES = 'data.conditional=true'
-DEMO = ('demo', ['network.channel_base=512', 'network.channel_max=64'])
+SMALL = Path(__file__).with_name('stylegan2-32.yaml')
+DEMO = (SMALL, ['network.channel_base=512', 'network.channel_max=64'])
 RUNS = {  # name: pictures, configuration, overrides
     'healthy demo': ('emoji', *DEMO),
     'healthy biggan': ('emoji', 'biggan-128', [CLASSES, 'data.resolution=32', 'network.channels=12', 'network.z_dim=80',

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from runs_for_tests import on_ranks
-from step import DEFAULTS, Trainer
+from step import DEFAULTS, SMALL, Trainer
 
 from imago.trainer.config.load import Config, load_config
 from imago.trainer.data.shards import open_dataset
@@ -135,7 +135,7 @@ def machine() -> Machine:
 
 def configure(world: int, way: str, overrides: tuple[str, ...]) -> Config:
     data = Path(__file__).parents[1] / 'data' / 'fluent-emoji'
-    return load_config('demo', [*DEFAULTS, f'data.path={data}', 'device=cpu', 'data.workers=0', f'batch={OWN * world}',
+    return load_config(SMALL, [*DEFAULTS, f'data.path={data}', 'device=cpu', 'data.workers=0', f'batch={OWN * world}',
                                 f'data.lanes={OWN * world}', f'micro_batch={OWN}', *WAYS[way], *overrides])
 
 

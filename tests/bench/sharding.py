@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from runs_for_tests import on_ranks
-from step import Trainer
+from step import SMALL, Trainer
 
 from imago.trainer.config.load import Config, load_config
 
@@ -68,7 +68,7 @@ def main(*overrides: str) -> None:
         for way, changes in WAYS.items():
             if way != 'data' and world == 1 or 'replicas' in way and world == 2:
                 continue    # the same as one above
-            config = load_config('demo', [*DEFAULTS, *changes, *overrides])
+            config = load_config(SMALL, [*DEFAULTS, *changes, *overrides])
             results = on_ranks(world, measure, config)
             held = {kind: max(result[0][kind] for result in results) for kind in results[0][0]}
             seconds = results[0][1]

@@ -34,6 +34,7 @@ from imago.trainer.games import make_game
 from imago.trainer.models import stylegan2
 from imago.trainer.ranks import dist
 
+SMALL = Path(__file__).with_name('stylegan2-32.yaml')
 DEFAULTS = ['data.resolution=64', 'data.conditional=false', 'data.lanes=1', 'batch=8', 'micro_batch=8', 'network.z_dim=512',
             'network.w_dim=512', 'network.mapping_layers=8', 'network.channel_base=4096', 'network.channel_max=128',
             'regularizers.path_length=2', 'regularizers.d_interval=16', 'regularizers.g_interval=4']
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument('--profile', action='store_true', help='where the time of the first form goes')
     arguments = parser.parse_args()
     dist.init(arguments.device)
-    trainers = {form: Trainer(load_config('demo', DEFAULTS + CHANGES.get(form, []) + arguments.overrides))
+    trainers = {form: Trainer(load_config(SMALL, DEFAULTS + CHANGES.get(form, []) + arguments.overrides))
                 for form in arguments.forms}
     times = {form: [] for form in trainers}
     for turn in range(ROUNDS + 1):  # the forms take turns; the first round warms up

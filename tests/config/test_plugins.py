@@ -65,6 +65,6 @@ def test_names_are_taken_once():
     for register, told in [
             (lambda: imago.register_loss('hinge', max, min), 'there is a loss hinge already'),
             (lambda: imago.register_network(type('Other', (load_config('demo').network.__class__,), {}), object, object),
-             'there is a network stylegan2 already')]:
+             'there is a network r3gan already')]:
         with pytest.raises(ValueError, match=told):
             register()
