@@ -48,7 +48,7 @@ setup(
                   'imago.launch': ['Dockerfile']},
     cmdclass={'build_ext': BuildKernels},
     install_requires=[
-        'torch>=2.11,<2.14',
+        'torch>=2.11,<2.15',
         'accelerate>=1.10',
         'webdataset>=1.0',
         'tensorboard>=2.18',

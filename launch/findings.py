@@ -17,7 +17,7 @@ from imago.kernels.build import BuildError, find_compiler, find_nvcc
 from imago.trainer.config.shipped import names
 from imago.trainer.ranks.device import unused_gpu
 
-TESTED_TORCH = ('2.11', '2.14')   # from the first, below the second
+TESTED_TORCH = ('2.11', '2.15')   # from the first, below the second
 PACKAGES = ('accelerate', 'webdataset', 'tensorboard', 'pillow', 'numpy', 'pydantic', 'safetensors')
 
 
