@@ -47,7 +47,7 @@ FIRST, LAST = map(int, os.environ.get('IMAGO_FUZZ', '0:200').split(':'))
 PATIENCE = 90    # seconds after which a case is taken for one that never ends, on a busy machine too
 MOST_MEMORY = 4 << 30
 MOST_TOLD = 2000  # characters
-NOISE = ('warning: ', 'imago pack: skipped', 'imago pack: labels', 'guard: ', "Inception's weights", 'not alike: ')   # lines that may come before the error
+NOISE = ('warning: ', 'imago pack: skipped', 'imago pack: labels', 'guard: ', "Inception's weights", 'not alike: ', 'evaluating ')   # lines that may come before the error
 
 WORDS = ['', ' ', 'x', 'X y', 'a\nb', 'a\rb\x1b[2J', '\udcff', 'x' * 5000, '~', '~/x', '-1', '0', '1', '3', '7', '12', '1e3', '1e400',
          'nan', 'inf', '-inf', '9' * 40, '9' * 5000, '1_0', '\u0663', '0x10', '1:30', '2024-01-01', 'null', 'true', 'off', 'no', '[]', '{}',

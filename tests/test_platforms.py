@@ -19,6 +19,7 @@ LINUX_ONLY = {
     'posix_fallocate', 'eventfd', 'getrandom', 'setns', 'unshare', 'sigtimedwait',
     'sigwaitinfo', 'prlimit', 'epoll', 'fdatasync', 'getresuid', 'setresuid', 'prctl', 'mallopt', 'malloc_trim', 'cpu_affinity',
     'sendfile', 'listxattr', 'getxattr', 'setxattr'}
+DOES_WITHOUT_PROC = {'kernels/build.py'}    # tests/kernels/test_build.py takes it away
 FILES = sorted(path.relative_to(ROOT) for part in ('trainer', 'kernels', 'launch') for path in (ROOT / part).rglob('*.py'))
 
 
@@ -30,7 +31,7 @@ def test_what_only_linux_has_is_asked_for(path):
              and isinstance(node.func, ast.Name) and node.func.id == 'hasattr' and isinstance(node.args[1], ast.Constant)}
     words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     assert used <= asked, f'{path} calls {used - asked}'
-    assert not any(word.startswith('/proc/') for word in words), f'{path} reads /proc'
+    assert str(path) in DOES_WITHOUT_PROC or not any(word.startswith('/proc/') for word in words), f'{path} reads /proc'
 
 
 def test_ranks_start_without_linux_calls(monkeypatch):
