@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 
 @contextmanager
@@ -35,7 +35,12 @@ def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
         os.fsync(file.fileno())
 
 
-def write_beside(path: Path, content: bytes) -> Path:
+class Written(NamedTuple):
+    path: Path
+    new: bool       # whether it has been written now; else just this was there
+
+
+def write_beside(path: Path, content: bytes) -> Written:
     """Write `content` to `path`, or where another file has that name, to NAME-2, NAME-3 ... Returns where it is.
 
     A file that holds just this stays as it is. Nothing is overwritten.
@@ -44,9 +49,9 @@ def write_beside(path: Path, content: bytes) -> Path:
         place = path if number == 1 else path.with_name(f'{path.stem}-{number}{path.suffix}')
         if not os.path.lexists(place):
             write_bytes(place, content)
-            return place
+            return Written(place, True)
         if place.is_file() and place.stat().st_size == len(content) and place.read_bytes() == content:
-            return place
+            return Written(place, False)
     raise AssertionError('a number is free')
 
 

@@ -34,7 +34,7 @@ def name_of(source: Path, nimg: int, **parts: str) -> str:
 def ways(options: argparse.Namespace) -> str:
     """Return what distinguishes pictures of the same seed: psi, and the other options of `imago sample` that are given."""
     said = {'psi': options.psi, 'cutoff': options.psi_cutoff, 'truncation': options.truncation,
-            'standing': options.standing_batches or None}
+            'standing': options.standing_batches or None, 'x': options.scale}
     return '-'.join(f'{name}{value:g}' for name, value in said.items() if value is not None)
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imago.trainer.command import Parser, tell_errors
-from imago.trainer.data.durable import write_beside
+from imago.trainer.data.durable import Written, write_beside
 from imago.trainer.runs.generator_folder import check_source
 from imago.trainer.tools import names
 from imago.trainer.tools.choices import add_choices, class_of, read_condition
 from imago.trainer.tools.export import check_batches
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
 MOST_SEEDS = 10_000   # all pictures are in memory before the first is written
@@ -53,21 +54,21 @@ def check(options: argparse.Namespace, count: int) -> None:
         raise ValueError(f'--out {options.out} is a file; give a folder')
 
 
-def sample(options: argparse.Namespace) -> list[Path]:
-    """Write the pictures and return their paths. ValueError for what the user can mend."""
+def sample(options: argparse.Namespace) -> list[Written]:
+    """Write the pictures and return where they are. ValueError for what the user can mend."""
     seeds, source = parse_seeds(options.seeds), Path(options.source)
     check(options, len(seeds))
     check_source(source)
     return write(options, seeds, Path(options.out) if options.out else names.folder_of(source))
 
 
-def write(options: argparse.Namespace, seeds: list[int], out: Path) -> list[Path]:
+def write(options: argparse.Namespace, seeds: list[int], out: Path) -> list[Written]:
     """Do the work of `sample`, with torch."""
     import torch
 
     from imago.trainer.games.makers import Sampling, generate
     from imago.trainer.runs.export import open_maker
-    from imago.trainer.watch.grids import grid
+    from imago.trainer.watch.grids import check_size
 
     conditions = None if options.condition is None else read_condition(options.condition, len(seeds))
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -76,33 +77,59 @@ def write(options: argparse.Namespace, seeds: list[int], out: Path) -> list[Path
     maker.check_conditions(conditions)
     sampling = Sampling(options.psi, options.psi_cutoff, options.truncation)
     maker.check(sampling)
+    together, columns = (len(seeds), options.columns) if options.grid else (1, 1)
+    check_size(together, columns, *maker.resolution, options.scale)
     if options.standing_batches:
         maker.take_standing_statistics(options.standing_batches)
     inputs = maker.inputs(seeds, label, options.truncation, conditions)
     pictures = generate(maker, inputs, sampling, title='sampling')
-    classes = [about['class_names'][number] for number in inputs.labels.tolist()] if about['class_names'] else []
-    source, how = Path(options.source), names.ways(options)
-    if options.grid:
-        one = classes[0] if label is not None and classes else ''
-        condition = names.of_condition(conditions)
-        stem = names.name_of(source, about['nimg'], label=one, condition=condition, seeds=names.of_seeds(seeds), how=how)
-        images = {stem: grid(pictures, options.columns, classes, options.scale)}
-    else:
-        images = {}
-        for number, (seed, picture) in enumerate(zip(seeds, pictures, strict=True)):
-            condition = names.of_condition(None if conditions is None else conditions[number])
-            stem = names.name_of(source, about['nimg'], label=classes[number] if classes else '', condition=condition,
-                                 seed=names.of_seeds([seed]), how=how)
-            images[stem] = grid(picture[None], 1, scale=options.scale or 1)
     out.mkdir(parents=True, exist_ok=True)
-    return [write_picture(out / f'{stem}.png', image) for stem, image in images.items()]
+    write_all = write_sheet if options.grid else write_each
+    return write_all(options, out, about, seeds, pictures, inputs.labels.tolist(), conditions)
 
 
-def write_picture(path: Path, image: 'Image.Image') -> Path:
-    """Write a PNG, beside a file of that name that holds another picture. Returns where it is."""
+def write_sheet(options: argparse.Namespace, out: Path, about: dict, seeds: list[int], pictures: 'np.ndarray', labels: list[int],
+                conditions: 'np.ndarray | None') -> list[Written]:
+    """Write one PNG of all pictures [NHWC]."""
+    from imago.trainer.watch.grids import captions_of, grid
+    one = about['class_names'][labels[0]] if options.label is not None else ''
+    stem = names.name_of(Path(options.source), about['nimg'], label=one, condition=names.of_condition(conditions),
+                         seeds=names.of_seeds(seeds), how=names.ways(options))
+    sheet = grid(pictures, options.columns, captions_of(labels, about['class_names']), options.scale)
+    return [write_picture(out / f'{stem}.png', sheet)]
+
+
+def write_each(options: argparse.Namespace, out: Path, about: dict, seeds: list[int], pictures: 'np.ndarray', labels: list[int],
+               conditions: 'np.ndarray | None') -> list[Written]:
+    """Write one PNG of each picture of [NHWC]."""
+    from imago.trainer.ranks.progress import Progress
+    from imago.trainer.watch.grids import grid
+    written = []
+    with Progress('writing', len(seeds), 'pictures') as progress:
+        for number, (seed, picture) in enumerate(zip(seeds, pictures, strict=True)):
+            stem = names.name_of(Path(options.source), about['nimg'],
+                                 label=about['class_names'][labels[number]] if about['class_names'] else '',
+                                 condition=names.of_condition(None if conditions is None else conditions[number]),
+                                 seed=names.of_seeds([seed]), how=names.ways(options))
+            written.append(write_picture(out / f'{stem}.png', grid(picture[None], 1, scale=options.scale or 1)))
+            progress.add()
+    return written
+
+
+def write_picture(path: Path, image: 'Image.Image') -> Written:
+    """Write a PNG, beside a file of that name that holds another picture."""
     content = io.BytesIO()
     image.save(content, 'png')
     return write_beside(path, content.getvalue())
+
+
+def told(pictures: list[Written]) -> str:
+    """Say where the pictures are, and how many of them were there before."""
+    paths, old = [picture.path for picture in pictures], sum(not picture.new for picture in pictures)
+    if len(paths) == 1:
+        return f'{paths[0]} is there already, with just this picture' if old else f'wrote {paths[0]}'
+    there = f' ({old} of them are there already)' if old else ''
+    return f'wrote {len(paths) - old} pictures: {paths[0]} to {paths[-1].name}{there}'
 
 
 def parser() -> Parser:
@@ -130,8 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
 
     def work() -> int:
-        paths = sample(options)
-        print(f'wrote {paths[0]}' if len(paths) == 1 else f'wrote {len(paths)} pictures: {paths[0]} to {paths[-1].name}')
+        print(told(sample(options)))
         return 0
     return tell_errors('imago sample', work)
 

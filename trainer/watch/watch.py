@@ -20,7 +20,7 @@ from imago.trainer.models.spectral import top_singular_values
 from imago.trainer.ranks import dist
 from imago.trainer.runs.stats import Stats
 from imago.trainer.watch.evaluation import Evaluation
-from imago.trainer.watch.grids import grid
+from imago.trainer.watch.grids import captions_of, grid
 from imago.trainer.watch.guard import Guard, Verdict
 
 
@@ -123,7 +123,7 @@ class Watch:
                 self._save_grid(f'fakes-{self.state.nimg / 1000:09.3f}', fakes, self._inputs.labels.tolist())
 
     def _save_grid(self, name: str, pictures: np.ndarray, labels: list[int]) -> None:
-        sheet = grid(pictures, self.columns, [self._classes[label] for label in labels] if self._classes else ())
+        sheet = grid(pictures, self.columns, captions_of(labels, self._classes))
         path = self.folder / 'grids' / f'{name}.png'
         path.parent.mkdir(exist_ok=True)
         with in_place_of(path) as aside:
