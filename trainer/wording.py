@@ -31,3 +31,13 @@ def one_line(text: str, most: int = MOST_TOLD) -> str:
     """Return `text` with line ends and other control characters escaped; a longer text is cut, and its length is told."""
     kept = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text[:most])
     return kept if len(text) <= most else f'{kept} ... ({len(text)} characters)'
+
+
+def duration(seconds: float) -> str:
+    """Return a time as `2d03h`, `1h05m` or `0m20s`."""
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f'{days}d{hours:02}h'
+    return f'{hours}h{minutes:02}m' if hours else f'{minutes}m{seconds:02}s'

@@ -18,7 +18,7 @@ from torch import nn
 from imago.trainer.config.load import load_config
 from imago.trainer.data.shards import open_dataset
 from imago.trainer.games.makers import LatentMaker, Sampling
-from imago.trainer.metrics import features, reference
+from imago.trainer.metrics import features, outlook, reference
 from imago.trainer.metrics.extractors import Extractor
 from imago.trainer.metrics.perceptual_path_length import perceptual_path_lengths
 from imago.trainer.metrics.pictures import Fakes, ShardPictures
@@ -95,7 +95,7 @@ def test_each_part_tells_how_far_it_is(run, shards, patches, capsys, monkeypatch
     arguments = [str(run), '--data', str(shards), '--metrics', ALL, '--images', '40', *patches, '--json']
     assert evaluate.main(arguments) == 0
     line, = capsys.readouterr().err.splitlines()      # short work tells nothing else
-    assert '40 fakes (--images 50000 for as many as published scores take) against 30 real ones, features of patches, on cpu' in line
+    assert '40 fakes (--images 50000 for as many as published scores take) against 30 real ones; features of patches, on cpu' in line
     monkeypatch.setattr(progress, 'SECONDS', 0.0)
     shutil.rmtree(os.environ['IMAGO_METRICS_CACHE'])
     assert evaluate.main(arguments) == 0
@@ -104,6 +104,54 @@ def test_each_part_tells_how_far_it_is(run, shards, patches, capsys, monkeypatch
     for part in ('reals: 30 of 30 pictures', 'fakes: 32 of 40 pictures', 'fakes: 40 of 40 pictures', 'paths: 40 of 40 pictures',
                  'intervals: 20 of 20 resamples', 'neighbours: 40 of 40 pictures'):
         assert f'{part} in ' in printed.err
+
+
+def test_long_work_is_measured_before_it_begins(run, shards, patches, capsys, monkeypatch):
+    """Each fake costs a second here, twice as much on the path, and each real half a second."""
+    class Clock:
+        now = 0.0
+    monkeypatch.setattr(outlook.time, 'perf_counter', lambda: Clock.now)
+    monkeypatch.setattr(outlook, 'FEW', 30)
+
+    def slowly(make, each):
+        def made(self, what):
+            Clock.now += each * (len(what) if isinstance(what, range) else 1)
+            return make(self, what)
+        return made
+    monkeypatch.setattr(Fakes, 'make', slowly(Fakes.make, 1.0))
+    monkeypatch.setattr(ShardPictures, 'read', slowly(ShardPictures.read, 0.5))
+    for metrics, told in (('kid', '40 fakes (--images 50000 for as many as published scores take) against 30 real ones; features of '
+                                  'patches, on cpu, which take about 0m55s'),
+                          ('kid,ppl', 'against 30 real ones, whose features are kept; features of patches, on cpu, which take about '
+                                      '2m00s'),
+                          ('ppl', 'scores take); features of patches, on cpu, which take about 1m20s')):
+        assert evaluate.main([str(run), '--metrics', metrics, '--images', '40', *patches]) == 0
+        assert told in capsys.readouterr().err
+
+
+def test_a_trial_is_repeated_until_it_is_warm_and_never_when_it_takes_long(monkeypatch):
+    for times, counted in (([4.0, 0.5, 0.75], 0.5), ([9.0], 9.0)):
+        spans, clock = iter(times), [0.0]
+        monkeypatch.setattr(outlook.time, 'perf_counter', lambda clock=clock: clock[0])
+
+        def work(spans=spans, clock=clock):
+            clock[0] += next(spans)
+        assert outlook.seconds(work) == counted and next(spans, None) is None
+
+
+def test_scores_are_kept_though_nobody_reads_them(run, shards, patches, capsys, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, 'Broken pipe')
+
+        def fileno(self):
+            return os.open(os.devnull, os.O_WRONLY)
+    before = len((run / 'metrics.jsonl').read_text().splitlines())
+    with monkeypatch.context() as patch:
+        patch.setattr('sys.stdout', Closed())
+        assert evaluate.main([str(run), '--metrics', 'kid', '--images', '40', *patches]) == 141
+    assert 'error' not in capsys.readouterr().err
+    assert len((run / 'metrics.jsonl').read_text().splitlines()) == before + 1
 
 
 def test_each_picture_counts_once_and_damaged_ones_do_not(shards, patches, tmp_path, capsys, monkeypatch):

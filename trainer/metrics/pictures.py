@@ -11,7 +11,7 @@ from imago.trainer.config.sections import EvaluateConfig
 from imago.trainer.data.shards import Dataset, SampleReader
 from imago.trainer.engine.randomness import seed_for
 from imago.trainer.games.makers import Inputs, Maker, Sampling, generate
-from imago.trainer.metrics.settings import PUBLISHED, fakes_on
+from imago.trainer.metrics.settings import fakes_on
 
 
 class Damaged(Exception):
@@ -107,14 +107,6 @@ class Fakes:
             torch.manual_seed(seed_for(self.seed, indices.start, 'noise'))
             pictures = generate(self.maker, draws, self.sampling)
         return pictures, draws.labels.numpy()
-
-
-def outlook(source: Pictures | Fakes, reference: Pictures, extractor: str, device: str) -> str:
-    """Say in a line what an evaluation is about to do."""
-    what = 'fakes' if isinstance(source, Fakes) else 'pictures'
-    fewer = what == 'fakes' and source.count < PUBLISHED
-    usual = f' (--images {PUBLISHED} for as many as published scores take)' if fewer else ''
-    return f'{source.count} {what}{usual} against {reference.count} real ones, features of {extractor}, on {device}'
 
 
 def fakes_of(maker: Maker, config: EvaluateConfig) -> Fakes:

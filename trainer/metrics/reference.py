@@ -23,7 +23,7 @@ def reference_features(pictures: Pictures, extractor: Extractor, stopped: Callab
 
     The cache is keyed by the pictures, their size, the weights and the resizer. Damaged files in it are made again.
     """
-    path = cache_folder() / f'{_key(pictures, extractor)}.safetensors'
+    path = _path(pictures, extractor)
     rows = _load(path) if dist.is_main() else None
     if any(dist.gather(rows is not None)):
         return rows
@@ -34,6 +34,15 @@ def reference_features(pictures: Pictures, extractor: Extractor, stopped: Callab
         except OSError as error:
             print(f'warning: features of the reals cannot be kept for the next time: {error}', file=sys.stderr, flush=True)
     return rows
+
+
+def is_kept(pictures: Pictures, extractor: Extractor) -> bool:
+    """Return whether the features are in the cache. They may turn out to be damaged."""
+    return _path(pictures, extractor).is_file()
+
+
+def _path(pictures: Pictures, extractor: Extractor) -> Path:
+    return cache_folder() / f'{_key(pictures, extractor)}.safetensors'
 
 
 def _key(pictures: Pictures, extractor: Extractor) -> str:

@@ -18,6 +18,7 @@ from imago.trainer.config.duration import in_words
 from imago.trainer.data.durable import open_to_append
 from imago.trainer.runs.events import Events
 from imago.trainer.runs.history import REPORTS, drop_torn_line
+from imago.trainer.wording import duration
 
 _LINE_SECONDS = 0.5
 
@@ -130,8 +131,8 @@ class Stats:
             done = f'{kimg} kimg ({share:.0%} of stop_after={in_words(self._stop_after)})'
         shown = {'D': 'loss/D', 'G': 'loss/G', 'r1': 'penalty/r1', 'pl': 'path_length'}
         losses = '  '.join(f'{label} {means[name]:.3f}' for label, name in shown.items() if name in means)
-        return (f'{done}  {speed:.1f} img/s  {_duration(elapsed)} elapsed, '
-                f'{_duration(left) if left < math.inf else "?"} left  {losses}')
+        return (f'{done}  {speed:.1f} img/s  {duration(elapsed)} elapsed, '
+                f'{duration(left) if left < math.inf else "?"} left  {losses}')
 
 
 def peak_memory_gb() -> float:
@@ -140,12 +141,3 @@ def peak_memory_gb() -> float:
         return torch.cuda.max_memory_allocated() / 1e9
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most * (1 if sys.platform == 'darwin' else 1024) / 1e9    # Linux counts in KiB
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f'{days}d{hours:02}h'
-    return f'{hours}h{minutes:02}m' if hours else f'{minutes}m{seconds:02}s'

@@ -20,7 +20,8 @@ from imago.trainer.data.stream import check_resolution
 from imago.trainer.games.makers import Maker
 from imago.trainer.metrics import record
 from imago.trainer.metrics.extractors import make_extractor
-from imago.trainer.metrics.pictures import Damaged, Fakes, Pictures, ShardPictures, fakes_of, outlook
+from imago.trainer.metrics.pictures import Damaged, Fakes, Pictures, ShardPictures, fakes_of
+from imago.trainer.metrics.outlook import outlook
 from imago.trainer.metrics.protocol import Scores, check_evaluation, evaluate
 from imago.trainer.metrics.settings import check_there, fakes_on, settings
 from imago.trainer.pack.members import Member
@@ -115,6 +116,8 @@ def score(options: argparse.Namespace, prog: str) -> int:
     """Score what the options name, and return this rank's exit status. All ranks call it together."""
     try:
         run(options)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         return fail(error, 2, prog)
     except ShardError as error:
@@ -132,8 +135,10 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate, print the scores, and keep them. All ranks call it together. ValueError for what the user can mend."""
     scores, entry = measure(options)
     if dist.is_main():
-        print(json.dumps(entry) if options.json else record.table(scores))
-        keep(Path(options.source), entry)
+        try:
+            print(json.dumps(entry) if options.json else record.table(scores), flush=True)
+        finally:    # scores are kept though nobody reads on, and shown though they cannot be kept
+            keep(Path(options.source), entry)
 
 
 def keep(source: Path, entry: dict) -> None:
@@ -158,8 +163,8 @@ def measure(options: argparse.Namespace) -> tuple[Scores, dict]:
     reference = dist.together(lambda: find_pictures(data, config, config.most_reals, size, crop))
     dist.together(lambda: check_evaluation(config, source, reference))
     extractor = dist.together(lambda: make_extractor(config, dist.device()))
+    told = dist.from_main(lambda: outlook(source, reference, extractor, config, dist.world_size()))
     if dist.is_main():
-        print(f'evaluating {options.source}: {outlook(source, reference, extractor.name, dist.device().type)}', file=sys.stderr,
-              flush=True)
+        print(f'evaluating {options.source}: {told}', file=sys.stderr, flush=True)
     scores = evaluate(source, reference, extractor, config)
     return scores, record.record_of(scores, nimg)
