@@ -26,6 +26,7 @@ from imago.trainer.ranks import dist, progress
 from imago.trainer.runs.export import build_maker, describe, load_generator, open_maker, write_export
 from imago.trainer.tools import evaluate
 
+USUAL = '--images 50000 for as many as published scores take'
 ALL = 'fid,kid,is,precision,recall,density,coverage,ppl,intra_fid'
 
 
@@ -95,7 +96,7 @@ def test_each_part_tells_how_far_it_is(run, shards, patches, capsys, monkeypatch
     arguments = [str(run), '--data', str(shards), '--metrics', ALL, '--images', '40', *patches, '--json']
     assert evaluate.main(arguments) == 0
     line, = capsys.readouterr().err.splitlines()      # short work tells nothing else
-    assert '40 fakes (--images 50000 for as many as published scores take) against 30 real ones; features of patches, on cpu' in line
+    assert f'40 fakes ({USUAL}) against 30 real ones; features of patches, on cpu' in line
     monkeypatch.setattr(progress, 'SECONDS', 0.0)
     shutil.rmtree(os.environ['IMAGO_METRICS_CACHE'])
     assert evaluate.main(arguments) == 0
@@ -120,11 +121,10 @@ def test_long_work_is_measured_before_it_begins(run, shards, patches, capsys, mo
         return made
     monkeypatch.setattr(Fakes, 'make', slowly(Fakes.make, 1.0))
     monkeypatch.setattr(ShardPictures, 'read', slowly(ShardPictures.read, 0.5))
-    for metrics, told in (('kid', '40 fakes (--images 50000 for as many as published scores take) against 30 real ones; features of '
-                                  'patches, on cpu, which take about 0m55s'),
-                          ('kid,ppl', 'against 30 real ones, whose features are kept; features of patches, on cpu, which take about '
-                                      '2m00s'),
-                          ('ppl', 'scores take); features of patches, on cpu, which take about 1m20s')):
+    on = 'features of patches, on cpu, which take about'
+    for metrics, told in (('kid', f'40 fakes ({USUAL}) against 30 real ones; {on} 0m55s'),
+                          ('kid,ppl', f'against 30 real ones, whose features are kept; {on} 2m00s'),
+                          ('ppl', f'40 fakes ({USUAL}); {on} 1m20s')):
         assert evaluate.main([str(run), '--metrics', metrics, '--images', '40', *patches]) == 0
         assert told in capsys.readouterr().err
 

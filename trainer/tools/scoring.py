@@ -20,8 +20,8 @@ from imago.trainer.data.stream import check_resolution
 from imago.trainer.games.makers import Maker
 from imago.trainer.metrics import record
 from imago.trainer.metrics.extractors import make_extractor
-from imago.trainer.metrics.pictures import Damaged, Fakes, Pictures, ShardPictures, fakes_of
 from imago.trainer.metrics.outlook import outlook
+from imago.trainer.metrics.pictures import Damaged, Fakes, Pictures, ShardPictures, fakes_of
 from imago.trainer.metrics.protocol import Scores, check_evaluation, evaluate
 from imago.trainer.metrics.settings import check_there, fakes_on, settings
 from imago.trainer.pack.members import Member
