@@ -28,7 +28,7 @@ from imago.trainer.config.load import Config, load_config
 from imago.trainer.data.manifest import Manifest, Shard
 from imago.trainer.data.stream import Batch
 from imago.trainer.engine.parallel import make_strategy
-from imago.trainer.engine.phase import run_phase
+from imago.trainer.engine.phase import Phase, run_phase
 from imago.trainer.engine.state import make_state
 from imago.trainer.games import make_game
 from imago.trainer.models import stylegan2
@@ -39,6 +39,7 @@ DEFAULTS = ['data.resolution=64', 'data.conditional=false', 'data.lanes=1', 'bat
             'network.w_dim=512', 'network.mapping_layers=8', 'network.channel_base=4096', 'network.channel_max=128',
             'regularizers.path_length=2', 'regularizers.d_interval=16', 'regularizers.g_interval=4']
 ROUNDS = 7
+CLASSES = 1000   # of a configuration with classes
 
 
 @contextlib.contextmanager
@@ -72,7 +73,8 @@ class Trainer:
     """Steps on pictures of noise."""
 
     def __init__(self, config: Config) -> None:
-        manifest = Manifest(config.data.resolution, 3, 'webp', (), (), (Shard('none.tar', 0, 1, 1, '0' * 64),))
+        classes = tuple(map(str, range(CLASSES if config.data.conditional else 0)))
+        manifest = Manifest(config.data.resolution, 3, 'webp', classes, (1,) * len(classes), (Shard('none.tar', 0, 1, 1, '0' * 64),))
         self.config, self.strategy, self.plan = config, make_strategy(config.parallel), config.game.plan(config, manifest)
         self.state = make_state(config, self.plan, dist.device(), self.strategy)
         self.game = make_game(config, self.plan, self.state)
@@ -87,12 +89,15 @@ class Trainer:
         """Seconds of each phase."""
         return {phase.name: self.time(phase) for phase in self.phases}
 
-    def time(self, phase) -> float:
+    def time(self, phase: Phase) -> float:
         synchronize()
         began = time.perf_counter()
-        run_phase(phase, self.game.micro_batches(self.batch, phase), self.state, 0, self.strategy)
+        self.run(phase)
         synchronize()
         return time.perf_counter() - began
+
+    def run(self, phase: Phase) -> None:
+        run_phase(phase, self.game.micro_batches(self.batch, phase), self.state, 0, self.strategy)
 
 
 def synchronize() -> None:
@@ -133,7 +138,7 @@ def print_profile(trainer: Trainer, form) -> None:
     """Print a profile of 16 steps, in which R1 comes once and path length four times."""
     with form(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for phase in trainer.phases:
-            for _ in range(16 // phase.interval):
+            for _ in range(max(16 // phase.interval, 1)):
                 trainer.time(phase)
     key = 'self_cuda_time_total' if dist.device().type == 'cuda' else 'self_cpu_time_total'
     print(profiler.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=50))

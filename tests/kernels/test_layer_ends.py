@@ -1,5 +1,7 @@
 """epilogue, modulate and adain against their definitions in float64, in all layouts, types and odd sizes."""
 
+import os
+
 import pytest
 import torch
 from torch.autograd import grad, gradcheck, gradgradcheck
@@ -9,7 +11,7 @@ from imago.kernels import adain, bias_act, epilogue, modulate, setup_filter
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SIZES = [(2, 3, 5, 6), (3, 70, 9, 7), (1, 4, 37, 70), (2, 5, 1, 1), (0, 3, 4, 4), (2, 16, 64, 65)]
-TAPS = setup_filter([1, 3, 3, 1])
+TAPS = setup_filter([1, 3, 3, 1]).to(os.environ['IMAGO_TEST_DEVICE'])
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 

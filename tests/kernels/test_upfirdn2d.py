@@ -81,7 +81,7 @@ def test_up_and_down_sampling_are_centred():
 
 
 def test_setup_filter_normalizes_each_axis():
-    torch.testing.assert_close(setup_filter([1, 3, 3, 1]).sum(), torch.tensor(1.))
+    torch.testing.assert_close(setup_filter([1, 3, 3, 1]).sum(), torch.tensor(1., device='cpu'))
     assert setup_filter([1, 3, 3, 1]).shape == (4, 4)
     assert setup_filter(range(1, 9)).shape == (8,)
     assert setup_filter([[2., 2.]], normalize=False).tolist() == [[2, 2]]
