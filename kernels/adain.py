@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imago.kernels.library import serves
-from imago.kernels.ops import differentiable, empty_map, small_dtype
+from imago.kernels.ops import differentiable, empty_map, small_dtype, wanted
 
 
 def adain(x: Tensor, scale: Tensor, shift: Tensor, noise: Tensor | None = None, b: Tensor | None = None,
@@ -69,19 +69,19 @@ def _setup(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
 
 def _backward(ctx, g: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
     x, noise, b, scale, shift, mean, rstd = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[:5]
     if g is None:
         return (None,) * 8
+    asked = wanted(ctx)[:5]
     if torch.is_grad_enabled():  # this gradient is to be differentiated again
         inputs = (x, noise, b, scale, shift)
         y, = _torch_adain(*inputs, *ctx.options)
-        found = iter(torch.autograd.grad(y, [tensor for tensor, want in zip(inputs, wanted) if want], g, create_graph=True))
-        return *(next(found) if want else None for want in wanted), *[None] * 3
-    dx, dscale, dshift, dnoise, db = torch.ops.imago.adain_grad(g, x, noise, b, scale, mean, rstd, *ctx.options[:2], *wanted[1:3])
-    if wanted[1] and len(noise) < len(dnoise):
+        found = iter(torch.autograd.grad(y, [tensor for tensor, want in zip(inputs, asked) if want], g, create_graph=True))
+        return *(next(found) if want else None for want in asked), *[None] * 3
+    dx, dscale, dshift, dnoise, db = torch.ops.imago.adain_grad(g, x, noise, b, scale, mean, rstd, *ctx.options[:2], *asked[1:3])
+    if asked[1] and len(noise) < len(dnoise):
         dnoise = dnoise.sum(dim=0, keepdim=True)
     grads = (dx, dnoise, db, dscale, dshift)
-    return *(grad if want else None for grad, want in zip(grads, wanted)), *[None] * 3
+    return *(grad if want else None for grad, want in zip(grads, asked)), *[None] * 3
 
 
 _adain = differentiable('adain', _setup, _backward)

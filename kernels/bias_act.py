@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imago.kernels.library import serves
-from imago.kernels.ops import differentiable, empty_map, small_dtype
+from imago.kernels.ops import differentiable, empty_map, small_dtype, wanted
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,9 @@ def _backward(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:
     dim, act, *scalars = ctx.options
     if _BY_NUMBER[act].homogeneous:
         ref = ref.detach()  # a slope that depends on a sign alone has no gradient
-    dx, db = bias_act_grad(g, ref, b, dim, act, 1, *scalars, ctx.needs_input_grad[1])
-    return dx, db if ctx.needs_input_grad[1] else None, *[None] * 5
+    for_b = wanted(ctx)[1]
+    dx, db = bias_act_grad(g, ref, b, dim, act, 1, *scalars, for_b)
+    return dx, db if for_b else None, *[None] * 5
 
 
 def _setup_grad(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -122,8 +123,9 @@ def _backward_grad(ctx, v: Tensor | None, v_sum: Tensor | None) -> tuple[Tensor 
     g, ref, b = ctx.saved_tensors
     dim, act, order, *scalars = ctx.options
     if ctx.sum and v_sum is not None:
-        v_sum = _along(v_sum.to(ref.dtype), dim, ref.ndim).expand_as(ref)
-        v = v_sum if v is None else v + v_sum
+        v_sum = _along(v_sum.to(ref.dtype), dim, ref.ndim)
+        # an expanded sum alone would be taken for a map in another layout
+        v = empty_map(ref).copy_(v_sum) if v is None else v + v_sum
     if v is None:
         return (None,) * 10
     dg = bias_act_grad(v, ref, b, dim, act, order, *scalars, False)[0]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from imago.kernels.bias_act import NUMBERS, bias_act, bias_act_grad
 from imago.kernels.library import serves
-from imago.kernels.modulate import modulate
-from imago.kernels.ops import differentiable, empty_map, small_dtype
+from imago.kernels.modulate import modulate, modulate_grad
+from imago.kernels.ops import differentiable, empty_map, small_dtype, wanted
 from imago.kernels.upfirdn2d import Padding, gradient_padding, resample, upfirdn2d
 
 
@@ -97,30 +97,31 @@ def _backward(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:
     if g is None:
         return (None,) * 14
     y, taps, scale, noise, b = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[8:11]
+    asked = wanted(ctx)[8:11]
     if torch.is_grad_enabled():
-        dx, dscale, dnoise, db = _differentiable_grad(ctx, g, y, scale, noise, b)
+        dx, dscale, dnoise, db = _differentiable_grad(ctx, g, y, scale, noise, b, asked)
     else:
-        dx, dscale, dnoise, db = torch.ops.imago.epilogue_grad(g, y, scale, noise, b, ctx.alpha, ctx.gain, ctx.clamp, *wanted)
+        dx, dscale, dnoise, db = torch.ops.imago.epilogue_grad(g, y, scale, noise, b, ctx.alpha, ctx.gain, ctx.clamp, *asked)
     if taps is not None:
         padding = gradient_padding(ctx.size, y.shape, taps.shape, (1, 1), (1, 1), ctx.padding)
         dx = resample(dx, taps, (1, 1), (1, 1), padding, not ctx.flip, ctx.fir_gain)
-    if wanted[1] and len(noise) < len(dnoise):
+    if asked[1] and len(noise) < len(dnoise):
         dnoise = dnoise.sum(dim=0, keepdim=True)
-    return (dx, *[None] * 7, *(grad if want else None for grad, want in zip((dscale, dnoise, db), wanted)), *[None] * 3)
+    return (dx, *[None] * 7, *(grad if want else None for grad, want in zip((dscale, dnoise, db), asked)), *[None] * 3)
 
 
-def _differentiable_grad(ctx, g: Tensor, y: Tensor, scale: Tensor | None, noise: Tensor | None,
-                         b: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiable_grad(ctx, g: Tensor, y: Tensor, scale: Tensor | None, noise: Tensor | None, b: Tensor | None,
+                         asked: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """Do what epilogue_grad does, by operations that can be differentiated again."""
-    du, db = bias_act_grad(g, y, None, 1, NUMBERS['lrelu'], 1, ctx.alpha, ctx.gain, ctx.clamp, ctx.needs_input_grad[10])
-    dnoise = du.sum(dim=1, keepdim=True, dtype=small_dtype(y)) if ctx.needs_input_grad[9] else None
-    if scale is None:
-        return du, None, dnoise, db
+    for_scale, for_noise, for_b = asked
+    du, db = bias_act_grad(g, y, None, 1, NUMBERS['lrelu'], 1, ctx.alpha, ctx.gain, ctx.clamp, for_b)
+    dnoise = du.sum(dim=1, keepdim=True, dtype=small_dtype(y)) if for_noise else None
+    if not for_scale:
+        return du if scale is None else modulate(du, scale), None, dnoise, db
     u = bias_act(y, act='lrelu', alpha=1 / ctx.alpha, gain=1 / ctx.gain)  # activation and gain are undone
     v = epilogue(u, None, None if noise is None else -noise, None if b is None else -b, alpha=1, gain=1)
-    dscale = (du * v).sum((2, 3), dtype=scale.dtype) / scale if ctx.needs_input_grad[8] else None
-    return modulate(du, scale), dscale, dnoise, db
+    dv, dscale = modulate_grad(du, v, scale, True)
+    return dv, dscale / scale, dnoise, db
 
 
 _epilogue = differentiable('epilogue', _setup, _backward)

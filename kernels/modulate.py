@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from imago.kernels.library import serves
-from imago.kernels.ops import differentiable, empty_map, small_dtype
+from imago.kernels.ops import differentiable, empty_map, small_dtype, wanted
 
 
 def modulate(x: Tensor, scale: Tensor) -> Tensor:
@@ -39,15 +39,31 @@ def _setup(ctx, inputs: tuple, output: Tensor) -> None:
 
 
 def _backward(ctx, g: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    x, scale = ctx.saved_tensors
     if g is None:
         return None, None
-    for_scale = ctx.needs_input_grad[1]
-    if not torch.is_grad_enabled():
-        dx, dscale = torch.ops.imago.modulate_grad(g, x, scale, for_scale)
-        return dx, dscale if for_scale else None
-    # this gradient is to be differentiated again
-    return _modulate(g, scale), (g * x).sum((2, 3), dtype=scale.dtype) if for_scale else None
+    for_scale = wanted(ctx)[1]
+    dx, dscale = modulate_grad(g, *ctx.saved_tensors, for_scale)
+    return dx, dscale if for_scale else None
+
+
+def _setup_grad(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.sum = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_grad(ctx, v: Tensor | None, v_sum: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Differentiate dx = g * scale and dscale = sum(g * x), all by passes that keep the maps' layout."""
+    g, x, scale = ctx.saved_tensors
+    for_g, for_x, for_scale, _ = wanted(ctx)
+    dg = dx = dscale = None
+    if v is not None:
+        dg, dscale = modulate_grad(v, g, scale, for_scale)
+    if v_sum is not None and ctx.sum:
+        if for_g:
+            dg = _modulate(x, v_sum) if dg is None else dg + _modulate(x, v_sum)
+        dx = _modulate(g, v_sum) if for_x else None
+    return dg, dx, dscale if for_scale else None, None
 
 
 _modulate = differentiable('modulate', _setup, _backward)
+modulate_grad = differentiable('modulate_grad', _setup_grad, _backward_grad)

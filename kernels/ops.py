@@ -29,6 +29,24 @@ def small_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def wanted(ctx) -> tuple[bool, ...]:
+    """Return for each input of a Function, inside of its backward, whether this pass needs a gradient.
+
+    `ctx.needs_input_grad` does not know the `inputs` of autograd.grad, such as the pictures of R1, which needs none of weights.
+    """
+    if not hasattr(ctx, 'next_functions'):    # compiled code has no nodes
+        return ctx.needs_input_grad
+    nodes = (node for node, _ in ctx.next_functions if node is not None)    # of the inputs that require a gradient
+    return tuple(need and _is_reached(next(nodes)) for need in ctx.needs_input_grad)
+
+
+def _is_reached(node: torch.autograd.graph.Node) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:    # it is one of `inputs` itself
+        return True
+
+
 def differentiable(name: str, setup: Callable, backward: Callable) -> Callable:
     """Return `torch.ops.imago.<name>` with gradients, for eager and compiled code. `setup` and `backward` are those of an
     autograd.Function; gradients that are not there arrive as None."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imago.trainer.config.resolution import base_and_doublings
-from imago.trainer.models.layers import checked_latents
+from imago.trainer.models.layers import PlainConv2d, checked_latents
 
 
 def base_and_stages(resolution: tuple[int, int]) -> tuple[tuple[int, int], int]:
@@ -36,7 +36,7 @@ class Decoder(nn.Module):
         self.unflatten = nn.Unflatten(1, (channels, *base))
         self.stages = nn.ModuleList(nn.Sequential(*convolution(channels, channels), *convolution(channels, channels))
                                     for _ in range(stages))
-        self.torgb = nn.Conv2d(channels, img_channels, 3, padding=1)
+        self.torgb = PlainConv2d(channels, img_channels, 3, padding=1)
 
     def forward(self, code: Tensor, c: Tensor) -> Tensor:
         """code [N, code_dim], c [N, c_dim] -> pictures [N, img_channels, H, W]"""
@@ -87,4 +87,4 @@ class Discriminator(nn.Module):
 
 
 def convolution(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
-    return [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), nn.ELU()]
+    return [PlainConv2d(in_channels, out_channels, 3, stride, padding=1), nn.ELU()]

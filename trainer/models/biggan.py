@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from imago.trainer.config.resolution import base_and_doublings
 from imago.trainer.models.batch_norm import BatchNorm, ConditionalBatchNorm
-from imago.trainer.models.layers import as_maps, block_dtype, check_outputs
+from imago.trainer.models.layers import PlainConv2d, as_maps, block_dtype, check_outputs
 from imago.trainer.models.spectral import spectral_norm
 
 # The number of doublings from the base (4 px) gives the widths, as multiples of `channels`: in G those of the coarsest maps
@@ -158,17 +158,8 @@ class Discriminator(nn.Module):
         return logits + (x * (c @ self.embed.weight)).sum(dim=1, keepdim=True) if self.c_dim else logits
 
 
-class Conv2d(nn.Conv2d):
-    """This convolution computes in the type of its input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [NIHW] -> [NOHW]"""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.conv2d(x, self.weight.to(x.dtype), bias, padding=self.padding)
-
-
 def conv(in_channels: int, out_channels: int, kernel: int, eps: float, bias: bool = True) -> nn.Module:
-    return spectral_norm(initialised(Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)), eps)
+    return spectral_norm(initialised(PlainConv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)), eps)
 
 
 def linear(in_features: int, out_features: int, eps: float) -> nn.Module:

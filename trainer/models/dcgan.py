@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from imago.trainer.config.resolution import base_and_doublings
 from imago.trainer.models.batch_norm import BatchNorm
-from imago.trainer.models.layers import check_outputs, checked_latents
+from imago.trainer.models.layers import PlainConv2d, check_outputs, checked_latents
 
 CHANNEL_STEPS = 4   # how often the channels double from the finest maps on, before they stay
 
@@ -62,7 +62,7 @@ class Discriminator(nn.Module):
         sizes = [img_channels, *block_channels(channels, doublings)]
         layers = []
         for i in range(doublings):
-            layers += [nn.Conv2d(sizes[i], sizes[i + 1], 4, stride=2, padding=1, bias=not i)]
+            layers += [PlainConv2d(sizes[i], sizes[i + 1], 4, stride=2, padding=1, bias=not i)]
             layers += [BatchNorm(sizes[i + 1])] if i else []
             layers += [nn.LeakyReLU(0.2)]
         self.features = nn.Sequential(*layers)

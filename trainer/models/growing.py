@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imago.kernels import conv2d, conv_transpose2d
 from imago.trainer.config.resolution import base_and_doublings
 from imago.trainer.models.layers import (
     Conv2d,
@@ -80,7 +81,7 @@ def up_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     Both are done as one convolution of 4x4 taps and stride 2.
     """
     taps = 4 * F.avg_pool2d(weight, 2, stride=1, padding=1).flip([2, 3])
-    return F.conv_transpose2d(x, taps.transpose(0, 1).to(x.dtype), stride=2, padding=1)
+    return conv_transpose2d(x, taps.transpose(0, 1).to(x.dtype), stride=2, padding=1)
 
 
 def conv_down2d(x: Tensor, weight: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def conv_down2d(x: Tensor, weight: Tensor) -> Tensor:
 
     Both are done as one convolution of 4x4 taps and stride 2.
     """
-    return F.conv2d(x, F.avg_pool2d(weight, 2, stride=1, padding=1).to(x.dtype), stride=2, padding=1)
+    return conv2d(x, F.avg_pool2d(weight, 2, stride=1, padding=1).to(x.dtype), stride=2, padding=1)
 
 
 class GrowingDiscriminator(Growing):

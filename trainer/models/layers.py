@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imago.kernels import bias_act, setup_filter, upfirdn2d
+from imago.kernels import bias_act, conv2d, setup_filter, upfirdn2d
 from imago.kernels.bias_act import ACTIVATIONS
 
 DTYPES = {'none': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -65,10 +65,19 @@ class Conv2d(nn.Module):
         if self.down:
             # The blur of 4 taps takes 3 pixels away, of which the stride of 2 needs only 2 back.
             x = upfirdn2d(x, self.resample_filter, padding=self.padding + 1)
-            x = F.conv2d(x, weight, stride=2)
+            x = conv2d(x, weight, stride=2)
         else:
-            x = F.conv2d(x, weight, padding=self.padding)
+            x = conv2d(x, weight, padding=self.padding)
         return bias_act(x, self.bias, act=self.act, gain=self.gain, clamp=self.clamp)
+
+
+class PlainConv2d(nn.Conv2d):
+    """Does what torch's own does, in the type of its input, and its second gradients are fast. Strides and paddings are square."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [NIHW] -> [NOHW]"""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return conv2d(x, self.weight.to(x.dtype), bias, self.stride[0], self.padding[0], self.groups)
 
 
 class HalfSizeShortcut(nn.Module):
@@ -83,7 +92,7 @@ class HalfSizeShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [NCHW] -> [N, out, H/2, W/2]"""
         x = upfirdn2d(x, self.resample_filter, down=2, padding=1)
-        return F.conv2d(x, (self.weight * self.weight_gain).to(x.dtype))
+        return conv2d(x, (self.weight * self.weight_gain).to(x.dtype))
 
 
 def normalize_second_moment(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imago.kernels import bias_act
+from imago.kernels import bias_act, conv_transpose2d
 from imago.trainer.models.growing import (
     GrowingDiscriminator,
     GrowingSynthesis,
@@ -41,7 +41,7 @@ class LatentLayer(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """z [N, in] -> [N, channels, *size]"""
         weight = (self.weight * self.weight_gain).transpose(0, 1)
-        return bias_act(F.conv_transpose2d(z[:, :, None, None], weight), self.bias, act='lrelu')
+        return bias_act(conv_transpose2d(z[:, :, None, None], weight), self.bias, act='lrelu')
 
 
 class UpConv2d(Conv2d):

@@ -9,25 +9,20 @@ coarsest first.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from imago.kernels import bias_act, downsample2d, setup_filter, upsample2d
 from imago.trainer.config.resolution import base_and_doublings
-from imago.trainer.models.layers import as_maps, block_channels, block_dtype, check_outputs
+from imago.trainer.models.layers import PlainConv2d, as_maps, block_channels, block_dtype, check_outputs
 
 SLOPE = 0.2  # slope of leaky ReLU below 0
 
 
-class Convolution(nn.Conv2d):
+class Convolution(PlainConv2d):
     """Maps [NCHW] to [NCHW] of the same size, without bias, in the type of its input. Keeps the variance of N(0, 1) inputs."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
         nn.init.kaiming_normal_(self.weight, nonlinearity='linear')
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, in, H, W] -> [N, out, H, W]"""
-        return F.conv2d(x, self.weight.to(x.dtype), padding=self.padding, groups=self.groups)
 
 
 class ResidualBlock(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from imago.trainer.config.resolution import base_and_doublings
 from imago.trainer.models.batch_norm import BatchNorm, ConditionalBatchNorm
-from imago.trainer.models.layers import check_outputs
+from imago.trainer.models.layers import PlainConv2d, check_outputs
 from imago.trainer.models.spectral import spectral_norm
 
 WIDTHS = ('doubling', 'constant')
@@ -134,8 +134,8 @@ def check_widths(widths: str) -> None:
         raise ValueError(f'widths {widths!r} is unknown: take one of {", ".join(WIDTHS)}')
 
 
-def convolution(in_channels: int, out_channels: int, kernel: int, gain: float = 1.0) -> nn.Conv2d:
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+def convolution(in_channels: int, out_channels: int, kernel: int, gain: float = 1.0) -> PlainConv2d:
+    conv = PlainConv2d(in_channels, out_channels, kernel, padding=kernel // 2)
     nn.init.xavier_uniform_(conv.weight, gain)
     nn.init.zeros_(conv.bias)
     return conv

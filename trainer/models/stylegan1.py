@@ -8,9 +8,8 @@ from math import sqrt
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from imago.kernels import adain, bias_act, filter2d, setup_filter
+from imago.kernels import adain, bias_act, conv2d, filter2d, setup_filter
 from imago.trainer.models.growing import (
     GrowingDiscriminator,
     GrowingSynthesis,
@@ -63,7 +62,7 @@ class StyledLayer(nn.Module):
         weight = self.weight * self.weight_gain
         if self.up:
             return filter2d(up_conv2d(x, weight), self.blur)
-        return F.conv2d(x, weight.to(x.dtype), padding=1)
+        return conv2d(x, weight.to(x.dtype), padding=1)
 
 
 class Synthesis(GrowingSynthesis):

@@ -8,9 +8,8 @@ from math import sqrt
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from imago.kernels import epilogue, modulate, setup_filter, upsample2d
+from imago.kernels import conv2d, conv_transpose2d, epilogue, modulate, setup_filter, upsample2d
 from imago.trainer.config.resolution import base_and_doublings
 from imago.trainer.models.layers import (
     Conv2d,
@@ -51,9 +50,9 @@ def modulated_conv2d(x: Tensor, weight: Tensor, style: Tensor, b: Tensor | None 
     weight = weight.to(x.dtype)
     fir = {}
     if up_filter is None:
-        x = F.conv2d(x, weight, padding=weight.shape[2] // 2)
+        x = conv2d(x, weight, padding=weight.shape[2] // 2)
     else:
-        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        x = conv_transpose2d(x, weight.transpose(0, 1), stride=2)
         fir = {'taps': up_filter, 'padding': (1, 1, 1, 1), 'fir_gain': 4}
     return epilogue(x, scale, noise, b, alpha=slope, gain=1 if slope == 1 else sqrt(2), clamp=clamp, **fir)
 
