@@ -14,5 +14,5 @@ from imago.kernels.upfirdn2d import (
     upsample2d,
 )
 
-__all__ = ['adain', 'bias_act', 'conv2d', 'conv_transpose2d', 'downsample2d', 'epilogue', 'filter2d', 'modulate', 'reference_path',
-           'setup_filter', 'status', 'upfirdn2d', 'upsample2d']
+__all__ = ['adain', 'bias_act', 'conv2d', 'conv_transpose2d', 'downsample2d', 'epilogue', 'filter2d', 'modulate',
+           'reference_path', 'setup_filter', 'status', 'upfirdn2d', 'upsample2d']

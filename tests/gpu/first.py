@@ -97,7 +97,7 @@ def machine(report: Report) -> None:
     size = 1 << (16 if report.tiny else 32)
     source = torch.empty(size, dtype=torch.uint8, device=report.device)
     target = torch.empty_like(source)
-    seconds, = kernel_speed.median_seconds([lambda: target.copy_(source)], report.device)
+    seconds, = kernel_speed.median_seconds([lambda t=target, s=source: t.copy_(s)], report.device)
     report.add('Machine', what='copy, GB/s read and written', value=2 * size / seconds / 1e9)
     del source, target
     n = 64 if report.tiny else 8192

@@ -72,7 +72,7 @@ class Conv2d(nn.Module):
 
 
 class PlainConv2d(nn.Conv2d):
-    """Does what torch's own does, in the type of its input, and its second gradients are fast. Strides and paddings are square."""
+    """Does what torch's own does, in the type of its input, and has fast second gradients. Strides and paddings are square."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [NIHW] -> [NOHW]"""
