@@ -22,6 +22,7 @@ from imago.trainer.plan.preflight import check_disk, check_memory, describe_run
 from imago.trainer.ranks import dist
 from imago.trainer.ranks.backend import agree_on_kernels
 from imago.trainer.ranks.device import unused_gpu
+from imago.trainer.ranks.precision import describe_promise, set_precision
 from imago.trainer.runs.checkpoint import Checkpoints
 from imago.trainer.runs.dataset import lanes_of, open_checked
 from imago.trainer.runs.description import describe_maker
@@ -67,6 +68,8 @@ def prepare(config: Config) -> Run:
     if plan.condition_shape:
         plan = replace(plan, conditions=dist.from_main(lambda: to_text(first_conditions(dataset))))
     dist.together(lambda: check_memory(config, plan))
+    precision = config.precision
+    set_precision(kind, tf32=precision.tf32, cudnn_benchmark=precision.cudnn_benchmark, deterministic=precision.deterministic)
     kernels = agree_on_kernels(kind)
     strategy = make_strategy(config.parallel)
     state = make_state(config, plan, dist.device(), strategy)
@@ -79,6 +82,9 @@ def prepare(config: Config) -> Run:
     if folder is not None:
         folder.record(config)
         lines = describe_run(config, plan, dataset.manifest, state.networks, kind)
+        if kind == 'cuda':
+            promise = describe_promise(cudnn_benchmark=precision.cudnn_benchmark, deterministic=precision.deterministic)
+            lines.append(f'precision     {promise}')
         print(*lines, f'kernels       {kernels}',
               f'run           {config.run_dir}: {state.nimg / 1000:g} of {config.total_kimg:g} kimg',
               sep='\n', flush=True)

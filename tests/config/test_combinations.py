@@ -62,6 +62,8 @@ EXAMPLES = [  # overrides, a piece of the message
     (['parallel.strategy=zero', 'parallel.stage=3'], 'that the second backward of R1 and path length still needs'),
     ([*MAD_GAN, 'augment.name=ada'], 'means nothing with game.name=mad_gan'),
     (['loss.name=least_squares', 'augment.name=ada'], 'means nothing with loss.name=least_squares'),
+    (['precision.cudnn_benchmark=true'], 'with precision.deterministic=true: timing may choose another way to convolve at each '
+     'start, and the bits with it; use precision.deterministic=false, or precision.cudnn_benchmark=false'),
     (['checkpoint.best=fid'], 'not among what is measured while training'),
     (['network.name=pggan', 'growth.fade_kimg=1', 'guard.data=d'], 'held-out pictures are judged at full size'),
     ([*SD_GAN, 'guard.data=d'], 'held-out pictures are judged one by one'),

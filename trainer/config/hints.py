@@ -23,7 +23,7 @@ ELSEWHERE = {
     'amp': ('network.low_precision',), 'bf16': ('network.low_precision',), 'ema_kimg': ('ema.half_life_kimg',),
     'ema_decay': ('ema.half_life_kimg',), 'arch': ('network.name',), 'model': ('network.name',), 'cfg': ('network.name',),
     'latent_dim': ('network.z_dim',), 'loss_type': ('loss.name',), 'gan_mode': ('loss.name',),
-    'patience': ('guard.patience',), 'precision': ('network.low_precision',),
+    'patience': ('guard.patience',), 'allow_tf32': ('precision.tf32',), 'benchmark': ('precision.cudnn_benchmark',),
 }
 OPTIONS = {'gpus': '--gpus N', 'num_gpus': '--gpus N', 'ngpus': '--gpus N', 'dry_run': '--dry-run', 'resume':
            'nothing: the same command goes on where a run was left'}

@@ -31,6 +31,7 @@ from imago.trainer.config.sections import (
     LossConfig,
     OptimConfig,
     ParallelConfig,
+    PrecisionConfig,
     RegularizerConfig,
 )
 from imago.trainer.config.shipped import CONFIGS, names
@@ -62,6 +63,7 @@ class Config(Section):
     regularizers: RegularizerConfig = RegularizerConfig()
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
+    precision: PrecisionConfig = PrecisionConfig()
     ema: EMAConfig = EMAConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -151,6 +151,9 @@ def _of_the_rest(config: 'Config') -> list[Rule]:
          f'checkpoint.best={config.checkpoint.best} is not among what is measured while training',
          f'evaluate.interval_kimg={config.evaluate.interval_kimg or config.checkpoint.interval_kimg} '
          f'evaluate.metrics=[{",".join(dict.fromkeys([*config.evaluate.metrics, str(config.checkpoint.best)]))}]'),
+        (config.precision.cudnn_benchmark and config.precision.deterministic,
+         'precision.cudnn_benchmark=true with precision.deterministic=true: timing may choose another way to convolve at each '
+         'start, and the bits with it', 'precision.deterministic=false', 'precision.cudnn_benchmark=false'),
         (config.guard.data and config.growth,
          'guard.data with growth: held-out pictures are judged at full size', 'guard.data=null'),
         (penalties.orthogonal and network.demodulated,

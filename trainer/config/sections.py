@@ -105,6 +105,17 @@ class OptimConfig(Section):
     eps: Positive = 1e-8
 
 
+class PrecisionConfig(Section):
+    """This section says how an NVIDIA GPU computes; on CPUs it changes nothing. See `set_precision`.
+
+    network.low_precision says which blocks compute in bf16 or fp16.
+    """
+
+    tf32: bool = False                            # float32 convolutions in TF32; matrix products, logits and losses stay float32
+    cudnn_benchmark: bool = False                 # time the ways to convolve, take the fastest: perhaps another at each start
+    deterministic: bool = True                    # cuDNN adds in the same order each time, so that resume is exact
+
+
 class EMAConfig(Section):
     half_life_kimg: Rate = 10.0
     rampup: Positive | None = None                # the half-life is at most this share of the images shown; None: no limit

@@ -27,7 +27,8 @@ class SeveralGenerators(nn.Module):
         counts = [made_by.count(index) for index in range(len(self.generators))]
         parts = zip(self.generators, z[order].split(counts), c[order].split(counts), strict=True)
         images = torch.cat([G(own_z, own_c) for G, own_z, own_c in parts if len(own_z)])
-        return images[sorted(range(len(z)), key=order.__getitem__)]
+        pictures = images.unbind()    # unlike that of an index, its gradient has no sums, which a GPU would take in any order
+        return torch.stack([pictures[row] for row in sorted(range(len(z)), key=order.__getitem__)])
 
 
 def _share(first: nn.Module, other: nn.Module, tail: tuple[str, ...]) -> None:

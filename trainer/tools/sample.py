@@ -67,11 +67,13 @@ def write(options: argparse.Namespace, seeds: list[int], out: Path) -> list[Writ
     import torch
 
     from imago.trainer.games.makers import Sampling, generate
+    from imago.trainer.ranks.precision import set_precision
     from imago.trainer.runs.export import open_maker
     from imago.trainer.watch.grids import check_size
 
     conditions = None if options.condition is None else read_condition(options.condition, len(seeds))
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    set_precision(device.type)
     maker, about = open_maker(options.source, device)
     label = None if options.label is None else class_of(options.label, maker, about['class_names'])
     maker.check_conditions(conditions)

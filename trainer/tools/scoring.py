@@ -30,6 +30,7 @@ from imago.trainer.pack.sources import list_source
 from imago.trainer.pack.splits import ALL
 from imago.trainer.ranks import dist
 from imago.trainer.ranks.backend import agree_on_kernels
+from imago.trainer.ranks.precision import set_precision
 from imago.trainer.runs.export import build_maker, describe
 from imago.trainer.runs.generator_folder import is_generator
 from imago.trainer.runs.run_folder import CONFIG_FILE
@@ -152,6 +153,7 @@ def measure(options: argparse.Namespace) -> tuple[Scores, dict]:
     """Evaluate, and return the scores and their record. All ranks call it together."""
     config, data, crop = dist.together(lambda: settings(options))
     dist.init(options.device)
+    set_precision(dist.device().type)
     path, nimg = Path(options.source), None
     source: Fakes | Pictures
     if is_generator(path):

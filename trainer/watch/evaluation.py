@@ -16,6 +16,7 @@ from imago.trainer.metrics.features import Stopped
 from imago.trainer.metrics.pictures import ShardPictures, fakes_of
 from imago.trainer.metrics.protocol import Scores, check_evaluation, evaluate, score_name
 from imago.trainer.ranks import dist
+from imago.trainer.ranks.precision import without_tf32
 from imago.trainer.runs.history import best_evaluation, is_better, read_evaluations
 
 
@@ -35,7 +36,7 @@ class Evaluation:
         """Evaluate, all ranks together, and append the result to metrics.jsonl. None if a rank is asked to stop meanwhile."""
         started, kimg = time.perf_counter(), self.state.nimg / 1000
         try:
-            with strategy.whole(*self.state.averages.values()):
+            with strategy.whole(*self.state.averages.values()), without_tf32():
                 scores = evaluate(self._fakes, self._reals, self._extractor, self.config, stopped)
         except Stopped:
             dist.print0(f'the evaluation at {kimg:g} kimg was given up, to stop in time')
