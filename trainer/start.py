@@ -16,6 +16,7 @@ from imago.trainer.data.shards import Dataset
 from imago.trainer.data.stream import Batch, stream
 from imago.trainer.engine.parallel import Strategy, make_strategy
 from imago.trainer.engine.state import TrainState, make_state
+from imago.trainer.games import make_graphs
 from imago.trainer.models import num_parameters
 from imago.trainer.models.batch_norm import has_batch_norm
 from imago.trainer.plan.preflight import check_disk, check_memory, describe_run
@@ -73,6 +74,7 @@ def prepare(config: Config) -> Run:
     kernels = agree_on_kernels(kind)
     strategy = make_strategy(config.parallel)
     state = make_state(config, plan, dist.device(), strategy)
+    make_graphs(config, state, dist.device())    # it may refuse
     state.guard |= new_guard_memory(plan, state)
     dist.together(lambda: check_disk(Path(config.run_dir), plan, state), main_only=True)
     evaluation = make_evaluation(config, dataset, plan, state)

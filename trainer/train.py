@@ -8,8 +8,9 @@ from imago.trainer.config.duration import in_words
 from imago.trainer.config.load import Config
 from imago.trainer.data.shards import ShardError
 from imago.trainer.engine.ema import ema_decay, update_ema
-from imago.trainer.engine.phase import NonFiniteGradient, run_phase
-from imago.trainer.games import make_game
+from imago.trainer.engine.phase import run_phase
+from imago.trainer.engine.results import NonFiniteGradient
+from imago.trainer.games import make_game, make_graphs
 from imago.trainer.ranks import dist
 from imago.trainer.ranks.stop_signals import StopSignal, StopSignals, asked_to_stop
 from imago.trainer.runs.checkpoint import CheckpointError
@@ -41,7 +42,7 @@ def train_on(run: Run, began: float) -> str:
     """
     config, strategy, state = run.config, run.strategy, run.state
     game = make_game(config, run.plan, state)
-    phases = game.phases()
+    phases, graphs = game.phases(), make_graphs(config, state, dist.device())
 
     # The stream comes first: its processes start while the scheduler's signals are held, and so they never see them.
     with (closing(open_stream(config, run.dataset, run.plan, state.nimg)) as data, StopSignals() as stop,
@@ -54,8 +55,8 @@ def train_on(run: Run, began: float) -> str:
             game.begin_step()
             for phase in phases:
                 if state.step % phase.interval == 0:
-                    result = run_phase(phase, game.micro_batches(batch, phase), state, config.seed, strategy)
-                    watch.phase_done(phase.name, result)
+                    result = run_phase(phase, game.micro_batches(batch, phase), state, config.seed, strategy, graphs)
+                    watch.phase_done(result)
             for name, average in state.averages.items():
                 update_ema(average, state.networks[name], ema_decay(state.nimg, count, config.ema))
             state.advance(count)
@@ -105,6 +106,7 @@ class Course:
         self._stopping, late, self._time_over = dist.any_rank_of([self._stop.requested or checkpoints.failed, late, over])
         if self._undisturbed and (late or best or due(kept.interval_kimg, state.nimg, count)):
             self._saved = time.monotonic()
+            self._watch.read()
             checkpoints.save(state, best)
             if late:
                 self._watch.save_fakes()
@@ -113,6 +115,7 @@ class Course:
 
     def go_back_or_save(self) -> None:
         """After the last step, return to an older checkpoint if the guard wants it and there is one; else save the state."""
+        self._watch.read()
         state, checkpoints, verdict = self._run.state, self._run.checkpoints, self._verdict
         with dist.patience('going back'):
             self._went_back = verdict is not None and verdict.rollback and roll_back(state, checkpoints, verdict.last_good)

@@ -7,7 +7,8 @@ from torch import nn
 
 from imago.trainer.config.load import OptimConfig, ParallelConfig, is_fixed
 from imago.trainer.engine.parallel import make_strategy
-from imago.trainer.engine.phase import NonFiniteGradient, Phase, run_phase
+from imago.trainer.engine.phase import Phase, run_phase
+from imago.trainer.engine.results import NonFiniteGradient
 from imago.trainer.engine.state import TrainState
 from imago.trainer.ranks import dist
 
@@ -97,7 +98,7 @@ def test_a_phase_steps_those_that_it_trains_together_and_no_other():
     """Each of A's and B's 4 gradients is 1 at the identity, and Adam's first step is as long as its learning rate."""
     spread = [found for name in ('data', 'fsdp', 'zero') for found in on_ranks(2, several_learn, name)]
     for weights, norm in (several_learn('data'), *spread):
-        assert norm == pytest.approx(math.sqrt(8))
+        assert norm.item() == pytest.approx(math.sqrt(8))
         assert torch.equal(weights['C'], torch.eye(2))
         for key in 'AB':
             torch.testing.assert_close(weights[key], torch.eye(2) - 0.1)

@@ -33,7 +33,7 @@ def test_a_factor_is_of_its_group_alone(group):
 def test_r3gan_256_augments_as_published():
     """At full strength, 0.3: blitting, geometry and the cutout with this chance, the five colour transforms with half of it."""
     config = load_config('r3gan-256', ['data.path=x'])
-    augment = Augmentation(config.augment, SimpleNamespace(channels=3, resolution=(8, 8)), None).transform
+    augment = Augmentation(config.augment, SimpleNamespace(channels=3, resolution=(8, 8)), None, None).transform
     p = config.augment.p.end
     assert p == 0.3 and set(augment.groups) == {'blit', 'geometry', 'color', 'cutout'}
     images = (torch.rand(1, 3, 8, 8) * 2 - 1).expand(20000, -1, -1, -1)

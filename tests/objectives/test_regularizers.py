@@ -20,7 +20,7 @@ from imago.trainer.objectives.regularizers import (
     orthogonal_penalty,
     path_length_penalty,
     path_lengths,
-    unbiased,
+    weight_so_far,
 )
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'biggan.safetensors'
@@ -100,11 +100,11 @@ def test_lecam_means_are_right_from_the_first_step():
         move_mean_(mean, torch.tensor(value), 0.9, steps)
         weights = [0.9 ** (steps - step) for step in range(steps + 1)]
         weighted = sum(weight * value for weight, value in zip(weights, values, strict=False)) / sum(weights)
-        assert unbiased(mean, 0.9, steps + 1).item() == pytest.approx(weighted)
+        assert (mean / weight_so_far(0.9, steps + 1)).item() == pytest.approx(weighted)
     late = torch.tensor(0.0)        # switched on after 20 steps
     for steps, value in (20, 7.0), (21, -3.0):
         move_mean_(late, torch.tensor(value), 0.9, steps)
-    assert unbiased(late, 0.9, 22).item() == pytest.approx(6, abs=0.2)      # 0.9 * 7 - 0.1 * 3
+    assert (late / weight_so_far(0.9, 22)).item() == pytest.approx(6, abs=0.2)      # 0.9 * 7 - 0.1 * 3
 
 
 def test_path_lengths_of_a_linear_map():

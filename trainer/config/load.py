@@ -50,6 +50,7 @@ class Config(Section):
     seed: Annotated[Seed, FIXED] = 0
     device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto'
     plugins: Annotated[tuple[ModuleName, ...], Field(max_length=MOST_PLUGINS)] = ()   # modules of a user's own
+    graphs: Literal['auto', 'on', 'off'] = 'auto' # CUDA graphs of phases, with the same bits; auto: where nothing forbids them
     compile: bool = False                         # torch.compile G and D for the main phases; penalties stay eager
     total_kimg: Kimg = 25000.0
     stop_after: Duration | None = None            # each start trains so long at most: 90s, 4m, 2h; null: until total_kimg

@@ -24,5 +24,5 @@ def ema_decay(nimg: int, batch: int, config: EMAConfig) -> float:
 def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Set each parameter to decay * average + (1 - decay) * network; buffers are copied."""
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-    for kept, current in zip(average.buffers(), network.buffers(), strict=True):
-        kept.copy_(current)
+    if kept := list(average.buffers()):
+        torch._foreach_copy_(kept, list(network.buffers()))

@@ -11,8 +11,14 @@ class Adam(torch.optim.Adam):
     """Steps all parameters of a network. `set_rates` gives it its rates before each step."""
 
     def __init__(self, network: nn.Module, config: OptimConfig) -> None:
-        super().__init__(groups_of(network, config), foreach=True)
-        start(self)
+        self.fused = all(type(parameter.data) is Tensor and parameter.device.type == 'cuda' for parameter in network.parameters())
+        super().__init__(groups_of(network, config), foreach=not self.fused, fused=self.fused)
+        start(self, self.fused)
+
+    def skip_unless(self, finite: Tensor) -> None:
+        """Let the next step change nothing if `finite` [], a bool on the device, is false. Only fused steps can."""
+        if self.fused:
+            self.found_inf = (~finite).float()
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """Return its state by the name of the parameter; the tensors share memory with it.
@@ -39,11 +45,14 @@ def groups_of(network: nn.Module, config: OptimConfig) -> list[dict]:
     return [{'params': named, 'share': share, 'eps': config.eps / share} for share, named in groups.items()]
 
 
-def start(adam: torch.optim.Adam) -> None:
-    """Give Adam its state before the first step, so that a checkpoint always has a place for every tensor."""
+def start(adam: torch.optim.Adam, fused: bool = False) -> None:
+    """Give Adam its state before the first step, so that a checkpoint always has a place for every tensor.
+
+    Fused steps are counted on the device: else the host would read as many counts as there are parameters.
+    """
     for group in adam.param_groups:
         for parameter in group['params']:
-            adam.state[parameter] = {'step': torch.zeros((), dtype=torch.float32),
+            adam.state[parameter] = {'step': torch.zeros((), dtype=torch.float32, device=parameter.device if fused else 'cpu'),
                                      'exp_avg': torch.zeros_like(parameter), 'exp_avg_sq': torch.zeros_like(parameter)}
 
 

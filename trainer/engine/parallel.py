@@ -1,6 +1,5 @@
 """This file spreads parameters and gradients over ranks. No other file has a gradient collective."""
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,20 +18,23 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 Optimizer = Adam | ZeroAdam
+ALIGN = 4    # elements of float32 in 16 bytes
 
 
 class FlatGradients:
     """Makes gradients views into one buffer for each dtype, so that one call sums them, and those that no backward gave are 0."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter]):
+    def __init__(self, parameters: Iterable[nn.Parameter], align: int = 1):
+        """align: each view begins at a multiple of so many elements; what lies between them stays 0."""
         by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
         for parameter in parameters:
             by_dtype.setdefault(parameter.dtype, []).append(parameter)
         self.buffers = []
         for dtype, parameters in by_dtype.items():
-            buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=dtype, device=parameters[0].device)
-            for parameter, part in zip(parameters, buffer.split([p.numel() for p in parameters]), strict=True):
-                parameter.grad = part.view_as(parameter)
+            lengths = [aligned(p.numel(), align) for p in parameters]
+            buffer = torch.zeros(sum(lengths), dtype=dtype, device=parameters[0].device)
+            for parameter, part in zip(parameters, buffer.split(lengths), strict=True):
+                parameter.grad = part[:parameter.numel()].view_as(parameter)
             self.buffers.append(buffer)
 
     def zero(self) -> None:
@@ -53,7 +55,8 @@ class Strategy:
     def spread(self, network: nn.Module, trained: bool = True) -> None:
         """Take charge of a network, the same on all ranks, before it gets an optimizer. trained: whether it gets gradients."""
         if trained:
-            self._gradients[network] = FlatGradients(network.parameters())
+            # a single element would leave all that follow at addresses that cannot be read 16 bytes at a time
+            self._gradients[network] = FlatGradients(network.parameters(), align=ALIGN)
 
     def optimizer(self, network: nn.Module, config: OptimConfig) -> Optimizer:
         """Make the optimizer of a network that was spread."""
@@ -69,19 +72,19 @@ class Strategy:
         for network in networks:
             self._gradients[network].zero()
 
-    def sync_gradients(self, *networks: nn.Module) -> tuple[float, list[int]]:
+    def sync_gradients(self, *networks: nn.Module) -> tuple[Tensor, Tensor]:
         """Average the gradients over the ranks, for the optimizers; call it inside of `whole`.
 
-        Returns the L2 norm of the average over all networks and, if that is not finite, the ranks whose own gradients were
-        not finite.
+        Returns two L2 norms [] over all networks, of the average and of this rank's own gradients. Each is not finite if one of
+        its gradients is not.
         """
-        norms, bad_ranks = zip(*map(self._sync, networks), strict=True)
-        return math.hypot(*norms), sorted(set().union(*bad_ranks))
+        norms, own_norms = zip(*map(self._sync, networks), strict=True)
+        return torch.stack(norms).norm(), torch.stack(own_norms).norm()
 
-    def _sync(self, network: nn.Module) -> tuple[float, list[int]]:
+    def _sync(self, network: nn.Module) -> tuple[Tensor, Tensor]:
         """Do the same for one network."""
-        norm = self._gradients[network].norm().item()
-        return norm, [] if math.isfinite(norm) else [0]
+        norm = self._gradients[network].norm()
+        return norm, norm
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Average small tensors [...] over the ranks; names and shapes stay the same."""
@@ -99,12 +102,12 @@ class DataParallel(Strategy):
         if trained:
             synchronise(network, _DifferentiableSum.apply, dist.world_size())
 
-    def _sync(self, network: nn.Module) -> tuple[float, list[int]]:
+    def _sync(self, network: nn.Module) -> tuple[Tensor, Tensor]:
         gradients = self._gradients[network]
         own_norm = gradients.norm()
         for buffer in gradients.buffers:
             _average(buffer)
-        return _blame(gradients.norm(), own_norm)
+        return gradients.norm(), own_norm
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         flat = torch.cat([value.flatten() for value in values.values()])
@@ -132,12 +135,12 @@ class ZeroSharded(DataParallel):
         for network in networks:
             self._gradients[network] = FlatGradients(self._adams[network].parameters)
 
-    def _sync(self, network: nn.Module) -> tuple[float, list[int]]:
-        norm = super()._sync(network)
+    def _sync(self, network: nn.Module) -> tuple[Tensor, Tensor]:
+        norms = super()._sync(network)
         average, = self._gradients.pop(network).buffers
         self._adams[network].take_gradient(average)
         network.zero_grad(set_to_none=True)     # the gradients of whole parameters are no longer needed
-        return norm
+        return norms
 
 
 class FullySharded(DataParallel):
@@ -181,10 +184,10 @@ class FullySharded(DataParallel):
         for network in networks:
             network.zero_grad(set_to_none=True)
 
-    def _sync(self, network: nn.Module) -> tuple[float, list[int]]:
-        norm = _blame(*self._parts[network].take_average(network))
+    def _sync(self, network: nn.Module) -> tuple[Tensor, Tensor]:
+        norms = self._parts[network].take_average(network)
         network.zero_grad(set_to_none=True)     # the gradients of whole parameters are no longer needed
-        return norm
+        return norms
 
 
 class GradientParts:
@@ -219,7 +222,7 @@ class GradientParts:
         self._buffer /= dist.world_size()
         square = self._buffer.double().norm().square()
         torch.distributed.all_reduce(square, group=self._mesh.get_group('parts'))
-        return square.sqrt(), own_norm
+        return square.sqrt().float(), own_norm
 
 
 class _DifferentiableSum(torch.autograd.Function):
@@ -252,14 +255,11 @@ def part_lengths(parameters: list[nn.Parameter], count: int) -> list[int]:
     return [-(-len(p) // count) * (p.numel() // len(p)) for p in parameters]
 
 
+def aligned(count: int, align: int = ALIGN) -> int:
+    """Return the next multiple of `align` elements."""
+    return -(-count // align) * align
+
+
 def _average(tensor: Tensor) -> None:
     torch.distributed.all_reduce(tensor)
     tensor /= dist.world_size()
-
-
-def _blame(norm: Tensor, own_norm: Tensor) -> tuple[float, list[int]]:
-    """Return the norm of the average and, if it is not finite, the ranks whose own norm was not finite."""
-    if math.isfinite(norm.item()):
-        return norm.item(), []
-    finite = dist.gather(bool(torch.isfinite(own_norm)))
-    return norm.item(), [rank for rank, fine in enumerate(finite) if not fine]

@@ -1,7 +1,5 @@
 """A phase takes one optimizer step of the networks that it trains."""
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,18 +7,15 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from imago.trainer.engine.graphs import Graphs
 from imago.trainer.engine.parallel import Strategy
 from imago.trainer.engine.randomness import seed_micro_batch
+from imago.trainer.engine.results import Clock, PhaseResult, check_finite
 from imago.trainer.engine.state import TrainState
 from imago.trainer.ranks import dist
-from imago.trainer.wording import listed
 
 Means = dict[str, Tensor]
 MicroBatch = TypeVar('MicroBatch')   # one forward pass sees this, on the device; only the game looks into it
-
-
-class NonFiniteGradient(RuntimeError):
-    """A gradient became infinite or NaN; the networks are as they were before the step."""
 
 
 @dataclass(frozen=True)
@@ -43,56 +38,55 @@ class Phase(Generic[MicroBatch]):
         assert set(self.trains) <= set(self.uses), f'phase {self.name} trains what it does not use'
 
 
-@dataclass(frozen=True)
-class PhaseResult:
-    means: Means
-    gradient_norm: float
-    seconds: float
-
-
 def run_phase(phase: Phase[MicroBatch], micro_batches: list[MicroBatch], state: TrainState, seed: int,
-              strategy: Strategy) -> PhaseResult:
+              strategy: Strategy, graphs: Graphs | None = None) -> PhaseResult:
     """Run forward and backward over this rank's micro-batches, and one optimizer step.
 
-    Raises NonFiniteGradient, which names phase, images shown and rank, before anything is changed.
+    A step whose gradient is not finite changes nothing. A CPU raises NonFiniteGradient then, which names phase, images shown
+    and rank. On a GPU, which nobody waits for, whoever reads the result raises it.
     """
-    started, nimg = time.perf_counter(), state.nimg
+    clock, nimg = Clock(), state.nimg
     dist.moved(f'{nimg} images (phase {phase.name})')
     trained = [state.networks[name] for name in phase.trains]
     with strategy.whole(*(state.networks[name] for name in phase.uses)):
         phase.prepare()
         strategy.zero_gradients(*trained)
-        means = accumulate(phase, micro_batches, state, seed)
+        means = accumulate(phase, micro_batches, state, seed, graphs)
         dist.moved()
-        norm, bad_ranks = strategy.sync_gradients(*trained)
-    if not math.isfinite(norm):
-        where = f'rank {listed(bad_ranks)}' if bad_ranks else 'the sum over ranks'
-        raise NonFiniteGradient(f'phase {phase.name} at {nimg} images: the gradient is not finite on {where}; {_what_then(nimg)}')
+        norm, own_norm = strategy.sync_gradients(*trained)
+    if reads_at_once(norm):
+        check_finite(phase.name, nimg, norm.item(), own_norm.item())
     for name in phase.trains:
+        skip = getattr(state.optimizers[name], 'skip_unless', None)
+        if skip is not None:
+            skip(norm.isfinite())
         state.optimizers[name].step()
     means = strategy.mean(means)
     phase.finish(means)
-    return PhaseResult(means, norm, time.perf_counter() - started)
+    return PhaseResult(phase.name, nimg, means, norm, own_norm, clock.stop())
 
 
-def _what_then(nimg: int) -> str:
-    if nimg == 0:
-        return ('nothing is learned and no checkpoint is there: lower the learning rates (optim) or the weights of penalties '
-                '(regularizers), or set network.low_precision=none, and start with another run_dir')
-    return ('the same command with lower learning rates (optim.g_lr, optim.d_lr) goes on from the last checkpoint, or from the '
-            'beginning where there is none; network.low_precision=none needs another run_dir')
+def reads_at_once(tensor: Tensor) -> bool:
+    """Return whether its value is known without waiting."""
+    return tensor.device.type == 'cpu'
 
 
-def accumulate(phase: Phase[MicroBatch], micro_batches: list[MicroBatch], state: TrainState, seed: int) -> Means:
+def accumulate(phase: Phase[MicroBatch], micro_batches: list[MicroBatch], state: TrainState, seed: int,
+               graphs: Graphs | None = None) -> Means:
     """Run forward and backward over this rank's micro-batches. Returns the means of the values."""
     count, means = len(micro_batches), {}
+
+    def forward_and_backward(micro_batch: MicroBatch) -> Means:
+        loss, values = phase.loss(micro_batch)
+        (loss / count).backward()
+        return {name: value.detach() for name, value in values.items()}
+
+    run = forward_and_backward if graphs is None else graphs.of(phase.name, forward_and_backward)
     with only_trained(phase, state):
         for index, micro_batch in enumerate(micro_batches):
             seed_micro_batch(seed, state.nimg, phase.name, dist.rank() * count + index)
-            loss, values = phase.loss(micro_batch)
-            (loss / count).backward()
-            for name, value in values.items():
-                means[name] = means.get(name, 0) + value.detach() / count
+            for name, value in run(micro_batch).items():
+                means[name] = means.get(name, 0) + value / count
     return means
 
 

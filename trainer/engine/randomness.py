@@ -29,7 +29,15 @@ class Draws:
         return self._each(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device) -> 'Draws':
-        return self._each(lambda tensor: tensor.to(device))
+        """Copy all of it in one transfer, for which the host does not wait."""
+        if device.type != 'cuda':
+            return self._each(lambda tensor: tensor.to(device))
+        # the longest elements come first, so that all are aligned
+        tensors = sorted((tensor for tensor in vars(self).values() if tensor is not None), key=Tensor.element_size, reverse=True)
+        whole = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors])
+        parts = whole.pin_memory().to(device, non_blocking=True).split([tensor.nbytes for tensor in tensors])
+        moved = {id(tensor): part.view(tensor.dtype).view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)}
+        return self._each(lambda tensor: moved[id(tensor)])
 
     def _each(self, of: Callable[[Tensor], Tensor]) -> 'Draws':
         return Draws(**{name: tensor if tensor is None else of(tensor) for name, tensor in vars(self).items()})

@@ -15,6 +15,8 @@ from imago.trainer.engine.parallel import Optimizer, Strategy
 from imago.trainer.engine.randomness import seed_for
 from imago.trainer.models import build_network
 
+ON_HOST = 'side', 'rollbacks'     # memory that decides what the host does, which must not wait for a device to tell it
+
 
 @dataclass
 class TrainState:
@@ -57,7 +59,7 @@ def make_state(config: Config, plan: Plan, device: torch.device, strategy: Strat
     networks = {name: network.to(device).requires_grad_(False) for name, network in make_networks(plan).items()}
     averages = {name: copy.deepcopy(networks[name]).eval() for name in plan.averaged}
     # `rollbacks` counts those of the guard; each has lowered the learning rates.
-    memory = {name: torch.zeros((), device=device) for name in (*plan.memory, 'rollbacks')}
+    memory = {name: torch.zeros((), device='cpu' if name in ON_HOST else device) for name in (*plan.memory, 'rollbacks')}
     for network in networks.values():
         strategy.spread(network)
     for average in averages.values():

@@ -1,10 +1,13 @@
 """This package knows games by name. Each is a file here, a line below, and its options, rules and plan in
 trainer/config/games.py."""
 
+import torch
+
 from imago.trainer.config.games import add_section
 from imago.trainer.config.load import Config
 from imago.trainer.config.plan import Plan
 from imago.trainer.config.schema import name_of
+from imago.trainer.engine.graphs import Graphs
 from imago.trainer.engine.state import TrainState
 from imago.trainer.games.began import BEGAN
 from imago.trainer.games.game import Game
@@ -12,6 +15,8 @@ from imago.trainer.games.latent import Latent
 from imago.trainer.games.mad import MADGAN
 from imago.trainer.games.makers import Maker
 from imago.trainer.games.sd import SDGAN
+from imago.trainer.models.batch_norm import has_batch_norm
+from imago.trainer.ranks import dist
 
 GAMES: dict[str, type[Game]] = {}
 
@@ -24,6 +29,27 @@ def add_game(game: type[Game]) -> None:
 
 for _game in (Latent, BEGAN, MADGAN, SDGAN):
     add_game(_game)
+
+
+def make_graphs(config: Config, state: TrainState, device: torch.device) -> Graphs | None:
+    """Make the graphs of a run's phases; None if it has none. ValueError if graphs=on asks for what cannot be had."""
+    if config.graphs == 'off':
+        return None
+    refusals = {
+        'there is no CUDA device': device.type != 'cuda',
+        f'game.name={config.game.name} reads numbers that a graph would keep': not GAMES[config.game.name].captured,
+        'compile=true captures phases in its own way': config.compile,
+        'with growth, networks change': config.growth is not None,
+        f'parallel.strategy={config.parallel.strategy} makes new gradients in each phase':
+            dist.world_size() > 1 and config.parallel.strategy != 'data',
+        'batch norm sums over ranks within a phase': dist.world_size() > 1 and any(map(has_batch_norm, state.networks.values())),
+    }
+    found = [reason for reason, forbids in refusals.items() if forbids]
+    if config.graphs == 'on' and found:
+        raise ValueError(f'graphs=on: {found[0]}; use graphs=auto')
+    if found or (config.graphs == 'auto' and config.plugins):    # nobody knows what a plugin reads
+        return None
+    return Graphs(required=config.graphs == 'on')
 
 
 def make_game(config: Config, plan: Plan, state: TrainState) -> Game:

@@ -26,6 +26,7 @@ class Game(ABC):
 
     section: ClassVar[type[GameSection]]
     made_of: ClassVar[dict[str, str]] = {'G': 'generator'}    # networks that its maker takes, and their roles
+    captured: ClassVar[bool] = False    # whether its losses read numbers that change from `Scalars` alone, see engine/graphs.py
     config: Config
     plan: Plan
     state: TrainState

@@ -17,6 +17,7 @@ from imago.trainer.config.schedule import Stage, at, stage_at
 from imago.trainer.data.labels import to_one_hot
 from imago.trainer.data.stream import Batch
 from imago.trainer.engine.compiled import compiled
+from imago.trainer.engine.graphs import Scalars
 from imago.trainer.engine.optim import set_rates
 from imago.trainer.engine.phase import Means, Phase
 from imago.trainer.engine.randomness import Draws, draw
@@ -37,7 +38,7 @@ from imago.trainer.objectives.regularizers import (
     orthogonal_penalty,
     path_length_penalty,
     path_lengths,
-    unbiased,
+    weight_so_far,
 )
 
 
@@ -56,6 +57,7 @@ class Latent(Game):
 
     section = games.Latent
     maker = LatentMaker
+    captured = True
 
     @property
     def stage(self) -> Stage:
@@ -92,7 +94,23 @@ class Latent(Game):
 
     @cached_property
     def augment(self) -> Augmentation:
-        return Augmentation(self.config.augment, self.plan, self.state)
+        return Augmentation(self.config.augment, self.plan, self.state, self.scalars)
+
+    @cached_property
+    def scalars(self) -> Scalars:
+        """Return what the losses read of the schedules; `begin_step` brings it to the present step."""
+        scalars = Scalars(next((parameter.device for parameter in self.D.parameters()), torch.device('cpu')))
+        self.set_scalars(scalars)
+        return scalars
+
+    def set_scalars(self, scalars: Scalars) -> None:
+        """Set the weights of gradient penalties, the probability of augmentations, and what LeCam's means must be divided by."""
+        penalties, nimg = self.config.regularizers, self.state.nimg
+        for name in self.on_gradient:
+            scalars.set(name, GRADIENT_PENALTIES[name].factor * at(getattr(penalties, name), nimg))
+        if self.config.augment.p is not None:
+            scalars.set('augment_p', at(self.config.augment.p, nimg))
+        scalars.set('lecam', weight_so_far(penalties.lecam_decay, max(self.state.step, 1)))
 
     # A step begins with these
 
@@ -102,6 +120,7 @@ class Latent(Game):
         slower = config.guard.lr_factor ** int(state.memory['rollbacks'])
         set_rates(state.optimizers['G'], stage.g_lr * slower, config.optim, state.nimg, self.lazy_g)
         set_rates(state.optimizers['D'], stage.d_lr * slower, config.optim, state.nimg, self.lazy_d)
+        self.set_scalars(self.scalars)
         if config.growth is not None:
             begin_level(state, stage, config.growth.restart)
 
@@ -222,9 +241,8 @@ class Latent(Game):
 
     def lecam_distance(self, real: Tensor, fake: Tensor) -> Tensor:
         """Return LeCam's distance [] of logits [N, 1] from the means until this step; it is 0 at the first, which has none."""
-        decay, steps = self.config.regularizers.lecam_decay, max(self.state.step, 1)
         biased = [self.state.memory[f'lecam_{name}'] for name in ('real', 'fake')]
-        return lecam(real, fake, *(unbiased(mean, decay, steps) for mean in biased)).mean() * (biased[0] != 0)
+        return lecam(real, fake, *(mean / self.scalars['lecam'] for mean in biased)).mean() * (biased[0] != 0)
 
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """D's outputs [N, outputs] for reals and fakes, the first of which is the logit -> the loss, a scalar []."""
@@ -258,8 +276,7 @@ class Latent(Game):
                 points = points.detach().requires_grad_()
                 logits = self.outputs(self.D, points, labels)[:, :1]
             cost = penalty.cost(self.norms(gradient_norm_squared(logits, points))).mean()
-            weight = at(getattr(self.config.regularizers, name), self.state.nimg)
-            total, means[f'penalty/{name}'] = total + penalty.factor * weight * cost, cost
+            total, means[f'penalty/{name}'] = total + self.scalars[name] * cost, cost
         return total, means
 
     def norms(self, squared: Tensor) -> Tensor:

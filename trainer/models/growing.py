@@ -43,6 +43,14 @@ class Growing(nn.Module):
         # It is as exact as the schedule computes it: if it were rounded to float32, a level could begin early.
         self.register_buffer('lod', torch.zeros([], dtype=torch.float64))
 
+    def _apply(self, fn: Callable, recurse: bool = True) -> 'Growing':
+        """Move all but `lod`, if that is on the CPU: what it decides is decided there, in each forward."""
+        lod = self.lod
+        super()._apply(fn, recurse)
+        if lod.device.type == 'cpu':
+            self.lod = lod
+        return self
+
     def stage(self) -> tuple[int, float]:
         """Return (index of the finest size in use, weight of the size below it). Raises ValueError for an impossible lod."""
         lod = self.lod.item()

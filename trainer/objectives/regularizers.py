@@ -89,16 +89,16 @@ def lecam(real: Tensor, fake: Tensor, real_mean: Tensor | float, fake_mean: Tens
 
 
 def move_mean_(mean: Tensor, value: Tensor, decay: float, steps: int) -> None:
-    """Move a moving average [...] that began at 0 by the value [...] of one step, after `steps` others; see `unbiased`.
+    """Move a moving average [...] that began at 0 by the value [...] of one step, after `steps` others; see `weight_so_far`.
 
     If it is still 0, since its penalty has just been switched on, this value takes the weight of all earlier steps too.
     """
     mean.copy_(torch.where(mean == 0, (1 - decay ** (steps + 1)) * value, mean.lerp(value, 1 - decay)))
 
 
-def unbiased(mean: Tensor, decay: float, steps: int) -> Tensor:
-    """Correct the average `mean` [...] after one or more `steps` for its start at 0. Kingma & Ba 2015, section 3."""
-    return mean / (1 - decay ** steps)
+def weight_so_far(decay: float, steps: int) -> float:
+    """Return by what a moving average that began at 0 must be divided after one or more `steps`. Kingma & Ba 2015, section 3."""
+    return 1 - decay ** steps
 
 
 def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from math import ceil, log2
 from torch import nn
 
 from imago.trainer.config.load import ParallelConfig
-from imago.trainer.engine.parallel import part_lengths
+from imago.trainer.engine.parallel import ALIGN, aligned, part_lengths
 from imago.trainer.plan.layouts import Group, mesh
 from imago.trainer.plan.work import PhaseWork
 
@@ -44,7 +44,9 @@ class Collective:
 def phase_traffic(parallel: ParallelConfig, phase: PhaseWork, networks: dict[str, nn.Module], micro_batches: int,
                   nodes: int, gpus: int) -> list[Collective]:
     """List the collectives of one phase, in order."""
-    world, trained = Group(gpus, nodes), [4 * sum(p.numel() for p in networks[name].parameters()) for name in phase.trains]
+    world = Group(gpus, nodes)
+    trained = [4 * sum(aligned(p.numel(), ALIGN if parallel.strategy == 'data' else 1) for p in networks[name].parameters())
+               for name in phase.trains]
     statistics = [Collective('all_reduce', size, world) for size in phase.statistics] * micro_batches
     if parallel.strategy == 'data':
         before, after = [], [Collective('all_reduce', whole, world) for whole in trained]

@@ -51,6 +51,11 @@ def device() -> torch.device:
     return PartialState().device
 
 
+def on_gpu() -> bool:
+    """Return whether this rank works on a CUDA device. Before `init` it does not."""
+    return bool(PartialState._shared_state) and device().type == 'cuda'
+
+
 def new_group() -> torch.distributed.ProcessGroup | None:
     """Return a gloo group of all ranks, for messages that must not mix with others; None with one process."""
     return torch.distributed.new_group(backend='gloo') if torch.distributed.is_initialized() else None

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from imago.trainer.config.duration import in_words
 from imago.trainer.data.durable import open_to_append
+from imago.trainer.engine.results import Found
 from imago.trainer.runs.events import Events
 from imago.trainer.runs.history import REPORTS, drop_torn_line
 from imago.trainer.wording import duration
@@ -36,6 +36,7 @@ class Stats:
         self._counts: dict[str, int] = defaultdict(int)
         self._began = time.perf_counter()
         self._last = (self._began, nimg)
+        self._before: dict[str, float] = {}     # the means of the last report
         self._notes: dict[str, str] = {}
         self._shown = 0.0
         self._damaged: set[str] = set()
@@ -45,10 +46,10 @@ class Stats:
                 self._jsonl = open_to_append(folder / REPORTS)
                 self._events = Events(folder / 'tensorboard', purge_step=nimg + 1)
 
-    def add(self, phase: str, means: dict[str, Tensor], gradient_norm: float, seconds: float) -> None:
-        """Take in the result of one run of a phase; `means` are scalars [] by name."""
-        self.record({f'gradient_norm/{phase}': gradient_norm, f'seconds/{phase}': seconds})
-        self.record({name: value.item() for name, value in means.items()})
+    def add(self, found: Found) -> None:
+        """Take in the result of one run of a phase."""
+        self.record({f'gradient_norm/{found.phase}': found.gradient_norm, f'seconds/{found.phase}': found.seconds})
+        self.record(found.means)
 
     def count_damaged(self, names: list[str]) -> None:
         """Name each damaged picture once, on the rank that met it. The count goes into the report of rank 0."""
@@ -73,6 +74,7 @@ class Stats:
         with self._to_disk():
             self._jsonl.write(json.dumps({'nimg': nimg, 'time': time.time(), **values}) + '\n')
             self._events.add(values, nimg)
+        self._before = self._means()
         self._sums.clear()
         self._counts.clear()
         self._notes.clear()
@@ -122,7 +124,7 @@ class Stats:
         return (nimg - before) / max(time.perf_counter() - then, 1e-9)
 
     def _line(self, nimg: int) -> str:
-        means, speed = self._means(), self._speed(nimg)
+        means, speed = self._means() or self._before, self._speed(nimg)     # a GPU tells its numbers with a report alone
         elapsed, share, kimg = time.perf_counter() - self._began, nimg / self.total_nimg, f'{nimg / 1000:.1f}'
         left = (self.total_nimg - nimg) / speed if speed else math.inf
         done = f'{kimg}/{self.total_nimg / 1000:.1f} kimg ({share:.0%})'

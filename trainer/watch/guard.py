@@ -19,7 +19,7 @@ from imago.trainer.config.schedule import at
 from imago.trainer.data.reals import first_samples, rarest_classes, samples_of_classes
 from imago.trainer.data.shards import Dataset, Sample
 from imago.trainer.engine.parallel import Strategy
-from imago.trainer.engine.phase import PhaseResult
+from imago.trainer.engine.results import Found
 from imago.trainer.engine.state import TrainState
 from imago.trainer.games.game import Game
 from imago.trainer.games.makers import Maker, generate
@@ -61,9 +61,9 @@ class Guard:
             self._say(f'{", ".join(sounding(state.guard))} sounded when this run was last saved, with guard.action='
                       f'{self.config.guard.action}; guard.action=warn goes on in spite of it')
 
-    def phase_done(self, name: str, result: PhaseResult) -> None:
-        seen = {key: result.means[key].item() for key in MEANS if key in result.means}
-        see_step(self.state.guard, self.game.plan.phases, seen | {f'gradient_norm/{name}': result.gradient_norm})
+    def phase_done(self, found: Found) -> None:
+        seen = {key: found.means[key] for key in MEANS if key in found.means}
+        see_step(self.state.guard, self.game.plan.phases, seen | {f'gradient_norm/{found.phase}': found.gradient_norm})
 
     def report(self, stats: Stats) -> None:
         """Look, remember, and warn of indicators that begin to sound. Afterwards `verdict` says what is to be done."""

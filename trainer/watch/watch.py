@@ -12,7 +12,8 @@ from imago.trainer.data.reals import first_samples
 from imago.trainer.data.shards import Dataset
 from imago.trainer.data.stream import Batch
 from imago.trainer.engine.parallel import Strategy
-from imago.trainer.engine.phase import PhaseResult
+from imago.trainer.engine.phase import reads_at_once
+from imago.trainer.engine.results import PhaseResult, Unread
 from imago.trainer.games import maker_of
 from imago.trainer.games.game import Game
 from imago.trainer.games.makers import generate
@@ -32,6 +33,7 @@ class Watch:
         """`stopped` tells whether this rank was asked to stop, which a long evaluation should not delay."""
         config = game.config
         self.config, self.state, self.strategy, self.folder = config, game.state, strategy, Path(config.run_dir)
+        self._unread = Unread()
         self._evaluation, self._stopped, self._pictures = evaluation, stopped, dataset.manifest.num_samples
         self.stats = Stats(self.folder, config.total_nimg, self.state.nimg, dist.is_main(), config.stop_after)
         self._keys = open(self.folder / f'keys-rank{dist.rank()}.jsonl', 'a', buffering=1) if config.log.keys else None
@@ -51,10 +53,17 @@ class Watch:
         """The guard's verdict, if it wants anything done."""
         return self.guard.verdict if self.guard else None
 
-    def phase_done(self, name: str, result: PhaseResult) -> None:
-        self.stats.add(name, result.means, result.gradient_norm, result.seconds)
-        if self.guard is not None:
-            self.guard.phase_done(name, result)
+    def phase_done(self, result: PhaseResult) -> None:
+        self._unread.add(result)
+        if reads_at_once(result.gradient_norm) or self._unread.is_full:
+            self.read()
+
+    def read(self) -> None:
+        """Take in what phases have found. It must be called before a checkpoint is saved, as it may raise NonFiniteGradient."""
+        for found in self._unread.read():
+            self.stats.add(found)
+            if self.guard is not None:
+                self.guard.phase_done(found)
 
     def step_done(self, batch: Batch, count: int) -> bool:
         """Show what is due after the state has advanced past `batch`, which is one rank's part of `count` images.
@@ -67,6 +76,9 @@ class Watch:
             self._keys.write(json.dumps({'nimg': batch.nimg, 'keys': batch.keys}) + '\n')
         self.stats.show(nimg)
         best = False
+        intervals = log.interval_kimg, log.grid_kimg, self.config.evaluate.interval_kimg
+        if any(each is not None and due(each, nimg, count) for each in intervals) or nimg >= total:
+            self.read()
         if self._evaluation is not None and (due(self.config.evaluate.interval_kimg, nimg, count) or nimg >= total):
             with dist.patience('evaluating'):
                 best = self._evaluate()
@@ -96,6 +108,7 @@ class Watch:
             self._keys.close()
 
     def _report(self) -> None:
+        self.read()
         self.stats.record({'data/pictures': self._pictures})   # a run may go on with more
         self.stats.report(self.state.nimg)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imago.trainer.objectives.augment.sampling import extend, with_probability
+from imago.trainer.objectives.augment.sampling import constant, extend, with_probability
 
 # This is H(z) H(1/z) / 2 of the symlet with 2 vanishing moments, taps -3 ... 3. The highpass has the rest up to 1.
 HALF_BAND = (-1 / 32, 0, 9 / 32, 1 / 2, 9 / 32, 0, -1 / 32)
@@ -30,7 +30,7 @@ def octave_bands() -> Tensor:
 
 def random_gains(images: Tensor, p: Tensor | float) -> Tensor:
     """images [NCHW] -> random gains of the four bands, [N, 4]. Each band's change keeps the picture's expected power."""
-    power = torch.tensor(POWER, dtype=images.dtype, device=images.device)
+    power = constant(POWER, images)
     gains = images.new_ones(len(images), 4)
     for band in range(4):
         turn = images.new_ones(len(images), 4)
@@ -43,7 +43,7 @@ def filter_bands(images: Tensor, gains: Tensor) -> Tensor:
     """Multiply each band of [NCHW] by its gain [N, 4], along both axes -> [NCHW]. Samples with gains of 1 stay exactly as they
     are."""
     count, channels, height, width = images.shape
-    taps = gains @ octave_bands().to(gains)                                       # [N, 43], symmetric
+    taps = gains @ constant(octave_bands, gains)                                       # [N, 43], symmetric
     taps, margin = taps.repeat_interleave(channels, dim=0)[:, None], taps.shape[1] // 2
     padded = extend(extend(images, 2, -margin, height + margin), 3, -margin, width + margin)
     padded = padded.flatten(0, 1)[None]                                           # [1, N * C, H + 42, W + 42]

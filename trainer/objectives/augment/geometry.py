@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from imago.kernels import upfirdn2d
-from imago.trainer.objectives.augment.sampling import at_identity, extend, read_bilinear, reflect, take_pixels, with_probability
+from imago.trainer.objectives.augment.sampling import (
+    at_identity,
+    constant,
+    extend,
+    read_bilinear,
+    reflect,
+    take_pixels,
+    with_probability,
+)
 
 # This lowpass of the symlet with 6 vanishing moments is orthonormal to its shifts by 2, so up- and down-sampling cancel
 # exactly.
@@ -68,7 +76,7 @@ def resample(images: Tensor, inverse: Tensor) -> Tensor:
     distance outside. Margins would have to be as wide as the widest motion in the batch.
     """
     height, width = images.shape[2:]
-    taps = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
+    taps = constant(SYM6, images)
     period = extend(extend(images, 2, -5, 2 * height - 1), 3, -5, 2 * width - 1)
     period = upfirdn2d(period, taps, up=2, padding=(1, -1, 1, -1))            # [N, C, 4H - 3, 4W - 3]
     # Sample i of the up-sampled picture lies at (i - SYM6_CENTRE) / 2. Down-sampling reads 10 samples beyond the last pixel's.

@@ -9,6 +9,19 @@ from typing import cast
 import torch
 from torch import Tensor
 
+_constants: dict[tuple, Tensor] = {}
+
+
+def constant(values: tuple | Callable[[], Tensor], like: Tensor) -> Tensor:
+    """Return numbers, or what a function makes of none, in the type and on the device of `like`, copied there but once."""
+    key = values, like.dtype, like.device
+    if key not in _constants:
+        made = (values() if callable(values) else torch.tensor(values, dtype=torch.float64, device='cpu')).to(like)
+        if type(made) is not Tensor:    # a tensor without content, which others must not get
+            return made
+        _constants[key] = made
+    return _constants[key]
+
 
 def with_probability(p: Tensor | float, strength: Tensor, neutral: float = 0.0) -> Tensor:
     """strength [N, ...] -> [N, ...]: each sample keeps its own with probability p, else it gets `neutral`."""
