@@ -75,7 +75,7 @@ def test_n_plus_n_equals_2n_bitwise(shards, tmp_path, name, world):
         assert straight['nimg'] == 96 and not differing(straight, resumed)
 
 
-@pytest.mark.parametrize('name', ['r3gan', 'dcgan', 'mad-gan'])    # others draw noise or points for each micro-batch, of which 2 ranks have more
+@pytest.mark.parametrize('name', ['r3gan', 'dcgan'])    # others draw noise or points for each micro-batch, of which 2 ranks have more
 def test_two_ranks_have_the_gradients_of_one(wide_shards, tmp_path, name):
     alone = gradients_of_each_phase(reusing(name, wide_shards, tmp_path))
     for strategy in ('data', 'zero'):
