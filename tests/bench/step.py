@@ -5,7 +5,8 @@
 64 px, channel base 4096, at most 128 channels, batch 8, R1 every 16 steps, path length every 4, unless overridden.
 The forms are: fused, which training uses; unfused, only the kernels upfirdn2d and bias_act; reference, the best eager forms of
 plain PyTorch; usual, plain PyTorch with upfirdn2d by its definition (zeros put in, padded, convolved) and all maps NCHW;
-compiled, which is fused with `compile: true`; bf16, which is fused with all blocks but the coarsest in bf16.
+compiled, which is fused with `compile: true`; reuse, which is fused with `loss.reuse_fakes: true`; bf16, which is fused with all
+blocks but the coarsest in bf16.
 """
 
 import argparse
@@ -65,8 +66,9 @@ def usual() -> Iterator[None]:
 
 
 FORMS = {'fused': contextlib.nullcontext, 'unfused': unfused, 'reference': kernels.reference_path, 'usual': usual,
-         'compiled': contextlib.nullcontext, 'bf16': contextlib.nullcontext}
-CHANGES = {'compiled': ['compile=true'], 'bf16': ['network.low_precision=bf16', 'network.low_precision_blocks=10']}
+         'compiled': contextlib.nullcontext, 'reuse': contextlib.nullcontext, 'bf16': contextlib.nullcontext}
+CHANGES = {'compiled': ['compile=true'], 'reuse': ['loss.reuse_fakes=true'],
+           'bf16': ['network.low_precision=bf16', 'network.low_precision_blocks=10']}
 
 
 class Trainer:

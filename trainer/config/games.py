@@ -46,7 +46,8 @@ class GameSection(Section):
 
     def rules(self, config: 'Config') -> list[Rule]:
         """Return the rules against what `config` may ask for and only this game cannot do."""
-        return []
+        return [(config.loss.reuse_fakes, f'loss.reuse_fakes=true with game.name={self.name}, which does not read it',
+                 'loss.reuse_fakes=false')]
 
     def check_data(self, manifest: Manifest) -> None:
         """Raise ValueError unless the game can be played with these pictures."""
@@ -60,6 +61,9 @@ class Latent(GameSection):
     """G turns latents into fakes, and D tells fakes from reals."""
 
     name: Literal['latent'] = 'latent'
+
+    def rules(self, config: 'Config') -> list[Rule]:
+        return []
 
     def plan(self, config: 'Config', manifest: Manifest) -> Plan:
         network, penalties, size = config.network, config.regularizers, config.data.size(manifest.resolution)

@@ -98,6 +98,11 @@ class Config(Section):
             raise ValueError(f'parallel.replicas={self.parallel.replicas} does not divide the {world} ranks; '
                              'use the number of nodes, or 1')
         check_division(self, world)
+        for key, batch, micro_key, micro_batch in self.batches() if self.loss.reuse_fakes else []:
+            if batch > micro_batch * world:
+                raise ValueError(f'loss.reuse_fakes=true with {key}={batch} on {world} ranks and {micro_key}={micro_batch}: the '
+                                 f'fakes of one micro-batch a rank are kept, with all that their gradient needs; use {micro_key}='
+                                 f'{batch // world}, or loss.reuse_fakes=false')
 
     def batches(self) -> list[tuple[str, int, str, int]]:
         """Return (key, batch, key, micro-batch) as set outside of growth, and for each stage of growth with its own value."""

@@ -81,6 +81,15 @@ def _of_losses(config: 'Config') -> list[Rule]:
          'loss.auxiliary with regularizers.weight_clip: clipped weights cannot classify',
          *(f'{without("weight_clip")} {other}' for other in ('regularizers.wgan_gp=10', 'regularizers.normalise=spectral')),
          'loss.auxiliary=0'),
+        (loss.reuse_fakes and loss.d_steps > 1,
+         f'loss.reuse_fakes=true with loss.d_steps={loss.d_steps}: G would go on from the fakes of one of several steps',
+         'loss.d_steps=1', 'loss.reuse_fakes=false'),
+        (loss.reuse_fakes and config.compile,
+         'loss.reuse_fakes=true with compile=true: what compiled code keeps for its gradient is not made to outlive other phases',
+         'compile=false', 'loss.reuse_fakes=false'),
+        (loss.reuse_fakes and config.parallel.strategy == 'fsdp',
+         'loss.reuse_fakes=true with parallel.strategy=fsdp: G is whole within a phase only, and the gradient of its fakes '
+         'needs it in two', 'loss.reuse_fakes=false', 'parallel.strategy=data parallel.replicas=1'),
         (loss.name == 'wgan' and not (penalties.weight_clip or on_gradient or penalties.normalise != 'none'
                                       or network.normalised),
          'loss.name=wgan needs a Lipschitz critic',

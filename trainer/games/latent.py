@@ -112,6 +112,11 @@ class Latent(Game):
             scalars.set('augment_p', at(self.config.augment.p, nimg))
         scalars.set('lecam', weight_so_far(penalties.lecam_decay, max(self.state.step, 1)))
 
+    @cached_property
+    def made(self) -> list[tuple[Tensor, Tensor | None]]:
+        """What `generate` returned in D's phase, with its graph, until G's phase takes it; it is empty between steps."""
+        return []
+
     # A step begins with these
 
     def begin_step(self) -> None:
@@ -155,7 +160,8 @@ class Latent(Game):
         """Cut this rank's share of the step for `phase`. Its latents are a slice of those for the whole global batch."""
         stage, counts = self.stage, self.plan.class_counts
         images, own = batch.pictures['image'], stage.batch // batch.world
-        draws = self.draw(batch.nimg, phase.name)[batch.rank * own:(batch.rank + 1) * own].to(images.device)
+        purpose = 'D_main' if self.config.loss.reuse_fakes and phase.name == 'G_main' else phase.name
+        draws = self.draw(batch.nimg, purpose)[batch.rank * own:(batch.rank + 1) * own].to(images.device)
         if self.plan.condition_shape:
             labels, fake_labels = batch.conditions, batch.drawn_conditions
         else:
@@ -200,6 +206,18 @@ class Latent(Game):
             ws = mix_styles(ws, mapping(draws.z_mix, micro.fake_labels), draws.cutoff)
         return ws, w
 
+    def fakes_for_d(self, micro: MicroBatch) -> Tensor:
+        """Return fakes [NCHW] that D learns from, which lead to no gradient of G."""
+        if not self.config.loss.reuse_fakes:
+            with torch.no_grad():
+                return self.generate(micro)[0]
+        self.G.requires_grad_(True)     # for the graph from which G's phase goes on; D's backward does not reach it
+        try:
+            self.made.append(self.generate(micro))
+        finally:
+            self.G.requires_grad_(False)
+        return self.made[-1][0].detach()
+
     def outputs(self, D: Callable[..., Tensor], images: Tensor, labels: Tensor) -> Tensor:
         """images [NCHW], labels [N, c_dim] -> D's outputs [N, outputs] for the augmented images."""
         return D(self.augmented(images), labels)
@@ -215,9 +233,7 @@ class Latent(Game):
         penalties, loss = self.config.regularizers, self.config.loss
         joined = self.on_gradient and not self.lazy_d
         D = self.D if joined else self.discriminator     # compiled code differentiates only once
-        with torch.no_grad():
-            fakes = self.generate(micro)[0]
-        reals = self.reals(micro)
+        fakes, reals = self.fakes_for_d(micro), self.reals(micro)
         if joined:
             reals.requires_grad_()
             fakes.requires_grad_()
@@ -302,7 +318,7 @@ class Latent(Game):
     def g_main(self, micro: MicroBatch) -> tuple[Tensor, Means]:
         """Return G's loss, a scalar [], and values [] by name; if G has styles, `w_mean` [w_dim] is among them."""
         loss, penalties = self.config.loss, self.config.regularizers
-        fakes, w = self.generate(micro)
+        fakes, w = self.made.pop() if loss.reuse_fakes else self.generate(micro)
         outputs = self.outputs(self.discriminator, fakes, micro.fake_labels)
         means = {} if w is None else {'w_mean': w.mean(dim=0)}
         means['loss/G'] = total = self.g_loss(outputs, micro)

@@ -103,7 +103,14 @@ def phase_activations(config: Config, plan: Plan, networks: dict[str, nn.Module]
             micro, = game.micro_batches(batch, phase)
             with only_trained(phase, game.state):
                 sizes.append((phase.name, saved_bytes(lambda: phase.loss(micro))))
-    return sizes
+    if not config.loss.reuse_fakes:
+        return sizes
+    # what D_main keeps of G stays until G_main is over
+    afresh = config.model_copy(update={'loss': config.loss.model_copy(update={'reuse_fakes': False})})
+    with torch.device('meta'):
+        others = make_networks(plan)
+    kept = dict(sizes)['D_main'] - dict(phase_activations(afresh, plan, others))['D_main']
+    return [(name, size + kept * (name in ('D_reg', 'G_main'))) for name, size in sizes]
 
 
 @contextmanager

@@ -4,7 +4,6 @@ All can be differentiated any number of times.
 """
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -87,7 +86,7 @@ class _Read(torch.autograd.Function):
             taken = flat.gather(2, index.expand(-1, flat.shape[1], -1))
             taken = taken if weight is None else taken.mul_(weight)
             total = taken if total is None else total.add_(taken)
-        return cast(Tensor, total).unflatten(2, positions[0].shape[1:])
+        return total.unflatten(2, positions[0].shape[1:])
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
