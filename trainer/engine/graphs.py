@@ -44,9 +44,10 @@ class Graphs:
             try:
                 graph.replay, graph.outputs = self._record(lambda: run(graph.inputs))
             except RuntimeError as error:
+                told = f'phase {name} cannot be captured ({str(error).splitlines()[0]})'
                 if self._required:
-                    raise RuntimeError(f'graphs=on: phase {name} cannot be captured ({error}); use graphs=off') from error
-                dist.print0(f'graphs: phase {name} cannot be captured, so none is ({str(error).splitlines()[0]})')
+                    raise RuntimeError(f'graphs=on: {told}; use graphs=off') from error
+                dist.print0(f'graphs: {told}, so that none is')
                 self._refused = True
                 self._graphs.clear()
                 return run(micro_batch)
@@ -80,8 +81,10 @@ class CudaRecorder:
 class Scalars:
     """Numbers that change from step to step. On a GPU each is a tensor [] that stays, for kernels to read; else a float."""
 
+    kept_on: tuple[str, ...] = ('cuda',)      # types of devices
+
     def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == 'cuda' else None
+        self._device = device if device.type in self.kept_on else None
         self._values: dict[str, Tensor | float] = {}
 
     def set(self, name: str, value: float) -> None:

@@ -40,6 +40,7 @@ def make_graphs(config: Config, state: TrainState, device: torch.device) -> Grap
         f'game.name={config.game.name} reads numbers that a graph would keep': not GAMES[config.game.name].captured,
         'compile=true captures phases in its own way': config.compile,
         'with growth, networks change': config.growth is not None,
+        'loss.reuse_fakes=true joins two phases': config.loss.reuse_fakes,
         f'parallel.strategy={config.parallel.strategy} makes new gradients in each phase':
             dist.world_size() > 1 and config.parallel.strategy != 'data',
         'batch norm sums over ranks within a phase': dist.world_size() > 1 and any(map(has_batch_norm, state.networks.values())),
