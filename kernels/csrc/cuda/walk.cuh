@@ -10,9 +10,9 @@ namespace imago {
 
 constexpr int kMaxWarps = 8, kMaxRows = 64;
 
-// Rows that a lane reads before it works on them, as registers allow.
+// Rows that a lane reads before it works on them, as registers allow: 4 vectors under way hide the latency of memory.
 template <class T, bool vectors, int inputs>
-constexpr int kRowsAtOnce = vectors ? 2 : kVector<T> * inputs < 16 ? 2 : 1;
+constexpr int kRowsAtOnce = vectors ? (inputs == 1 ? 4 : 2) : kVector<T> * inputs < 16 ? 2 : 1;
 
 struct Walk {
   int64_t samples, slow, fast;
@@ -44,8 +44,7 @@ Walk plan_walk(int64_t samples, int64_t channels, int64_t pixels, bool channels_
 
   const int64_t step = groups * (channels_last ? walk.warps : 1), others = samples * walk.tiles;
   const int64_t wanted = others > 0 && others < kBlocks ? kBlocks / others : 1;
-  int64_t rows = blocks_for(blocks_for(walk.slow, wanted), step) * step;
-  rows = rows < 4 * step ? 4 * step : rows;
+  const int64_t rows = blocks_for(blocks_for(walk.slow, wanted), 4 * step) * 4 * step;  // 4: see kRowsAtOnce
   walk.rows = int(!channels_last && rows > kMaxRows ? kMaxRows : rows);
   walk.chunks = unsigned(blocks_for(walk.slow, walk.rows));
   return walk;
