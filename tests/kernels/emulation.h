@@ -177,6 +177,11 @@ void __stcg(T* to, T value) {
 }
 
 template <class T>
+T __ldg(const T* from) {
+  return *from;
+}
+
+template <class T>
 T __shfl_xor_sync(unsigned, T value, int bits) {
   using namespace emulation;
   const unsigned self = block.current, other = (self % kWarp ^ unsigned(bits)) + self / kWarp * kWarp;

@@ -68,7 +68,7 @@ FAULTS = {
     'empty maps launched': Fault(
         'device.cuh', 'if (blocks == 0) return cudaSuccess;', '', 'epilogue', 'layer_ends', 'modulate'),
     'vectors read at odd offsets': Fault(
-        'walk.cuh', 'walk.vectors && aligned<Pack<T>>(in)', 'walk.vectors', 'epilogue', 'layer_ends', 'offsets', True),
+        'walk.cuh', 'vectors && aligned<Pack<T>>(in)', 'vectors', 'epilogue', 'layer_ends', 'offsets', True),
     'scratch too small': Fault(
         'walk.cuh', 'sizeof(A)) * (sums * sums_size()', 'sizeof(A)) * (sums_size()', 'epilogue_grad', 'layer_ends',
         'test_epilogue and plain', True),

@@ -11,16 +11,17 @@ struct StyleSums {  // in: g, x; sums: g and g * k, which are the gradients of s
   const A *mean, *rstd;
 
   struct Channel {
-    A b, mean, rstd;
+    A b, mean;
   };
-  __device__ Channel channel(int64_t n, int64_t c) const {
-    return {end.bias(c), mean[n * end.channels + c], rstd[n * end.channels + c]};
-  }
+  __device__ Channel channel(int64_t n, int64_t c) const { return {end.bias(c), mean[n * end.channels + c]}; }
   __device__ A pixel(int64_t n, int64_t p) const { return end.pixel(n, p); }
   __device__ A element(const A (&in)[2], Channel channel, A noise, A (&sum)[2]) const {
     sum[0] = in[0];
-    sum[1] = in[0] * (end.u(in[1] + noise + channel.b) - channel.mean) * channel.rstd;
+    sum[1] = in[0] * (end.u(in[1] + noise + channel.b) - channel.mean);
     return in[0];
+  }
+  __device__ A total(int k, A sum, int64_t n, int64_t c) const {
+    return k == 1 ? sum * rstd[n * end.channels + c] : sum;
   }
 };
 
@@ -44,6 +45,7 @@ struct Backward {  // in: g, x; sum: dx
     const A du = in[0] * channel.of_g + (end.u(before) - channel.mean) * channel.of_u + channel.rest;
     return sum[0] = du * end.gain * (before > 0 ? A(1) : end.alpha);
   }
+  __device__ A total(int, A sum, int64_t, int64_t) const { return sum; }
 };
 
 }  // namespace

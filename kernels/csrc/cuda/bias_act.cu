@@ -77,12 +77,20 @@ struct Backward {  // in: g, ref
     const bool clipped = curve.clamp >= 0 && !(std::abs(y) < curve.clamp);
     return sum[0] = clipped ? A(0) : in[0] * curve.gain * slope;
   }
+  __device__ A total(int, A sum, int64_t, int64_t) const { return sum; }
 };
 
-// [outer, channels, inner] as maps; without a bias or its gradient all elements are alike.
+// [outer, channels, inner] as maps; without a bias or its gradient all elements are alike, and rows of one block's width
+// let a thread read several at once.
 template <class T, class Call>
 Walk walk_of(const Call& call, bool by_channel) {
-  if (!by_channel) return plan_walk<T>(1, 1, call.outer * call.channels * call.inner, false);
+  if (!by_channel) {
+    constexpr int V = kVector<T>;
+    const int64_t size = call.outer * call.channels * call.inner;
+    int64_t width = size;
+    while (width > 32 * V * kMaxWarps && width % (2 * V) == 0) width /= 2;
+    return plan_walk<T>(1, width ? size / width : 0, width, false);
+  }
   if (call.inner == 1) return plan_walk<T>(1, call.channels, call.outer, true);
   return plan_walk<T>(call.outer, call.channels, call.inner, false);
 }

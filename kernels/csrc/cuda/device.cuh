@@ -24,13 +24,27 @@ struct alignas(n * sizeof(T)) Pack {
   T v[n];
 };
 
-// For where nvcc would make scalar stores of `*to = pack`, as it does beside a branch with such.
+// A pack as it lies in memory. nvcc unpacks a Pack that it loads at once, and so waits before it starts the next load.
+template <class T>
+using Bits = std::conditional_t<kVector<T> == 1, T, uint4>;
+
+template <class T>
+__device__ Bits<T> bits_of(const Pack<T>& pack) {
+  Bits<T> bits;
+  memcpy(&bits, &pack, sizeof bits);
+  return bits;
+}
+
+template <class T>
+__device__ Pack<T> pack_of(const Bits<T>& bits) {
+  Pack<T> pack;
+  memcpy(&pack, &bits, sizeof pack);
+  return pack;
+}
+
 template <class T>
 __device__ void store_vector(const Pack<T>& pack, T* to) {
-  using Bits = std::conditional_t<sizeof pack == sizeof(uint4), uint4, T>;
-  Bits bits;
-  memcpy(&bits, &pack, sizeof bits);
-  __stcg(reinterpret_cast<Bits*>(to), bits);
+  __stcg(reinterpret_cast<Bits<T>*>(to), bits_of(pack));
 }
 
 template <class P>

@@ -14,11 +14,10 @@ struct Backward {  // in: g, y; sums: du and du * v
   A clamp, slope[2], inverse[2];  // below 0 and above: d act / du, and 1 over it
 
   struct Channel {
-    A scale, inverse, b;
+    A scale, b;
   };
   __device__ Channel channel(int64_t n, int64_t c) const {
-    const A s = scale ? scale[n * channels + c] : A(1);
-    return {s, 1 / s, b ? b[c] : A(0)};
+    return {scale ? scale[n * channels + c] : A(1), b ? b[c] : A(0)};
   }
   __device__ A pixel(int64_t n, int64_t p) const { return noise ? noise[(one_noise ? 0 : n * pixels) + p] : A(0); }
   __device__ A element(const A (&in)[2], Channel channel, A noise, A (&sum)[2]) const {
@@ -27,8 +26,11 @@ struct Backward {  // in: g, y; sums: du and du * v
     const A du = clipped ? A(0) : g * (y > 0 ? slope[1] : slope[0]);
     const A u = y * (y > 0 ? inverse[1] : inverse[0]);
     sum[0] = du;
-    sum[1] = du * (u - noise - channel.b) * channel.inverse;
+    sum[1] = du * (u - noise - channel.b);
     return du * channel.scale;
+  }
+  __device__ A total(int k, A sum, int64_t n, int64_t c) const {
+    return k == 1 && scale ? sum / scale[n * channels + c] : sum;
   }
 };
 
@@ -45,6 +47,7 @@ struct ModulateBackward {  // in: g, x; sums: g * x
     sum[0] = in[0] * in[1];
     return in[0] * scale;
   }
+  __device__ A total(int, A sum, int64_t, int64_t) const { return sum; }
 };
 
 }  // namespace

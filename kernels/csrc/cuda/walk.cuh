@@ -10,11 +10,15 @@ namespace imago {
 
 constexpr int kMaxWarps = 8, kMaxRows = 64;
 
+// Rows that a lane reads before it works on them, as registers allow: 4 vectors under way hide the latency of memory.
+template <class T, bool vectors, int inputs>
+constexpr int kRowsAtOnce = vectors ? (inputs == 1 ? 4 : 2) : kVector<T> * inputs < 16 ? 2 : 1;
+
 struct Walk {
   int64_t samples, slow, fast;
   unsigned tiles, chunks;  // of the fast axis and of the slow one: a block takes one of each
   int lanes, warps, rows;  // rows: of a chunk
-  bool channels_last, packed, vectors;  // packed: a lane's elements are neighbours; vectors: and aligned to 16 bytes
+  bool channels_last, packed;  // packed: a lane's elements are neighbours
 
   IMAGO_FN int64_t channels() const { return channels_last ? fast : slow; }
   IMAGO_FN int64_t pixels() const { return channels_last ? slow : fast; }
@@ -40,8 +44,7 @@ Walk plan_walk(int64_t samples, int64_t channels, int64_t pixels, bool channels_
 
   const int64_t step = groups * (channels_last ? walk.warps : 1), others = samples * walk.tiles;
   const int64_t wanted = others > 0 && others < kBlocks ? kBlocks / others : 1;
-  int64_t rows = blocks_for(blocks_for(walk.slow, wanted), step) * step;
-  rows = rows < 4 * step ? 4 * step : rows;
+  const int64_t rows = blocks_for(blocks_for(walk.slow, wanted), 4 * step) * 4 * step;  // 4: see kRowsAtOnce
   walk.rows = int(!channels_last && rows > kMaxRows ? kMaxRows : rows);
   walk.chunks = unsigned(blocks_for(walk.slow, walk.rows));
   return walk;
@@ -139,25 +142,28 @@ struct Place {
   __device__ int count_in(int row) const { return row < rows ? count : 0; }
 };
 
-template <class T>
-__device__ void load(Pack<T>& pack, const T* from, int stride, int count, bool vectors) {
-  if (vectors) {
-    if (count) pack = *reinterpret_cast<const Pack<T>*>(from);
-    return;
-  }
+// What a lane holds of a row of one map.
+template <class T, bool vectors>
+__device__ Bits<T> load(const T* from, int stride, int count) {
+  if constexpr (vectors) {
+    return __ldg(reinterpret_cast<const Bits<T>*>(from));
+  } else {
+    Pack<T> pack;
 #pragma unroll
-  for (int v = 0; v < kVector<T>; ++v) pack.v[v] = v < count ? from[v * stride] : T(0.f);
+    for (int v = 0; v < kVector<T>; ++v) pack.v[v] = v < count ? from[v * stride] : T(0.f);
+    return bits_of(pack);
+  }
 }
 
-template <class T>
-__device__ void store(const Pack<T>& pack, T* to, int stride, int count, bool vectors) {
-  if (vectors) {
-    store_vector(pack, to);
-    return;
-  }
+template <bool vectors, class T>
+__device__ void store(const Pack<T>& pack, T* to, int stride, int count) {
+  if constexpr (vectors) {
+    if (count) store_vector(pack, to);
+  } else {
 #pragma unroll
-  for (int v = 0; v < kVector<T>; ++v) {
-    if (v < count) to[v * stride] = pack.v[v];
+    for (int v = 0; v < kVector<T>; ++v) {
+      if (v < count) to[v * stride] = pack.v[v];
+    }
   }
 }
 
@@ -191,7 +197,8 @@ struct SumsOf {
       }
     }
   }
-  __device__ void end(Stage& stage, const Partials<A>& partials, const Walk& walk, const At& at) {
+  template <class Op>
+  __device__ void end(Stage& stage, const Op& op, const Partials<A>& partials, const Walk& walk, const At& at) {
     const int64_t span = walk.lanes * V, tile0 = at.tile * span, rest = walk.fast - tile0;
     if constexpr (kSums > 0 && channels_last) {
 #pragma unroll
@@ -200,9 +207,9 @@ struct SumsOf {
         if (at.lane_row == 0) stage[k / V][at.warp][at.within + k % V * at.stride] = sum;
       }
       const int channels = int(rest < span ? rest : span);
-      if (partials.channels) merge(stage, partials, walk, at.n, at.chunk, tile0, channels);
+      if (partials.channels) merge(stage, op, partials, walk, at.n, at.chunk, tile0, channels);
     } else if constexpr (kSums > 0) {
-      if (partials.channels) merge(stage, partials, walk, at.n, at.tile, at.top, at.rows);
+      if (partials.channels) merge(stage, op, partials, walk, at.n, at.tile, at.top, at.rows);
       if (!partials.pixels) return;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
@@ -214,8 +221,9 @@ struct SumsOf {
   }
 
  private:
-  __device__ static void merge(const Stage& stage, const Partials<A>& partials, const Walk& walk, int64_t n,
-                               int64_t piece, int64_t channel0, int channels) {
+  template <class Op>
+  __device__ static void merge(const Stage& stage, const Op& op, const Partials<A>& partials, const Walk& walk,
+                               int64_t n, int64_t piece, int64_t channel0, int channels) {
     __syncthreads();
     for (int i = threadIdx.x; i < channels; i += blockDim.x) {
 #pragma unroll
@@ -223,17 +231,22 @@ struct SumsOf {
         A sum = 0;
         for (int warp = 0; warp < walk.warps; ++warp) sum += stage[k][warp][i];
         A* to = partials.channels + ((k * walk.samples + n) * walk.channel_pieces() + piece) * walk.channels();
-        to[channel0 + i] = sum;
+        to[channel0 + i] = op.total(k, sum, n, channel0 + i);
       }
     }
   }
 };
 
-// What a lane knows of the fast axis for all rows, and of the slow one for the present row.
+// What a lane knows of the fast axis for all rows, and of the slow one for the rows it holds.
 template <class A, int V, bool channels_last, class Op>
 struct Parameters {
   typename Op::Channel channel[channels_last ? V : 1];
   A pixel[channels_last ? 1 : V];
+
+  struct OfRow {
+    typename Op::Channel channel;
+    A pixel;
+  };
 
   __device__ Parameters(const Op& op, const Place<V, channels_last>& at) {
 #pragma unroll
@@ -243,66 +256,84 @@ struct Parameters {
       if constexpr (!channels_last) pixel[v] = op.pixel(at.n, i);
     }
   }
-  __device__ void take_row(const Op& op, int64_t n, int64_t row) {
-    if constexpr (channels_last) pixel[0] = op.pixel(n, row);
-    if constexpr (!channels_last) channel[0] = op.channel(n, row);
+  __device__ static OfRow of_row(const Op& op, int64_t n, int64_t row) {
+    OfRow known;
+    if constexpr (channels_last) known.pixel = op.pixel(n, row);
+    if constexpr (!channels_last) known.channel = op.channel(n, row);
+    return known;
   }
-  __device__ typename Op::Channel channel_of(int v) const { return channel[channels_last ? v : 0]; }
-  __device__ A pixel_of(int v) const { return pixel[channels_last ? 0 : v]; }
+  __device__ typename Op::Channel channel_of(int v, const OfRow& known) const {
+    if constexpr (channels_last) return channel[v];
+    return known.channel;
+  }
+  __device__ A pixel_of(int v, const OfRow& known) const {
+    if constexpr (channels_last) return known.pixel;
+    return pixel[v];
+  }
 };
 
 // Op: kInputs maps, kSums sums; Channel channel(n, c); A pixel(n, p);
-// A element(const A (&in)[kInputs], Channel, A pixel, A (&sum)[2]), whose sum[0] is also the one over channels.
-template <class T, bool channels_last, class Op>
+// A element(const A (&in)[kInputs], Channel, A pixel, A (&sum)[2]), whose sum[0] is also the one over channels;
+// A total(k, sum, n, c): what the k-th sum over pixels counts for.
+// vectors: all maps are read and written by 16 bytes. All that a step reads is under way before any of it is used: so
+// rows past the end are read as the last one again, not branched around, and are left out of sums and stores.
+template <class T, bool channels_last, bool vectors, class Op>
 __global__ void __launch_bounds__(32 * kMaxWarps, 2)
     walk_map(Maps<T, Op::kInputs> maps, Op op, Walk walk, Partials<Accumulator<T>> partials) {
   using A = Accumulator<T>;
-  constexpr int V = kVector<T>, kInputs = Op::kInputs, kAtOnce = V * kInputs < 16 ? 2 : 1;  // rows, as registers allow
+  constexpr int V = kVector<T>, kInputs = Op::kInputs, kAtOnce = kRowsAtOnce<T, vectors, kInputs>;
   using Sums = SumsOf<A, V, channels_last, Op::kSums>;
+  using Known = Parameters<A, V, channels_last, Op>;
   __shared__ typename Sums::Stage stage;
 
   const Place<V, channels_last> at(walk);
-  const int64_t corner = (at.n * walk.slow + at.top) * walk.fast + at.first;
-  Parameters<A, V, channels_last, Op> parameters(op, at);
+  const int64_t corner = (at.n * walk.slow + at.top) * walk.fast + (at.count ? at.first : 0);
+  const Known parameters(op, at);
   Sums sums;
   // all lanes of a warp take part in its shuffles, so they leave together
   for (int row0 = at.row0; row0 - at.lane_row < at.rows; row0 += kAtOnce * at.step) {
-    Pack<T> in[kAtOnce][kInputs];
+    Bits<T> in[kAtOnce][kInputs];
+    typename Known::OfRow known[kAtOnce];
 #pragma unroll
-    for (int k = 0; k < kAtOnce * kInputs; ++k) {
-      const int row = row0 + k / kInputs * at.step;
-      load(in[k / kInputs][k % kInputs], maps.in[k % kInputs] + corner + row * walk.fast, at.stride, at.count_in(row),
-           walk.vectors);
+    for (int r = 0; r < kAtOnce; ++r) {
+      const int row = row0 + r * at.step, there = row < at.rows ? row : at.rows - 1;
+#pragma unroll
+      for (int k = 0; k < kInputs; ++k) {
+        in[r][k] = load<T, vectors>(maps.in[k] + corner + there * walk.fast, at.stride, at.count_in(row));
+      }
+      known[r] = Known::of_row(op, at.n, at.top + there);
     }
 #pragma unroll
     for (int r = 0; r < kAtOnce; ++r) {
       const int row = row0 + r * at.step, count = at.count_in(row);
       sums.start_row();
-      if (count) {
-        parameters.take_row(op, at.n, at.top + row);
-        Pack<T> out;
+      Pack<T> x[kInputs], out;
 #pragma unroll
-        for (int v = 0; v < V; ++v) {
-          A x[kInputs], sum[2];
+      for (int k = 0; k < kInputs; ++k) x[k] = pack_of<T>(in[r][k]);
 #pragma unroll
-          for (int k = 0; k < kInputs; ++k) x[k] = A(in[r][k].v[v]);
-          out.v[v] = T(op.element(x, parameters.channel_of(v), parameters.pixel_of(v), sum));
-          sums.add(v, sum, v < count);
-        }
-        if (maps.out) store(out, maps.out + corner + row * walk.fast, at.stride, count, walk.vectors);
+      for (int v = 0; v < V; ++v) {
+        A values[kInputs], sum[2];
+#pragma unroll
+        for (int k = 0; k < kInputs; ++k) values[k] = A(x[k].v[v]);
+        out.v[v] = T(op.element(values, parameters.channel_of(v, known[r]), parameters.pixel_of(v, known[r]), sum));
+        sums.add(v, sum, vectors ? count > 0 : v < count);
       }
+      if (maps.out) store<vectors>(out, maps.out + corner + row * walk.fast, at.stride, count);
       sums.end_row(stage, partials, walk, at, row);
     }
   }
-  sums.end(stage, partials, walk, at);
+  sums.end(stage, op, partials, walk, at);
 }
 
 template <class T, class Op>
-int pass(const Maps<T, Op::kInputs>& maps, const Op& op, Walk walk, const Partials<Accumulator<T>>& partials,
+int pass(const Maps<T, Op::kInputs>& maps, const Op& op, const Walk& walk, const Partials<Accumulator<T>>& partials,
          void* stream) {
-  walk.vectors = walk.packed && aligned<Pack<T>>(maps.out);
-  for (const T* in : maps.in) walk.vectors = walk.vectors && aligned<Pack<T>>(in);
-  const auto kernel = walk.channels_last ? walk_map<T, true, Op> : walk_map<T, false, Op>;
+  bool vectors = walk.packed && aligned<Pack<T>>(maps.out);
+  for (const T* in : maps.in) vectors = vectors && aligned<Pack<T>>(in);
+  auto kernel = walk.channels_last ? walk_map<T, true, true, Op> : walk_map<T, false, true, Op>;
+  if constexpr (kVector<T> > 1) {
+    if (!vectors) kernel = walk.channels_last ? walk_map<T, true, false, Op> : walk_map<T, false, false, Op>;
+  }
   return launch(kernel, walk.blocks(), 32 * walk.warps, stream, maps, op, walk, partials);
 }
 
