@@ -31,9 +31,10 @@ from imago.trainer.data.stream import Batch
 from imago.trainer.engine.parallel import make_strategy
 from imago.trainer.engine.phase import Phase, run_phase
 from imago.trainer.engine.state import make_state
-from imago.trainer.games import make_game
+from imago.trainer.games import make_game, make_graphs
 from imago.trainer.models import stylegan2
 from imago.trainer.ranks import dist
+from imago.trainer.ranks.precision import set_precision
 
 SMALL = Path(__file__).with_name('stylegan2-32.yaml')
 DEFAULTS = ['data.resolution=64', 'data.conditional=false', 'data.lanes=1', 'batch=8', 'micro_batch=8', 'network.z_dim=512',
@@ -75,13 +76,14 @@ class Trainer:
     """Steps on pictures of noise."""
 
     def __init__(self, config: Config) -> None:
+        set_precision(dist.device().type, **config.precision.model_dump())
         classes = tuple(map(str, range(CLASSES if config.data.conditional else 0)))
         manifest = Manifest(config.data.resolution, 3, 'webp', classes, (1,) * len(classes), (Shard('none.tar', 0, 1, 1, '0' * 64),))
         self.config, self.strategy, self.plan = config, make_strategy(config.parallel), config.game.plan(config, manifest)
         self.state = make_state(config, self.plan, dist.device(), self.strategy)
         self.game = make_game(config, self.plan, self.state)
         self.game.begin_step()
-        self.phases = self.game.phases()
+        self.phases, self.graphs = self.game.phases(), make_graphs(config, self.state, dist.device())
         images = torch.randint(256, (config.batch, 3, *config.data.resolution), dtype=torch.uint8, device=dist.device())
         labels = torch.zeros(config.batch, dtype=torch.int64, device=dist.device())
         own = slice(dist.rank() * config.batch // dist.world_size(), (dist.rank() + 1) * config.batch // dist.world_size())
@@ -99,7 +101,7 @@ class Trainer:
         return time.perf_counter() - began
 
     def run(self, phase: Phase) -> None:
-        run_phase(phase, self.game.micro_batches(self.batch, phase), self.state, 0, self.strategy)
+        run_phase(phase, self.game.micro_batches(self.batch, phase), self.state, 0, self.strategy, self.graphs)
 
 
 def synchronize() -> None:

@@ -14,7 +14,6 @@ without arguments that trains on one batch of noise, with its lazy penalties as 
 import argparse
 import collections
 import contextlib
-import io
 import json
 import os
 import re
@@ -32,6 +31,7 @@ from importlib import util
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / 'tests/bench')]
@@ -250,22 +250,28 @@ def steps(report: Report) -> None:
 
 
 def ways(report: Report) -> None:
-    """Time one configuration with other algorithms of cuDNN, and with TF32."""
+    """Time one configuration without graphs, with other algorithms of cuDNN, and with TF32."""
     name, overrides, batch = (TINY_STEPS if report.tiny else STEPS[2:3])[0]
-    for label, flags in {'exact': {}, 'tf32': {'allow_tf32': True}, 'benchmark': {'benchmark': True, 'deterministic': False},
-                         'not deterministic': {'deterministic': False}}.items():
-        flags = {'enabled': True, 'benchmark': False, 'deterministic': True, 'allow_tf32': False} | flags
-        with reported(report, 'Ways', way=label), torch.backends.cudnn.flags(**flags):
-            report.add('Ways', way=label, **phase_times(trainer_of(name, overrides, batch), 1 if report.tiny else 5))
+    for changes in ([], ['graphs=off'], ['precision.tf32=true'], ['precision.deterministic=false'],
+                    ['precision.deterministic=false', 'precision.cudnn_benchmark=true']):
+        way = ' '.join(changes) or 'as shipped'
+        with reported(report, 'Ways', way=way):
+            report.add('Ways', way=way, **phase_times(trainer_of(name, overrides + changes, batch), 1 if report.tiny else 5))
 
 
 def profile(report: Report) -> None:
-    """Save where the time of sixteen steps of stylegan2-512 goes."""
+    """Save where the time of each phase of stylegan2-512 goes."""
     name, overrides, batch = (TINY_STEPS if report.tiny else STEPS[2:3])[0]
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text):
-        step.print_profile(trainer_of(name, overrides, batch), contextlib.nullcontext)
-    (report.folder / 'profile.txt').write_text(text.getvalue())
+    trainer = trainer_of(name, [*overrides, 'graphs=off'], batch)
+    trainer.seconds()
+    on_gpu = report.device == 'cuda'
+    activities = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
+    with (report.folder / 'profile.txt').open('w') as file:
+        for phase in trainer.phases:
+            with torch.profiler.profile(activities=activities) as profiler:
+                trainer.time(phase)
+            key = 'self_cuda_time_total' if on_gpu else 'self_cpu_time_total'
+            print(phase.name, profiler.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=110), file=file)
 
 
 def trainer_of(name: str, overrides: list[str], batch: int) -> step.Trainer:
@@ -311,6 +317,7 @@ def syncs(trainer: step.Trainer) -> collections.Counter:
         warnings.simplefilter('always')
         warnings.showwarning = note
         torch.cuda.set_sync_debug_mode('warn')
+        found.clear()    # it warns of itself
         try:
             for phase in trainer.phases:
                 trainer.run(phase)
@@ -350,21 +357,24 @@ def resume(report: Report) -> None:
         pixels = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=generator).numpy()
         Image.fromarray(pixels).resize((64, 64)).save(folder / 'pictures' / f'{index}.png')
     imago(report, 'pack', str(folder / 'pictures'), str(folder / 'shards'), '--resolution', '64')
+    first: dict[str, torch.Tensor] = {}
     kimg = (0.032, 0.064) if report.tiny else (0.32, 0.64)
     options = ['batch=32', 'micro_batch=16', 'network.channel_max=64' if not report.tiny else 'network.channel_max=8',
                'network.channel_base=4096' if not report.tiny else 'network.channel_base=256', 'data.workers=0',
                'regularizers.d_interval=2', 'regularizers.g_interval=2', 'log.interval_kimg=0.032', 'guard.action=off',
                'network.low_precision=bf16', 'network.low_precision_blocks=2']
-    for label, extra in {'as shipped': [], 'ada': ['augment.name=ada', 'augment.p=0.5']}.items():
+    for label, extra in {'as shipped': [], 'ada': ['augment.name=ada', 'augment.p=0.5'], 'graphs=off': ['graphs=off']}.items():
         def train(run: str, label: str = label, extra: list[str] = extra) -> dict[str, torch.Tensor]:
-            where = folder / f'{label.replace(" ", "-")}-{run}'
+            where = folder / f'{re.sub("[ =]", "-", label)}-{run}'
             for length in kimg if run == 'resumed' else kimg[1:]:
                 imago(report, 'train', 'stylegan2-64', f'data.path={folder / "shards"}', f'run_dir={where}',
                       f'device={report.device}', f'total_kimg={length}', *options, *extra)
             return newest_state(where)
         with reported(report, 'Resume', way=label), ThreadPoolExecutor(1 if report.tiny else 3) as pool:
             whole, again, resumed = pool.map(train, ('whole', 'again', 'resumed'))
-            report.add('Resume', way=label, resumed=equal_states(whole, resumed), **{'second start': equal_states(whole, again)})
+            first = first or whole
+            report.add('Resume', way=label, resumed=equal_states(whole, resumed), **{'second start': equal_states(whole, again)},
+                       **({'without graphs': equal_states(first, whole)} if 'graphs' in label else {}))
         if report.tiny:
             break
     shutil.rmtree(folder)

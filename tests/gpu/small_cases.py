@@ -35,14 +35,14 @@ def map_of(shape: tuple[int, ...], layout: str, dtype: torch.dtype, device: str,
 def of(x: Tensor, label: str) -> Iterator[tuple[str, Call]]:
     """Yield every operation on a map x [NCHW]."""
     n, c, h, w = x.shape
-    taps = kernels.setup_filter([1, 3, 3, 1]).to(x.device)
+    taps, three = (kernels.setup_filter(line).to(x.device) for line in ([1, 3, 3, 1], [1, 2, 1]))
     scale, b = torch.rand(n, c, device=x.device) + 0.5, torch.randn(c, device=x.device)
     noise = torch.randn(n, 1, h, w, device=x.device)
     calls = {
         'upfirdn2d same': (lambda x: kernels.upfirdn2d(x, taps, padding=(2, 1, 2, 1)), (x,)),
         'upfirdn2d up': (lambda x: kernels.upsample2d(x, taps), (x,)),
         'upfirdn2d down': (lambda x: kernels.downsample2d(x, taps), (x,)),
-        'upfirdn2d 3x3': (lambda x: kernels.filter2d(x, kernels.setup_filter([1, 2, 1]).to(x.device)), (x,)),
+        'upfirdn2d 3x3': (lambda x: kernels.filter2d(x, three), (x,)),
         'bias_act': (lambda x, b: kernels.bias_act(x, b, act='lrelu', clamp=2.0), (x, b)),
         'bias_act without b': (lambda x: kernels.bias_act(x, act='lrelu'), (x,)),
         'swish': (lambda x, b: kernels.bias_act(x, b, act='swish'), (x, b)),
