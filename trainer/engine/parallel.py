@@ -1,7 +1,7 @@
 """This file spreads parameters and gradients over ranks. No other file has a gradient collective."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Optimizer = Adam | ZeroAdam
 ALIGN = 4    # elements of float32 in 16 bytes
+BUCKET_BYTES = 25 << 20      # enough to use a link fully
 
 
 class FlatGradients:
@@ -29,13 +30,14 @@ class FlatGradients:
         by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
         for parameter in parameters:
             by_dtype.setdefault(parameter.dtype, []).append(parameter)
-        self.buffers = []
+        self.buffers, self.parts = [], []
         for dtype, parameters in by_dtype.items():
             lengths = [aligned(p.numel(), align) for p in parameters]
             buffer = torch.zeros(sum(lengths), dtype=dtype, device=parameters[0].device)
             for parameter, part in zip(parameters, buffer.split(lengths), strict=True):
                 parameter.grad = part[:parameter.numel()].view_as(parameter)
             self.buffers.append(buffer)
+            self.parts.append((buffer, parameters, lengths))
 
     def zero(self) -> None:
         for buffer in self.buffers:
@@ -44,6 +46,55 @@ class FlatGradients:
     def norm(self) -> Tensor:
         """Return the L2 norm over all gradients, a scalar []; it is not finite if one of them is not."""
         return torch.stack([buffer.float().norm() for buffer in self.buffers]).norm()
+
+
+class Overlap:
+    """Sums a flat buffer of gradients over the ranks, bucket by bucket, while backward still computes those of earlier layers."""
+
+    def __init__(self, gradients: FlatGradients) -> None:
+        self._buckets: list[tuple[Tensor, int]] = []      # last layers first: a part of a buffer, and how many gradients fill it
+        self._bucket_of: dict[nn.Parameter, int] = {}
+        for buffer, parameters, lengths in reversed(gradients.parts):
+            end = len(buffer)
+            while parameters:
+                start, count = end, 0
+                while parameters and (count == 0 or (end - start) * buffer.element_size() < BUCKET_BYTES):
+                    self._bucket_of[parameters[-1]] = len(self._buckets)
+                    start, count, parameters, lengths = start - lengths[-1], count + 1, parameters[:-1], lengths[:-1]
+                self._buckets.append((buffer[start:end], count))
+                end = start
+        self._missing = [count for _, count in self._buckets]
+        self._begun: list[torch.distributed.Work] = []
+        self._own_norms: list[Tensor] = []
+
+    @contextmanager
+    def during_backward(self) -> Iterator[None]:
+        """Inside, a bucket is sent once the gradients in it are there. All ranks send in the same order."""
+        hooks = [parameter.register_post_accumulate_grad_hook(self._arrived) for parameter in self._bucket_of]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _arrived(self, parameter: Tensor) -> None:
+        self._missing[self._bucket_of[parameter]] -= 1
+        while len(self._begun) < len(self._buckets) and self._missing[len(self._begun)] == 0:
+            self._send()
+
+    def _send(self) -> None:
+        bucket, _ = self._buckets[len(self._begun)]
+        self._own_norms.append(bucket.float().norm())
+        self._begun.append(torch.distributed.all_reduce(bucket, async_op=True))
+
+    def finish(self) -> Tensor:
+        """Send the rest, wait for all, and make sums means. Returns the norm [] of what this rank had."""
+        while len(self._begun) < len(self._buckets):    # a backward need not reach every parameter
+            self._send()
+        for (bucket, _), work in zip(self._buckets, self._begun, strict=True):
+            work.wait()
+            bucket /= dist.world_size()
+        return torch.stack(self._own_norms).norm()
 
 
 class Strategy:
@@ -72,6 +123,11 @@ class Strategy:
         for network in networks:
             self._gradients[network].zero()
 
+    @contextmanager
+    def last_backward(self, *networks: nn.Module) -> Iterator[None]:
+        """Enter this around the last backward of a phase that trains these networks: their gradients may be sent meanwhile."""
+        yield
+
     def sync_gradients(self, *networks: nn.Module) -> tuple[Tensor, Tensor]:
         """Average the gradients over the ranks, for the optimizers; call it inside of `whole`.
 
@@ -97,16 +153,26 @@ class DataParallel(Strategy):
     A DDP wrapper would be silently wrong here: it misses the gradients of a backward that has only a penalty.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._overlaps: dict[nn.Module, Overlap] = {}
+
     def spread(self, network: nn.Module, trained: bool = True) -> None:
         super().spread(network, trained)
         if trained:
             synchronise(network, _DifferentiableSum.apply, dist.world_size())
 
+    @contextmanager
+    def last_backward(self, *networks: nn.Module) -> Iterator[None]:
+        with ExitStack() as stack:
+            for network in networks:
+                self._overlaps[network] = Overlap(self._gradients[network])
+                stack.enter_context(self._overlaps[network].during_backward())
+            yield
+
     def _sync(self, network: nn.Module) -> tuple[Tensor, Tensor]:
         gradients = self._gradients[network]
-        own_norm = gradients.norm()
-        for buffer in gradients.buffers:
-            _average(buffer)
+        own_norm = (self._overlaps.pop(network, None) or Overlap(gradients)).finish()
         return gradients.norm(), own_norm
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -183,6 +249,8 @@ class FullySharded(DataParallel):
     def zero_gradients(self, *networks: nn.Module) -> None:
         for network in networks:
             network.zero_grad(set_to_none=True)
+
+    last_backward = Strategy.last_backward
 
     def _sync(self, network: nn.Module) -> tuple[Tensor, Tensor]:
         norms = self._parts[network].take_average(network)

@@ -1,7 +1,7 @@
 """A phase takes one optimizer step of the networks that it trains."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -51,7 +51,7 @@ def run_phase(phase: Phase[MicroBatch], micro_batches: list[MicroBatch], state: 
     with strategy.whole(*(state.networks[name] for name in phase.uses)):
         phase.prepare()
         strategy.zero_gradients(*trained)
-        means = accumulate(phase, micro_batches, state, seed, graphs)
+        means = accumulate(phase, micro_batches, state, seed, graphs, lambda: strategy.last_backward(*trained))
         dist.moved()
         norm, own_norm = strategy.sync_gradients(*trained)
     if reads_at_once(norm):
@@ -72,8 +72,11 @@ def reads_at_once(tensor: Tensor) -> bool:
 
 
 def accumulate(phase: Phase[MicroBatch], micro_batches: list[MicroBatch], state: TrainState, seed: int,
-               graphs: Graphs | None = None) -> Means:
-    """Run forward and backward over this rank's micro-batches. Returns the means of the values."""
+               graphs: Graphs | None = None, around_last: Callable[[], AbstractContextManager] = nullcontext) -> Means:
+    """Run forward and backward over this rank's micro-batches. Returns the means of the values.
+
+    around_last: makes what the last one runs in, unless it may be a graph.
+    """
     count, means = len(micro_batches), {}
 
     def forward_and_backward(micro_batch: MicroBatch) -> Means:
@@ -85,7 +88,9 @@ def accumulate(phase: Phase[MicroBatch], micro_batches: list[MicroBatch], state:
     with only_trained(phase, state):
         for index, micro_batch in enumerate(micro_batches):
             seed_micro_batch(seed, state.nimg, phase.name, dist.rank() * count + index)
-            for name, value in run(micro_batch).items():
+            with around_last() if graphs is None and index == count - 1 else nullcontext():
+                values = run(micro_batch)
+            for name, value in values.items():
                 means[name] = means.get(name, 0) + value / count
     return means
 
