@@ -55,6 +55,13 @@ def test_upfirdn2d(size, offset, dtype, layout, taps, up, down):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS, ids=str)
+@pytest.mark.parametrize('size', [(1, 8, 0, 4), (1, 8, 4, 0)], ids=str)
+def test_maps_without_pixels_give_zeros(size, layout):
+    y = upfirdn2d(torch.empty(size, memory_format=layout), torch.rand(4, 4), padding=4)
+    assert y.shape == (1, 8, size[2] + 5, size[3] + 5) and not y.any()
+
+
+@pytest.mark.parametrize('layout', LAYOUTS, ids=str)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('size', [(2, 8, 9, 8), (1, 8, 70, 34), (2, 3, 5, 131)], ids=str)
 def test_epilogue_after_4x4_taps(size, dtype, layout):
