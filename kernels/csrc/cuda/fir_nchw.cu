@@ -158,10 +158,10 @@ template <class T, class Op>
 int fir_nchw(const Fir<T>& fir, const Op& op, void* stream) {
   if (fir.in_h == 0 || fir.in_w == 0) return -1;  // there is no nearest pixel to read
   using Same4 = Axis<4, 1, 1>;
-  if (fir.is(4, 4, 1, 1, 1, 1)) return run<Same4, Same4>(fir, op, stream);
+  if (fir.fits_4x4(1, 1)) return run<Same4, Same4>(fir, op, stream);
   if constexpr (std::is_same_v<Op, Plain<float>>) {
-    if (fir.is(4, 4, 2, 2, 1, 1)) return run<Axis<4, 2, 1>, Axis<4, 2, 1>>(fir, op, stream);
-    if (fir.is(4, 4, 1, 1, 2, 2)) return run<Axis<4, 1, 2>, Axis<4, 1, 2>>(fir, op, stream);
+    if (fir.fits_4x4(2, 1)) return run<Axis<4, 2, 1>, Axis<4, 2, 1>>(fir, op, stream);
+    if (fir.fits_4x4(1, 2)) return run<Axis<4, 1, 2>, Axis<4, 1, 2>>(fir, op, stream);
     if constexpr (std::is_same_v<T, float>) {  // the wavelets of adaptive augmentation, along one axis after the other
       using None = Axis<1, 1, 1>;
       if (fir.is(1, 12, 1, 2, 1, 1)) return run<Axis<12, 2, 1>, None>(fir, op, stream);
