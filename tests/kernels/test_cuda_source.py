@@ -46,6 +46,8 @@ FAULTS = {
         'fir_nhwc.cu', '1 - before - up * origin', '-before - up * origin', 'fir_nhwc', 'filter_paths', 'upfirdn2d'),
     'window of the next output row wrong when down-sampling': Fault(
         'fir_nhwc.cu', 'd - ahead * down', 'd - ahead', 'fir_nhwc', 'filter_paths', 'upfirdn2d'),
+    'taps past the last are not 0': Fault(
+        'fir.cuh', 'i < taps_h && j < taps_w', 'true', 'fir_nhwc', 'filter_paths', 'upfirdn2d'),
     'rows of the chunk above overwritten': Fault(
         'fir_nhwc.cu', 'step >= first && ', '', 'fir_nhwc', 'filter_paths', 'upfirdn2d'),
     'sign of the mask turned': Fault(

@@ -12,7 +12,8 @@ from imago.kernels import epilogue, upfirdn2d
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 # in low precision plain PyTorch rounds after each operation
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 2e-3}
-CASES = [((4, 4), 1, 1), ((4, 4), 2, 1), ((4, 4), 1, 2), ((12,), 2, 1), ((12,), 1, 2), ((3, 5), (3, 2), (2, 1))]
+CASES = [((4, 4), 1, 1), ((4, 4), 2, 1), ((4, 4), 1, 2), ((3, 3), 1, 1), ((3, 3), 2, 1), ((3, 3), 1, 2), ((2, 4), 1, 1),
+         ((12,), 2, 1), ((12,), 1, 2), ((3, 5), (3, 2), (2, 1))]
 PADDINGS = [(2, 1, 2, 1), (1, 2, 3, 2), (-1, 6, 5, -2), (13, 14, 12, 13)]
 
 
@@ -55,12 +56,20 @@ def test_upfirdn2d(size, offset, dtype, layout, taps, up, down):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS, ids=str)
+@pytest.mark.parametrize('size', [(1, 8, 0, 4), (1, 8, 4, 0)], ids=str)
+def test_maps_without_pixels_give_zeros(size, layout):
+    y = upfirdn2d(torch.empty(size, memory_format=layout), torch.rand(4, 4), padding=4)
+    assert y.shape == (1, 8, size[2] + 5, size[3] + 5) and not y.any()
+
+
+@pytest.mark.parametrize('layout', LAYOUTS, ids=str)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('size', [(2, 8, 9, 8), (1, 8, 70, 34), (2, 3, 5, 131)], ids=str)
-def test_epilogue_after_4x4_taps(size, dtype, layout):
+@pytest.mark.parametrize('taps_size', [(4, 4), (3, 3)], ids=str)
+def test_epilogue_after_taps(taps_size, size, dtype, layout):
     torch.manual_seed(0)
     for padding, one_noise in product(PADDINGS[:2], (False, True)):
-        x, taps = maps(size, dtype, layout), torch.rand(4, 4)
+        x, taps = maps(size, dtype, layout), torch.rand(taps_size)
         v = by_definition(x, taps, (1, 1), (1, 1), padding, False, 0.5)
         scale, b = torch.rand(size[:2]) + 0.5, torch.randn(size[1])
         noise = torch.randn(1 if one_noise else size[0], 1, *v.shape[2:])

@@ -15,12 +15,19 @@ struct Fir {
   bool flip, channels_last;
   A gain;
 
+  // Taps past the last are 0: that is how 3x3 taps pass for 4x4. Without a branch, which would cost registers.
   __device__ A tap(int i, int j) const {
-    return gain * (flip ? taps[i * taps_w + j] : taps[(taps_h - 1 - i) * taps_w + taps_w - 1 - j]);
+    const bool there = i < taps_h && j < taps_w;
+    const int at = flip ? i * taps_w + j : (taps_h - 1 - i) * taps_w + taps_w - 1 - j;
+    return (there ? gain : A(0)) * taps[there ? at : 0];
+  }
+  bool scales(int upy, int upx, int downy, int downx) const {
+    return up_y == upy && up_x == upx && down_y == downy && down_x == downx;
   }
   bool is(int h, int w, int upy, int upx, int downy, int downx) const {
-    return taps_h == h && taps_w == w && up_y == upy && up_x == upx && down_y == downy && down_x == downx;
+    return taps_h == h && taps_w == w && scales(upy, upx, downy, downx);
   }
+  bool fits_4x4(int up, int down) const { return taps_h <= 4 && taps_w <= 4 && scales(up, up, down, down); }
 };
 
 // Each filters and finishes; the fast ones say -1 where they do not apply.

@@ -15,6 +15,8 @@ struct Axis {
   IMAGO_FN static constexpr int window(int outputs) { return ((outputs - 1) * down + kPadded - 1) / up + 1; }
 };
 
+IMAGO_FN int clamped_index(int i, int size) { return i < 0 ? 0 : i < size ? i : size - 1; }
+
 template <class X, class Y>
 struct Tiling {
   static constexpr int kThreads = X::kDown * Y::kDown > 1 ? 128 : 256, kRows = Y::kDown == 2 ? 4 : 8;
@@ -25,15 +27,27 @@ struct Tiling {
   static_assert(kFloats * sizeof(float) <= 48 * 1024, "more than a block gets");
 };
 
-// A tile of a plane, with zeros outside of the picture.
+// A tile of a plane, with zeros outside of the picture. Loads are under way in groups: a pixel outside is read as the
+// nearest one inside, not branched around.
 template <class T>
 __device__ void fill(float* tile, int pitch, int height, const T* x, int left, int top, int in_w, int in_h) {
+  constexpr int kAtOnce = 8;
+  const int warps = blockDim.x / 32;
   for (int column = threadIdx.x % 32; column < pitch; column += 32) {
-    const int ix = left + column;
-    for (int row = threadIdx.x / 32; row < height; row += blockDim.x / 32) {
-      const int iy = top + row;
-      const bool inside = ix >= 0 && ix < in_w && iy >= 0 && iy < in_h;
-      tile[row * pitch + column] = inside ? float(x[int64_t(iy) * in_w + ix]) : 0.f;
+    const int ix = left + column, near_x = clamped_index(ix, in_w);
+    for (int row0 = threadIdx.x / 32; row0 < height; row0 += kAtOnce * warps) {
+      T values[kAtOnce];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int near_y = clamped_index(top + (row0 + k * warps), in_h);
+        values[k] = __ldg(x + int64_t(near_y) * in_w + near_x);
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int row = row0 + k * warps, iy = top + row;
+        const bool inside = ix >= 0 && ix < in_w && iy >= 0 && iy < in_h;
+        if (row < height) tile[row * pitch + column] = inside ? float(values[k]) : 0.f;
+      }
     }
   }
 }
@@ -142,11 +156,12 @@ int run(const Fir<T>& fir, const Op& op, void* stream) {
 
 template <class T, class Op>
 int fir_nchw(const Fir<T>& fir, const Op& op, void* stream) {
+  if (fir.in_h == 0 || fir.in_w == 0) return -1;  // there is no nearest pixel to read
   using Same4 = Axis<4, 1, 1>;
-  if (fir.is(4, 4, 1, 1, 1, 1)) return run<Same4, Same4>(fir, op, stream);
+  if (fir.fits_4x4(1, 1)) return run<Same4, Same4>(fir, op, stream);
   if constexpr (std::is_same_v<Op, Plain<float>>) {
-    if (fir.is(4, 4, 2, 2, 1, 1)) return run<Axis<4, 2, 1>, Axis<4, 2, 1>>(fir, op, stream);
-    if (fir.is(4, 4, 1, 1, 2, 2)) return run<Axis<4, 1, 2>, Axis<4, 1, 2>>(fir, op, stream);
+    if (fir.fits_4x4(2, 1)) return run<Axis<4, 2, 1>, Axis<4, 2, 1>>(fir, op, stream);
+    if (fir.fits_4x4(1, 2)) return run<Axis<4, 1, 2>, Axis<4, 1, 2>>(fir, op, stream);
     if constexpr (std::is_same_v<T, float>) {  // the wavelets of adaptive augmentation, along one axis after the other
       using None = Axis<1, 1, 1>;
       if (fir.is(1, 12, 1, 2, 1, 1)) return run<Axis<12, 2, 1>, None>(fir, op, stream);

@@ -1,4 +1,4 @@
-// 4x4 taps, channels last: a thread holds 16 bytes of channels and walks down the rows. Each row it reads goes to all
+// Up to 4x4 taps, channels last: a thread holds 16 bytes of channels and walks down the rows. Each row it reads goes to all
 // the output rows it is part of, which wait in a ring of registers; so no thread reads anything twice.
 #include "fir.cuh"
 
@@ -138,10 +138,10 @@ int run(const Fir<T>& fir, const Op& op, void* stream) {
 template <class T, class Op>
 int fir_nhwc(const Fir<T>& fir, const Op& op, void* stream) {
   if (fir.channels % kVector<T> || !aligned<Pack<T>>(fir.x) || !aligned<Pack<T>>(fir.y)) return -1;
-  if (fir.is(4, 4, 1, 1, 1, 1)) return run<1, 1>(fir, op, stream);
+  if (fir.fits_4x4(1, 1)) return run<1, 1>(fir, op, stream);
   if constexpr (std::is_same_v<Op, Plain<Accumulator<T>>>) {
-    if (fir.is(4, 4, 2, 2, 1, 1)) return run<2, 1>(fir, op, stream);
-    if (fir.is(4, 4, 1, 1, 2, 2)) return run<1, 2>(fir, op, stream);
+    if (fir.fits_4x4(2, 1)) return run<2, 1>(fir, op, stream);
+    if (fir.fits_4x4(1, 2)) return run<1, 2>(fir, op, stream);
   }
   return -1;
 }

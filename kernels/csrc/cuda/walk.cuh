@@ -44,7 +44,8 @@ Walk plan_walk(int64_t samples, int64_t channels, int64_t pixels, bool channels_
 
   const int64_t step = groups * (channels_last ? walk.warps : 1), others = samples * walk.tiles;
   const int64_t wanted = others > 0 && others < kBlocks ? kBlocks / others : 1;
-  const int64_t rows = blocks_for(blocks_for(walk.slow, wanted), 4 * step) * 4 * step;  // 4: see kRowsAtOnce
+  const int64_t most = blocks_for(walk.slow, wanted);
+  const int64_t rows = blocks_for(most > 0 ? most : 1, 4 * step) * 4 * step;  // 4: see kRowsAtOnce
   walk.rows = int(!channels_last && rows > kMaxRows ? kMaxRows : rows);
   walk.chunks = unsigned(blocks_for(walk.slow, walk.rows));
   return walk;
