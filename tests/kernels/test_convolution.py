@@ -6,7 +6,7 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from imago.kernels import bias_act, conv2d, conv_transpose2d, epilogue, modulate, setup_filter
+from imago.kernels import bias_act, conv2d, conv_transpose2d, convolution, epilogue, modulate, setup_filter
 
 CASES = {   # name -> (call, torch's call, shapes of x and weight, options)
     'same': (conv2d, F.conv2d, (2, 3, 7, 6), (4, 3, 3, 3), {'padding': 1}),
@@ -96,3 +96,30 @@ def test_gradients_that_nobody_asked_for_are_not_computed():
     with Calls() as calls:
         grad(y.sum(), [x, *parameters], retain_graph=True)
     assert any(args[-1][1] for args in calls.of('convolution_backward'))
+
+
+@pytest.mark.parametrize('name', ['same', 'transposed', 'several parts', 'biased'])
+def test_a_matrix_product_does_what_a_convolution_does(monkeypatch, name):
+    """GPUs take it for float32; here it is let serve a CPU."""
+    x, weight, bias = torch.randn(3, 5, 7, 6), torch.randn(4, 5, 3, 3), torch.randn(4)
+    if name == 'transposed':
+        weight = weight.transpose(0, 1).contiguous()
+    call, own = (conv_transpose2d, F.conv_transpose2d) if name == 'transposed' else (conv2d, F.conv2d)
+    inputs = [x.requires_grad_(), weight.requires_grad_(), *([bias.requires_grad_()] if name == 'biased' else [])]
+    expected = own(*inputs, padding=1)
+    g = torch.randn_like(expected)
+    expected_gradients = grad(expected, inputs, g)
+    monkeypatch.setattr(convolution, 'PRODUCTS_ON', ('cpu',))
+    monkeypatch.setattr(convolution, 'LEAST_CHANNELS', 4)
+    monkeypatch.setattr(convolution, 'MOST_BYTES', 7 * 6 * 45 * 4 if name == 'several parts' else 1 << 20)
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+    with Calls() as calls:
+        y = call(*inputs, padding=1)
+        found = grad(y, inputs, g, retain_graph=True)
+        again = grad(y, inputs, g, create_graph=True)
+    assert len(calls.of('mm')) >= 3 and not calls.of('convolution')
+    torch.testing.assert_close(y, expected)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    for one, two, three in zip(found, again, expected_gradients):
+        torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(two, three, rtol=1e-4, atol=1e-4)
