@@ -44,7 +44,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, options: Options) 
 
 
 def _is_product(x: Tensor, weight: Tensor, options: Options) -> bool:
-    """Return whether one large matrix product does this sooner than cuDNN: in float32 without TF32, on an H200 1.2 to 3.8 times."""
+    """Return whether a matrix product does this sooner than cuDNN, as in float32 without TF32: on an H200 1.2 to 3.8 times."""
     stride, padding, _, _, groups = options
     height, width = weight.shape[2:]
     return (x.device.type in PRODUCTS_ON and x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32
