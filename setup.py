@@ -7,6 +7,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 HEIC, PARQUET = ['pillow-heif>=0.18'], ['pyarrow>=16']
 ZERO = ['deepspeed>=0.19,<0.20']   # trainer/engine/zero.py sets an attribute of its optimizer
+DISASSEMBLER = ['nvidia-cuda-nvdisasm>=13; sys_platform == "linux" and platform_machine == "x86_64"']
 LINT = ['mypy>=1.18', 'ruff>=0.14', 'types-PyYAML', 'types-psutil', 'types-tqdm']
 
 
@@ -69,6 +70,6 @@ setup(
     extras_require={
         'zero': ZERO, 'heic': HEIC, 'parquet': PARQUET,
         'test': ['pytest>=8.0', 'setuptools>=65', 'wheel>=0.40', 'pytest-xdist>=3.6', 'torch-fidelity>=0.4', 'onnxruntime>=1.20',
-                 *ZERO, *HEIC, *PARQUET, *LINT]},
+                 *ZERO, *HEIC, *PARQUET, *DISASSEMBLER, *LINT]},
     entry_points={'console_scripts': ['imago=imago.launch.cli:main']},
 )
