@@ -129,7 +129,7 @@ def machine() -> Machine:
           f'{alone["launch"] * 1e6:.1f} us an operation; beside another: {together["flops"] / 1e9:.1f} GFLOP/s, '
           f'{together["bandwidth"] / 1e9:.1f} GB/s; '
           f'loopback {link["inside"] / 1e9:.2f} GB/s, {link["latency_inside"] * 1e6:.0f} us a message', flush=True)
-    return Machine(alone['flops'], alone['flops'], alone['bandwidth'], alone['launch'], link['inside'], link['inside'],
+    return Machine(alone['flops'], alone['flops'], alone['flops'], alone['bandwidth'], alone['launch'], alone['launch'], link['inside'], link['inside'],
                    link['latency_inside'], link['latency_inside'])
 
 

@@ -9,10 +9,11 @@ from runs_for_tests import game_of, on_ranks, write_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from imago.trainer.config.sections import PrecisionConfig
 from imago.trainer.data.shards import open_dataset
 from imago.trainer.engine.parallel import make_strategy
 from imago.trainer.engine.phase import run_phase
-from imago.trainer.plan.cost import cost
+from imago.trainer.plan.cost import cost, limit
 from imago.trainer.plan.layouts import STRATEGIES, Group
 from imago.trainer.plan.machine import Machine
 from imago.trainer.plan.traffic import Collective, phase_traffic
@@ -21,9 +22,10 @@ from imago.trainer.start import open_stream
 from imago.trainer.tools.cost import main
 
 KINDS = {'allreduce_': 'all_reduce', '_allgather_base_': 'all_gather', 'reduce_scatter_': 'reduce_scatter'}
-MACHINE = Machine(flops_low=4e14, flops=2e14, bandwidth=4e12, launch=1e-6, inside=4e11, between=5e10, latency_inside=5e-6,
-                  latency_between=1e-5)
-SLOW = replace(MACHINE, flops_low=1e3, flops=1e3)       # everything waits for arithmetic
+MACHINE = Machine(flops_low=4e14, flops=2e14, flops_tf32=3e14, bandwidth=4e12, launch=1e-6, replay=1e-7, inside=4e11,
+                  between=5e10, latency_inside=5e-6, latency_between=1e-5)
+SLOW = replace(MACHINE, flops_low=1e3, flops=1e3, flops_tf32=2e3)       # everything waits for arithmetic
+SLOW_HOST = replace(MACHINE, launch=1e-3)
 
 
 class Called(TorchDispatchMode):
@@ -182,3 +184,35 @@ def test_bad_input_is_one_line_and_status_2(shards, tmp_path, capsys, arguments,
     assert main([str(path), 'data.resolution=16', '--gpus-per-node', '2', *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith('imago cost: error: ') and error.count('\n') == 1 and message in error
+
+
+def test_what_launches_nothing_does_not_count():
+    """A linear layer, a bias, a ReLU and a sum: as many kernels as a profile of these shows, and no question about a device."""
+    with torch.device('meta'):
+        x, layer = torch.empty(4, 8, requires_grad=True), torch.nn.Linear(8, 6)
+    with Operations() as forward:
+        y = layer(x).relu().view(24)[:12]
+    assert len(forward.found) == 2       # addmm, relu; views are free
+    assert x.device.type == 'meta'
+    with Operations() as backward:
+        y.backward(torch.empty_like(y))
+    assert len(backward.found) == 5      # the slice's gradient, relu's, two products, and the bias's sum
+    with Operations() as questions:
+        torch.ops.prim.device(x)
+        torch.empty(3).resize_(2)
+        torch.zeros(0).clone()
+    assert questions.found == []
+
+
+def test_a_graph_hides_the_host(wide_shards, work):
+    """Eager phases of tiny networks wait for the host, captured ones do not; and TF32 is a choice of the configuration."""
+    config = config_of('stylegan2', wide_shards, 'none')
+    eager, graph = (cost(config.model_copy(update={'graphs': mode}), work, SLOW_HOST, 1, 1) for mode in ('off', 'auto'))
+    operations = sum(len(phase.micro) / phase.interval for phase in work.phases) * config.batch / config.micro_batch
+    assert eager.seconds['launches'] == pytest.approx(operations * SLOW_HOST.launch, rel=0.2)
+    assert eager.step > 5 * graph.step and limit(eager, 80).startswith('kernel launches')
+    sharded = config.model_copy(update={'parallel': config.parallel.model_copy(update={'strategy': 'fsdp'})})
+    assert cost(sharded, work, SLOW_HOST, 1, 2).seconds['launches'] > cost(config, work, SLOW_HOST, 1, 2).seconds['launches']
+    exact = cost(config, work, SLOW, 1, 1)
+    loose = cost(config.model_copy(update={'precision': PrecisionConfig(tf32=True)}), work, SLOW, 1, 1)
+    assert loose.seconds['arithmetic'] < exact.seconds['arithmetic']

@@ -2,6 +2,7 @@
 trainer/config/games.py."""
 
 import torch
+from torch import nn
 
 from imago.trainer.config.games import add_section
 from imago.trainer.config.load import Config
@@ -35,22 +36,26 @@ def make_graphs(config: Config, state: TrainState, device: torch.device) -> Grap
     """Make the graphs of a run's phases; None if it has none. ValueError if graphs=on asks for what cannot be had."""
     if config.graphs == 'off':
         return None
+    reason = 'there is no CUDA device' if device.type != 'cuda' else why_no_graphs(config, state.networks, dist.world_size())
+    if config.graphs == 'on' and reason:
+        raise ValueError(f'graphs=on: {reason}; use graphs=auto')
+    if reason or (config.graphs == 'auto' and config.plugins):    # nobody knows what a plugin reads
+        return None
+    return Graphs(required=config.graphs == 'on')
+
+
+def why_no_graphs(config: Config, networks: dict[str, nn.Module], world: int) -> str | None:
+    """Return why phases on `world` GPUs cannot be captured; None if they can."""
     refusals = {
-        'there is no CUDA device': device.type != 'cuda',
         f'game.name={config.game.name} reads numbers that a graph would keep': not GAMES[config.game.name].captured,
         'compile=true captures phases in its own way': config.compile,
         'with growth, networks change': config.growth is not None,
         'loss.reuse_fakes=true joins two phases': config.loss.reuse_fakes,
         f'parallel.strategy={config.parallel.strategy} makes new gradients in each phase':
-            dist.world_size() > 1 and config.parallel.strategy != 'data',
-        'batch norm sums over ranks within a phase': dist.world_size() > 1 and any(map(has_batch_norm, state.networks.values())),
+            world > 1 and config.parallel.strategy != 'data',
+        'batch norm sums over ranks within a phase': world > 1 and any(map(has_batch_norm, networks.values())),
     }
-    found = [reason for reason, forbids in refusals.items() if forbids]
-    if config.graphs == 'on' and found:
-        raise ValueError(f'graphs=on: {found[0]}; use graphs=auto')
-    if found or (config.graphs == 'auto' and config.plugins):    # nobody knows what a plugin reads
-        return None
-    return Graphs(required=config.graphs == 'on')
+    return next((reason for reason, forbids in refusals.items() if forbids), None)
 
 
 def make_game(config: Config, plan: Plan, state: TrainState) -> Game:

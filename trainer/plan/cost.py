@@ -1,6 +1,6 @@
 """What a step of a run takes on machines that need not be there: time, network traffic and memory.
 
-Training overlaps no computing with communication today, so times add up: operations by a roofline, then each collective.
+Times add up, operations by a roofline and then each collective, as if none of them overlapped.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from torch import nn
 from imago.trainer.config.division import parts_of
 from imago.trainer.config.load import Config
 from imago.trainer.data.manifest import Manifest
+from imago.trainer.games import why_no_graphs
 from imago.trainer.models import num_parameters
 from imago.trainer.plan.layouts import Group
 from imago.trainer.plan.machine import Machine
@@ -52,9 +53,9 @@ def cost(config: Config, work: Work, machine: Machine, nodes: int, gpus: int) ->
     micro_batches = config.batch // (world * config.micro_batch)
     seconds, sent, between = dict.fromkeys(CAUSES, 0.0), 0.0, 0.0
     for phase in work.phases:
-        share = 1 / phase.interval
+        share, graph = 1 / phase.interval, captured(config, world, work.networks)
         for count, operations in ((micro_batches, phase.micro), (1, phase.once), (1, upkeep(config, phase, work, world))):
-            add(seconds, machine.compute(operations), share * count)
+            add(seconds, machine.compute(operations, graph and operations is phase.micro, config.precision.tf32), share * count)
         for collective in phase_traffic(config.parallel, phase, work.networks, micro_batches, nodes, gpus):
             add(seconds, machine.send(collective, gpus), share)
             sent += share * (collective.sent_inside() + collective.sent_between())
@@ -65,6 +66,11 @@ def cost(config: Config, work: Work, machine: Machine, nodes: int, gpus: int) ->
     add(seconds, machine.send(Collective('all_reduce', 8, Group(gpus, nodes)), gpus), 1)
     held = sum(rank_bytes(config, work.plan, work.networks, world)) + max(phase.activations for phase in work.phases)
     return Cost(seconds, sent, between, held, config.batch, config.micro_batch)
+
+
+def captured(config: Config, world: int, networks: dict[str, nn.Module]) -> bool:
+    """Return whether a run on so many GPUs replays its phases."""
+    return config.graphs != 'off' and why_no_graphs(config, networks, world) is None
 
 
 def upkeep(config: Config, phase: PhaseWork, work: Work, world: int) -> list[Operation]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -21,7 +22,7 @@ from imago.trainer.plan.preflight import saved_bytes, without_content
 
 @dataclass(frozen=True)
 class Operation:
-    """What one kernel computes and moves."""
+    """What an operation that was dispatched to the device computes and moves. It launches a kernel, or a few."""
 
     flops: int          # of convolutions and matrix products; a multiplication and an addition count 2
     low: bool           # whether it is in bf16 or fp16
@@ -52,8 +53,16 @@ class Work:
     phases: list[PhaseWork]
 
 
+# These neither are views in their schemas nor launch anything: they allocate, or give a tensor another shape.
+FREE = {'aten::_unsafe_view', 'aten::empty', 'aten::empty_like', 'aten::empty_strided', 'aten::empty_permuted', 'aten::new_empty',
+        'aten::new_empty_strided', 'aten::lift', 'aten::resize_', 'aten::set_', 'aten::_efficientzerotensor'}
+
+
 class Operations(TorchDispatchMode):
-    """This mode records each operation that touches memory. Views and allocations are free."""
+    """This mode records each operation that launches work on a device.
+
+    Views, allocations and questions (`prim::device` asks a tensor without content where it is) launch nothing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,13 +72,18 @@ class Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         out = op(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
-        if op.is_view or not tensors or op._schema.name.startswith('aten::empty') or 'new_empty' in op._schema.name:
+        if not launches(op, tensors):
             return out
         formula = flop_registry.get(op.overloadpacket)
         flops = formula(*args, **kwargs, out_val=out) if formula else 0
         low = any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in tensors)
         self.found.append(Operation(flops, low, sum(map(touched, tensors))))
         return out
+
+
+def launches(op: OpOverload, tensors: list[Tensor]) -> bool:
+    """Return whether `op` gives the device something to do; `tensors`, each [...], go into it or come out."""
+    return not (op.namespace == 'prim' or op.is_view or op._schema.name in FREE) and any(tensor.numel() for tensor in tensors)
 
 
 def touched(tensor: Tensor) -> int:
