@@ -252,7 +252,7 @@ def steps(report: Report) -> None:
 def ways(report: Report) -> None:
     """Time one configuration without graphs, with other algorithms of cuDNN, and with TF32."""
     name, overrides, batch = (TINY_STEPS if report.tiny else STEPS[2:3])[0]
-    for changes in ([], ['graphs=off'], ['precision.tf32=true'], ['precision.deterministic=false'],
+    for changes in ([], ['graphs=off'], ['network.low_precision=none'], ['precision.tf32=true'], ['precision.deterministic=false'],
                     ['precision.deterministic=false', 'precision.cudnn_benchmark=true']):
         way = ' '.join(changes) or 'as shipped'
         with reported(report, 'Ways', way=way):

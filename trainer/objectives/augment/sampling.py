@@ -14,9 +14,9 @@ _constants: dict[tuple, Tensor] = {}
 def constant(values: tuple | Callable[[], Tensor], like: Tensor) -> Tensor:
     """Return numbers, or what a function makes of none, in the type and on the device of `like`, copied there but once."""
     key = values, like.dtype, like.device
-    if key not in _constants:
+    if key not in _constants or type(like) is not Tensor:
         made = (values() if callable(values) else torch.tensor(values, dtype=torch.float64, device='cpu')).to(like)
-        if type(made) is not Tensor:    # a tensor without content, which others must not get
+        if type(made) is not Tensor:    # a tensor without content, which is for those without content alone
             return made
         _constants[key] = made
     return _constants[key]
