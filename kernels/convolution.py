@@ -72,9 +72,9 @@ def _arguments(options: Options) -> tuple:
 def _adjoint(options: Options, size: torch.Size, out_size: torch.Size, kernel: torch.Size) -> Options:
     """Return the options of the convolution that maps gradients by the output to those by the input. Sizes are [..., H, W]."""
     stride, padding, transposed, _, groups = options
-    rest = (0, 0) if transposed else tuple(
-        size[axis] - ((out_size[axis] - 1) * stride - 2 * padding + kernel[axis]) for axis in (-2, -1))
-    return stride, padding, not transposed, rest, groups
+    height, width = (0 if transposed else size[axis] - ((out_size[axis] - 1) * stride - 2 * padding + kernel[axis])
+                     for axis in (-2, -1))
+    return stride, padding, not transposed, (height, width), groups
 
 
 class _Convolution(torch.autograd.Function):

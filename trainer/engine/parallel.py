@@ -53,7 +53,7 @@ class Overlap:
 
     def __init__(self, gradients: FlatGradients) -> None:
         self._buckets: list[tuple[Tensor, int]] = []      # last layers first: a part of a buffer, and how many gradients fill it
-        self._bucket_of: dict[nn.Parameter, int] = {}
+        self._bucket_of: dict[Tensor, int] = {}
         for buffer, parameters, lengths in reversed(gradients.parts):
             end = len(buffer)
             while parameters:

@@ -50,9 +50,8 @@ class Machine:
 
 # Peaks are from the vendors' data sheets (bf16 and TF32 without sparsity, NVLink in one direction). docs/scaling.md says which
 # shares of them were measured on an H200; nothing was on the others.
-PEAKS = {'h200': {'tflops': 989, 'tf32_tflops': 494, 'tflops32': 67, 'memory_gbytes': 4800, 'node_link_gbytes': 450,
-                  'memory_gb': 141},
-         'h100': {'tflops': 989, 'tf32_tflops': 494, 'tflops32': 67, 'memory_gbytes': 3350, 'node_link_gbytes': 450,
-                  'memory_gb': 80},
-         'a100': {'tflops': 312, 'tf32_tflops': 156, 'tflops32': 19.5, 'memory_gbytes': 2039, 'node_link_gbytes': 300,
-                  'memory_gb': 80}}
+PEAKS: dict[str, dict[str, float]] = {
+    'h200': {'tflops': 989, 'tf32_tflops': 494, 'tflops32': 67, 'memory_gbytes': 4800, 'node_link_gbytes': 450, 'memory_gb': 141},
+    'h100': {'tflops': 989, 'tf32_tflops': 494, 'tflops32': 67, 'memory_gbytes': 3350, 'node_link_gbytes': 450, 'memory_gb': 80},
+    'a100': {'tflops': 312, 'tf32_tflops': 156, 'tflops32': 19.5, 'memory_gbytes': 2039, 'node_link_gbytes': 300,
+             'memory_gb': 80}}
