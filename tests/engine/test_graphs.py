@@ -15,7 +15,8 @@ from imago.trainer.engine.graphs import WARM_UPS, Graphs, Scalars, each_tensor, 
 from imago.trainer.engine.parallel import Strategy
 from imago.trainer.engine.phase import run_phase
 from imago.trainer.engine.results import NonFiniteGradient, Unread
-from imago.trainer.games import make_graphs
+from imago.trainer.games import GAMES, make_graphs
+from imago.trainer.games.latent import Latent
 from imago.trainer.start import open_stream
 
 STEPS = WARM_UPS + 3
@@ -173,3 +174,25 @@ def test_what_the_host_decides_by_stays_there(wide_shards, tmp_path):
     moved = state.networks['G'].to('meta')
     assert moved.lod.device.type == 'cpu' and next(moved.parameters()).device.type == 'meta'
     assert {state.memory[name].device.type for name in ('side', 'rollbacks')} == {'cpu'}
+
+
+def test_what_comes_from_outside_is_not_captured_unless_asked_for(wide_shards, tmp_path, monkeypatch):
+    """Neither a game whose base could be, nor networks and losses of others, as nobody knows what they read."""
+    config = config_of('stylegan2', wide_shards, tmp_path)
+    state, device = game_of(config).state, torch.device('cuda')
+    monkeypatch.setattr('imago.trainer.engine.graphs.CudaRecorder', lambda: None)
+    assert make_graphs(config, state, device) is not None
+
+    class Mine(Latent):
+        """Reads its own numbers."""
+    with monkeypatch.context() as patch:
+        patch.setitem(GAMES, 'latent', Mine)
+        assert make_graphs(config, state, device) is None
+        with pytest.raises(ValueError, match='graphs=on: game.name=latent does not say'):
+            make_graphs(config.model_copy(update={'graphs': 'on'}), state, device)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(state.networks['D']), '__module__', 'theirs')
+        assert make_graphs(config, state, device) is None
+        assert make_graphs(config.model_copy(update={'graphs': 'on'}), state, device) is not None
+    assert make_graphs(config.model_copy(update={'plugins': ('theirs',)}), state, device) is None
+    assert make_graphs(config.model_copy(update={'graphs': 'off'}), state, device) is None

@@ -17,6 +17,7 @@ from imago.trainer.games.mad import MADGAN
 from imago.trainer.games.makers import Maker
 from imago.trainer.games.sd import SDGAN
 from imago.trainer.models.batch_norm import has_batch_norm
+from imago.trainer.objectives.losses import LOSSES
 from imago.trainer.ranks import dist
 
 GAMES: dict[str, type[Game]] = {}
@@ -39,7 +40,7 @@ def make_graphs(config: Config, state: TrainState, device: torch.device) -> Grap
     reason = 'there is no CUDA device' if device.type != 'cuda' else why_no_graphs(config, state.networks, dist.world_size())
     if config.graphs == 'on' and reason:
         raise ValueError(f'graphs=on: {reason}; use graphs=auto')
-    if reason or (config.graphs == 'auto' and config.plugins):    # nobody knows what a plugin reads
+    if reason or (config.graphs == 'auto' and has_foreign_parts(config, state.networks)):
         return None
     return Graphs(required=config.graphs == 'on')
 
@@ -47,7 +48,9 @@ def make_graphs(config: Config, state: TrainState, device: torch.device) -> Grap
 def why_no_graphs(config: Config, networks: dict[str, nn.Module], world: int) -> str | None:
     """Return why phases on `world` GPUs cannot be captured; None if they can."""
     refusals = {
-        f'game.name={config.game.name} reads numbers that a graph would keep': not GAMES[config.game.name].captured,
+        # a subclass may read more than its base, so that it must say so itself
+        f'game.name={config.game.name} does not say that it reads no numbers that a graph would keep':
+            not vars(GAMES[config.game.name]).get('captured', False),
         'compile=true captures phases in its own way': config.compile,
         'with growth, networks change': config.growth is not None,
         'loss.reuse_fakes=true joins two phases': config.loss.reuse_fakes,
@@ -56,6 +59,12 @@ def why_no_graphs(config: Config, networks: dict[str, nn.Module], world: int) ->
         'batch norm sums over ranks within a phase': world > 1 and any(map(has_batch_norm, networks.values())),
     }
     return next((reason for reason, forbids in refusals.items() if forbids), None)
+
+
+def has_foreign_parts(config: Config, networks: dict[str, nn.Module]) -> bool:
+    """Return whether networks or the loss come from outside of this package: nobody knows which numbers they read."""
+    parts = (*map(type, networks.values()), LOSSES[config.loss.name].d_loss)
+    return bool(config.plugins) or not all(part.__module__.startswith('imago.') for part in parts)
 
 
 def make_game(config: Config, plan: Plan, state: TrainState) -> Game:

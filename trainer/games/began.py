@@ -12,6 +12,7 @@ class BEGAN(Latent):
     """D's one output is a reconstruction error, which is called a logit below. `memory` has k, the weight of the fakes' error."""
 
     section = games.BEGAN
+    captured = True
 
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """D's errors [N, 1] of reals and fakes -> the loss, a scalar []."""

@@ -26,7 +26,8 @@ class Game(ABC):
 
     section: ClassVar[type[GameSection]]
     made_of: ClassVar[dict[str, str]] = {'G': 'generator'}    # networks that its maker takes, and their roles
-    captured: ClassVar[bool] = False    # whether its losses read numbers that change from `Scalars` alone, see engine/graphs.py
+    # whether losses read what changes from tensors or `Scalars` alone, see engine/graphs.py; each class says so for itself
+    captured: ClassVar[bool] = False
     config: Config
     plan: Plan
     state: TrainState

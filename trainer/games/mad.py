@@ -13,6 +13,7 @@ class MADGAN(Latent):
     """G holds k generators, of which number i % k makes row i of a micro-batch. D has an output for reals, and one for each."""
 
     section = games.MADGAN
+    captured = True
     maker = SeveralMaker
 
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ class SDGAN(Latent):
     """Rows 2i and 2i + 1 of a batch are a pair, which is one input of D with twice the channels."""
 
     section = games.SDGAN
+    captured = True
 
     def draw(self, nimg: int, purpose: str) -> Draws:
         draws, own = super().draw(nimg, purpose), self.config.game.identity_dim
