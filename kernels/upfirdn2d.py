@@ -147,6 +147,9 @@ class _UpFirDn2d(torch.autograd.Function):
 def _torch_upfirdn2d(x: Tensor, taps: Tensor, up: tuple[int, int], down: tuple[int, int], padding: Padding) -> Tensor:
     """Compute it by depth-wise convolutions, strided or transposed, which skip the zeros that `up` inserts."""
     channels, (height, width) = x.shape[1], taps.shape
+    if 0 in x.shape[2:]:    # convolutions refuse maps without pixels, which are all padding
+        return x.new_zeros(*x.shape[:2], _out_size(x.shape[2], height, up[1], down[1], padding[2:]),
+                           _out_size(x.shape[3], width, up[0], down[0], padding[:2]))
     if up == (1, 1):
         kernel = taps.flip([0, 1]).to(x.dtype).expand(channels, 1, height, width)
         common, rest = _split(padding)
